@@ -1,0 +1,232 @@
+"""Embedding files: `.h5` with the rows of a dataset's csv, read and written a few rows at a time.
+
+    emb                 float32 [N, D]; `embs` is a second name for the same data
+    emb_aug             float32 [A, N, D], with test-time augmentation only
+    augmentation_types  bytes [A], likewise
+    fids                UTF-8 strings [N]: the file ids of the rows, so that files are never matched with another csv
+    tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's
+    attributes          `parameters` and `provenance`, both JSON
+"""
+import contextlib
+import json
+import os
+
+import h5py
+import numpy as np
+
+from errors import InputError
+
+
+class Embeddings:
+    """An open embedding file. Use it as a context manager; `rows` reads what is asked for and no more.
+
+    Attributes:
+        path: the file's path.
+        shape: (N, D).
+        fids: file ids of the rows, object array of str [N], or None in a file of the original.
+        pooled: whether the rows are tracklets.
+        parameters: what `embed.py` was run with, a dict (empty in a file of the original).
+    """
+
+    def __init__(self, path):
+        """Raises InputError when the file is missing, no HDF5 file, truncated, being written or without embeddings."""
+        self.path = str(path)
+        if not os.path.isfile(path):
+            raise InputError(f'There is no embedding file {path}.')
+        try:
+            self._file = h5py.File(path, 'r')
+        except OSError as error:
+            raise InputError(f'{path} cannot be read as HDF5: it is truncated, still being written, or of another '
+                             f'format. Embed again, or wait for embed.py to end.') from error
+        try:
+            self._read_header()
+        except InputError:
+            self.close()
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            self.close()
+            raise InputError(f'{path} is damaged ({error}). Embed again.') from error
+
+    def _read_header(self):
+        name = next((name for name in ('emb', 'embs') if isinstance(self._file.get(name), h5py.Dataset)), None)
+        if name is None:
+            held = ', '.join(self._file) or 'nothing'
+            raise InputError(f'{self.path} has no dataset "emb" (nor "embs"), but {held}. Is it an embedding file?')
+        self.emb = self._file[name]
+        if self.emb.ndim != 2 or self.emb.dtype.kind != 'f':
+            raise InputError(f'{self.path}: "{name}" is {self.emb.dtype} of shape {self.emb.shape} where floats '
+                             f'[rows, dimensions] are expected.')
+        self.shape = self.emb.shape
+        self.fids = self._file['fids'].asstr()[()].astype(object) if 'fids' in self._file else None
+        self.pooled = 'tracklets' in self._file
+        self.parameters = json.loads(self._file.attrs.get('parameters', '{}'))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._file.close()
+
+    def rows(self, start, stop):
+        """Embeddings of the rows [start, stop), float32 [stop - start, D].
+
+        Raises:
+            InputError: NaN or infinity (the rows are named), or a damaged file.
+        """
+        try:
+            rows = self.emb[start:stop].astype(np.float32, copy=False)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f'{self.path} is damaged at rows {start} to {stop}: {error}. Embed again.') from error
+        # A sum is finite only if all of its terms are, and costs no array of the size of `rows`.
+        if not np.isfinite(rows.sum(dtype=np.float64)):
+            broken = start + np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if len(broken):
+                some = ', '.join(map(str, broken[:5])) + (', …' if len(broken) > 5 else '')
+                raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
+        return rows
+
+    def check_matches(self, dataset):
+        """Check that the rows are those of `dataset`, in its order.
+
+        Raises:
+            InputError: another number of rows, or other file ids: query and gallery swapped, or an edited csv.
+        """
+        if len(self) != len(dataset):
+            raise InputError(f'{self.path} has {len(self)} rows, but {dataset.path} has {len(dataset)}. Is it the '
+                             f'embedding of another dataset (query and gallery swapped)?')
+        if self.fids is None:
+            return
+        different = np.flatnonzero(self.fids != dataset.fids)
+        if len(different):
+            row = different[0]
+            raise InputError(f'{self.path} was made from other rows than {dataset.path}: row {row} (counted from 0) is '
+                             f'{self.fids[row]} there and {dataset.fids[row]} in the csv file.')
+
+
+def open_with_dataset(path, dataset):
+    """Open an embedding file and check it against its dataset.
+
+    Returns: (embeddings, dataset), the dataset reduced to one row a tracklet where the file holds pooled tracklets.
+    """
+    embeddings = Embeddings(path)
+    try:
+        if embeddings.pooled:
+            if dataset.tracklets is None:
+                raise InputError(f'{path} has one row a tracklet, but {dataset.path} has no tracklet column.')
+            dataset = dataset.first_frames()
+        embeddings.check_matches(dataset)
+    except InputError:
+        embeddings.close()
+        raise
+    return embeddings, dataset
+
+
+def save_embeddings(path, dataset, emb, parameters=None):
+    """Write a whole embedding file at once.
+
+    Args:
+        path: of the `.h5` file.
+        dataset: the `Dataset` of the rows.
+        emb: [N, D].
+        parameters: JSON-serialisable dict that tells how the embeddings came about.
+    """
+    with EmbeddingWriter(path, dataset, emb.shape[1], (), parameters or {}) as writer:
+        writer.append(emb)
+
+
+class EmbeddingWriter:
+    """Writes an embedding file a few rows at a time into a hidden temporary file, then renames it.
+
+    Use it as a context manager. When the block ends well the file is there; when it fails, the rows so far are kept
+    in the temporary file, and a later writer with `resume` and the same parameters continues behind them.
+
+    Attributes:
+        rows_done: how many rows are written already (not 0 only with `resume`).
+    """
+
+    def __init__(self, path, dataset, dim, augmentation_types, parameters, provenance=None, resume=False,
+                 pooled=False):
+        """
+        Args:
+            path: of the `.h5` file.
+            dataset: the `Dataset` of the rows.
+            dim: D.
+            augmentation_types: names of the variants of each image, empty without test-time augmentation.
+            parameters: JSON-serialisable dict; rows written under other parameters are never continued.
+            provenance: JSON-serialisable dict.
+            resume: continue an interrupted writer's rows.
+            pooled: the rows are tracklets.
+        """
+        self.path = os.path.abspath(path)
+        folder, name = os.path.split(self.path)
+        self.temporary = os.path.join(folder, f'.{name}.partial')
+        self.rows_done = 0
+        self._identity = json.dumps([parameters, list(augmentation_types), dim, len(dataset)], sort_keys=True)
+        self._file = self._reopen(dataset) if resume else None
+        if self._file is None:
+            self._file = self._create(dataset, dim, augmentation_types, parameters, provenance, pooled)
+
+    def _reopen(self, dataset):
+        """The temporary file of an interrupted writer, or None where there is none of the same rows and parameters."""
+        with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError):
+            file = h5py.File(self.temporary, 'r+')
+            same = file.attrs['identity'] == self._identity
+            if same and np.array_equal(file['fids'].asstr()[()], dataset.fids):
+                self.rows_done = int(file.attrs['rows_done'])
+                return file
+            file.close()
+        return None
+
+    def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
+        file = h5py.File(self.temporary, 'w')
+        # Contiguous arrays of the final size: nothing of the file's structure changes while rows are written.
+        file.create_dataset('emb', (len(dataset), dim), np.float32)
+        file['embs'] = file['emb']
+        if len(augmentation_types):
+            file.create_dataset('emb_aug', (len(augmentation_types), len(dataset), dim), np.float32)
+            file['augmentation_types'] = np.array(augmentation_types, dtype='S')
+        file.create_dataset('fids', data=dataset.fids, dtype=h5py.string_dtype())
+        if pooled:
+            file.create_dataset('tracklets', data=dataset.tracklets, dtype=h5py.string_dtype())
+        file.attrs['parameters'] = json.dumps(parameters, sort_keys=True)
+        file.attrs['provenance'] = json.dumps(provenance or {}, sort_keys=True)
+        file.attrs['identity'] = self._identity
+        file.attrs['rows_done'] = 0
+        file.flush()
+        return file
+
+    def append(self, emb, emb_aug=None):
+        """Write the next rows.
+
+        Args:
+            emb: [B, D], the (aggregated) embeddings.
+            emb_aug: [A, B, D], those of the variants, in a file with test-time augmentation.
+        """
+        rows = slice(self.rows_done, self.rows_done + len(emb))
+        self._file['emb'][rows] = emb
+        if emb_aug is not None:
+            self._file['emb_aug'][:, rows] = emb_aug
+        self.rows_done = rows.stop
+        # Rows first, then their count, so that a count never stands for rows that are not there.
+        self._file.flush()
+        self._file.attrs['rows_done'] = self.rows_done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            if self.rows_done != len(self._file['emb']):
+                raise ValueError(f'{self.rows_done} rows were written of {len(self._file["emb"])}')
+            del self._file.attrs['identity'], self._file.attrs['rows_done']
+        self._file.close()
+        if kind is None:
+            with open(self.temporary, 'rb') as written:
+                os.fsync(written.fileno())
+            os.replace(self.temporary, self.path)

@@ -1,0 +1,26 @@
+"""Tests run from any folder and find the project's modules; scripts under test run as real processes."""
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+
+def run_script(script, *arguments, timeout=300, **options):
+    """Run one of the project's scripts as its user would; returns the finished process with its text output."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def assert_one_sentence(process, *parts, status=(1, 2)):
+    """The process failed with a clear error: one `error: …` line that holds all `parts`, and no traceback."""
+    statuses = status if isinstance(status, tuple) else (status,)
+    assert process.returncode in statuses, (process.returncode, process.stdout, process.stderr)
+    assert 'Traceback' not in process.stderr, process.stderr
+    sentences = [line for line in process.stderr.splitlines() if 'error: ' in line]
+    assert len(sentences) == 1, process.stderr
+    for part in parts:
+        assert str(part) in sentences[0], (part, sentences[0])
