@@ -1,0 +1,8 @@
+"""The TriNet's head: a dense layer of 1024 with batch norm and ReLU, then the embedding."""
+from heads import _dense
+
+
+def head(endpoints, embedding_dim):
+    """{'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, the two being the same."""
+    emb = _dense.emb(_dense.hidden(endpoints['model_output'], 1024, 'relu'), embedding_dim)
+    return {**endpoints, 'emb_raw': emb, 'emb': emb}

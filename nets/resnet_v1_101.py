@@ -1,0 +1,7 @@
+"""ResNet-101, version 1, in TF-Slim's layout."""
+from nets import _resnet
+
+
+def body(input_shape, last_stride=2):
+    """See `_resnet.slim_body`."""
+    return _resnet.slim_body('resnet_v1_101', (3, 4, 23, 3), input_shape, last_stride)

@@ -1,0 +1,7 @@
+"""ResNet-50, version 1, in TF-Slim's layout."""
+from nets import _resnet
+
+
+def body(input_shape, last_stride=2):
+    """See `_resnet.slim_body`."""
+    return _resnet.slim_body('resnet_v1_50', (3, 4, 6, 3), input_shape, last_stride)
