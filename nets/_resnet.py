@@ -7,7 +7,7 @@ DEPTHS = (256, 512, 1024, 2048)
 RGB_MEAN = (123.68, 116.78, 103.94)
 
 
-def conv_bn(net, name, filters, kernel_size, strides=1, activation='relu', use_bias=False):
+def conv_bn(net, name, filters, kernel_size, strides=1, activation=keras.ops.relu, use_bias=False):
     """Convolution `name`, batch norm `name`.BatchNorm and activation of [B, H, W, C]."""
     padding = 'same'
     if strides > 1:
@@ -17,7 +17,7 @@ def conv_bn(net, name, filters, kernel_size, strides=1, activation='relu', use_b
     net = keras.layers.Conv2D(filters, kernel_size, strides, padding, use_bias=use_bias,
                               kernel_initializer='he_normal', name=name)(net)
     net = BatchNorm(name=f'{name}.BatchNorm')(net)
-    return keras.layers.Activation(activation)(net) if activation else net
+    return activation(net) if activation else net
 
 
 def bottleneck(net, name, depth, strides):
@@ -38,7 +38,7 @@ def bottleneck(net, name, depth, strides):
     net = conv_bn(net, f'{name}.conv1', depth // 4, 1, strides[0])
     net = conv_bn(net, f'{name}.conv2', depth // 4, 3, strides[1])
     net = conv_bn(net, f'{name}.conv3', depth, 1, activation=None)
-    return keras.layers.Activation('relu')(keras.layers.Add()([shortcut, net]))
+    return keras.ops.relu(shortcut + net)
 
 
 def slim_body(name, unit_counts, input_shape, last_stride):
