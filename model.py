@@ -1,7 +1,13 @@
 """Net and head become one Keras model, whose variables are known by their TensorFlow 1 names."""
+import zipfile
+import zlib
+
 import keras
+import numpy as np
 
 import plugins
+from errors import InputError
+from nets import trinet
 
 
 def build(net_name, head_name, embedding_dim, input_shape, **net_options):
@@ -42,3 +48,59 @@ def named_variables(network):
             scope, _, name = variable.path.rpartition('/')
             named[f'{scope.replace(".", "/")}/{slim_names.get(name, name)}'] = variable
     return named
+
+
+def load_trinet(path, variables):
+    """Assign the weights that the paper's authors released for Theano to variables of the net `trinet`.
+
+    Args:
+        path: `.npz` with the arrays arr_0, arr_1, … of the net and its head `fc1024`.
+        variables: {TensorFlow 1 name: variable}, e.g. of the net alone; what they do not need is left.
+
+    Raises:
+        InputError: an unreadable file, one array too many or too few, an array of another shape than its variable,
+            or a variable that these weights do not have.
+    """
+    names, arrays = trinet.array_names(), _read_arrays(path)
+    if len(arrays) != len(names):
+        raise InputError(f'{path} holds {len(arrays)} arrays where the weights of the TriNet are {len(names)}.')
+    values = dict(_converted(name, array) for name, array in zip(names, arrays))
+    missing = [name for name in variables if name not in values]
+    if missing:
+        raise InputError(f'{path} holds the weights of the net trinet with the head fc1024, but not {missing[0]}'
+                         f'{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}.')
+    for name, variable in variables.items():
+        if values[name].shape != tuple(variable.shape):
+            number = list(values).index(name)
+            raise InputError(f'{path}: array arr_{number}, which is to become {name}, has the shape '
+                             f'{values[name].shape} where {tuple(variable.shape)} is needed (both as TensorFlow orders '
+                             f'the axes).')
+        if not np.isfinite(values[name]).all():
+            raise InputError(f'{path}: what becomes {name} is not finite everywhere.')
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _read_arrays(path):
+    """The arrays arr_0, arr_1, … of an `.npz`, a list; nothing is ever unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[f'arr_{i}'] for i in range(len(file.files))]
+    except FileNotFoundError as error:
+        raise InputError(f'There is no file {path}.') from error
+    except KeyError as error:
+        raise InputError(f'{path} holds arrays of other names than arr_0, arr_1, … without a gap.') from error
+    # An array by itself, as of an .npy file, is no context manager (TypeError, AttributeError before Python 3.11).
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f'{path} is no readable .npz file of plain arrays: {error}.') from error
+
+
+def _converted(name, array):
+    """(name, value) of the variable that an array of the released weights becomes."""
+    scope, _, kind = name.rpartition('/')
+    if kind == 'inv_std':
+        with np.errstate(divide='ignore'):
+            return f'{scope}/moving_variance', np.float64(array) ** -2 - 1e-5
+    if array.ndim == 4:
+        return name, array.transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
+    return name, array

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Embeds images with the paper's own TriNet, from the weights that its authors released for Theano.
+
+One line per image on standard output: path,e0,e1,…,e127. The embedding is the mean over ten crops of the image:
+the centre, the four corners, and their mirror images.
+"""
+import argparse
+import concurrent.futures
+import os
+
+import numpy as np
+
+from errors import InputError, exit_with
+
+PRE_CROP = (288, 144)
+CROP = (256, 128)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image_list', metavar='files.txt', help='Text file with the path of one image per line.')
+    parser.add_argument('weights', metavar='weights.npz', help='The released weights (market1501, mars, …).')
+    parser.add_argument('--batch_size', type=int, default=16,
+                        help='How many images (of ten crops each) to embed at once. Default: %(default)s.')
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'argument --batch_size: {args.batch_size} is not positive')
+    return args
+
+
+def main():
+    args = parse_args()
+    paths = read_list(args.image_list)
+
+    # Slow imports only now, and in silence unless somebody asked for TensorFlow's messages.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    import tensorflow as tf
+    import tqdm
+
+    import model
+
+    network = model.build('trinet', 'fc1024', 128, (*CROP, 3))
+    model.load_trinet(args.weights, model.named_variables(network))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *CROP, 3))])
+    def embed(crops):
+        return network(crops, training=False)['emb']
+
+    with concurrent.futures.ThreadPoolExecutor() as pool, tqdm.tqdm(total=len(paths), unit='image') as bar:
+        for start in range(0, len(paths), args.batch_size):
+            batch = paths[start:start + args.batch_size]
+            crops = np.stack(list(pool.map(ten_crops, batch)))  # [B, 10, H, W, 3]
+            embs = embed(crops.reshape(-1, *CROP, 3).astype(np.float32)).numpy()
+            embs = embs.reshape(len(batch), 10, -1).mean(axis=1)
+            for path, emb in zip(batch, embs):
+                print(path, *emb, sep=',', flush=True)
+            bar.update(len(batch))
+
+
+def read_list(path):
+    """The lines of a text file that are not empty, a list."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            lines = [line.strip() for line in file]
+    except FileNotFoundError as error:
+        raise InputError(f'There is no list of images {path}.') from error
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path} is not a text file (it is not UTF-8); expected the path of an image per line.') from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f'{path} is empty; expected the path of an image per line.')
+    return lines
+
+
+def ten_crops(path):
+    """The crops whose mean embedding is the image's: uint8 [10, 256, 128, 3] RGB.
+
+    Raises:
+        InputError: an image that is missing or does not decode.
+    """
+    import PIL.Image
+    import PIL.ImageOps
+    try:
+        with PIL.Image.open(path) as file:
+            # OpenCV, which the paper's authors used, turns an image upright, too.
+            image = np.asarray(PIL.ImageOps.exif_transpose(file).convert('RGB'))
+    except FileNotFoundError as error:
+        raise InputError(f'There is no image {path}.') from error
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(f'The image {path} cannot be read: {error}.') from error
+    image = resize(image, *PRE_CROP)
+    height, width = CROP
+    margin_y, margin_x = PRE_CROP[0] - height, PRE_CROP[1] - width
+    corners = [(margin_y // 2, margin_x // 2), (0, 0), (0, margin_x), (margin_y, 0), (margin_y, margin_x)]
+    crops = np.stack([image[y:y + height, x:x + width] for y, x in corners])
+    return np.concatenate([crops, crops[:, :, ::-1]])
+
+
+def resize(image, height, width):
+    """Bilinear resize of an 8-bit image in OpenCV's fixed-point arithmetic, to the very bit.
+
+    Args:
+        image: uint8 [H, W, C].
+
+    Returns: uint8 [height, width, C], what `cv2.resize(image, (width, height))` returns.
+    """
+    left, right, weight = _taps(image.shape[1], width)
+    # Columns beyond the border are dropped together with their weights, rows are only repeated.
+    outside = (left < 0) | (left >= image.shape[1] - 1)
+    weight_left, weight_right = _fixed_point(np.where(outside, np.float32(0), weight))[:, None, :, None]
+    columns = image.astype(np.int32)
+    left, right = left.clip(0, image.shape[1] - 1), right.clip(0, image.shape[1] - 1)
+    rows = columns[:, left] * weight_left + columns[:, right] * weight_right  # 11 bits behind the point
+
+    top, bottom, weight = _taps(image.shape[0], height)
+    weight_top, weight_bottom = _fixed_point(weight)[:, :, None, None]
+    top, bottom = top.clip(0, image.shape[0] - 1), bottom.clip(0, image.shape[0] - 1)
+    upper = (rows[top] >> 4) * weight_top >> 16  # 2 bits behind the point
+    lower = (rows[bottom] >> 4) * weight_bottom >> 16
+    return (upper + lower + 2 >> 2).astype(np.uint8)
+
+
+def _taps(source, target):
+    """Each target pixel's two source pixels and the weight of the second one: int [target] twice, float32 [target]."""
+    centres = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+    first = np.floor(centres).astype(np.int64)
+    return first, first + 1, centres - first.astype(np.float32)
+
+
+def _fixed_point(weight):
+    """Weights of both pixels with 11 bits behind the point, int32 [2, target]."""
+    return np.rint(np.stack([1 - weight, weight]) * 2048).astype(np.int32)
+
+
+if __name__ == '__main__':
+    exit_with(main)
