@@ -1,0 +1,156 @@
+"""Which images the batch of step t holds, and how they are changed: pure functions of (seed, t).
+
+So nothing of the input pipeline needs storing, and a resumed run sees exactly the batches that it would have seen.
+Random numbers come from TensorFlow's stateless generators, whose seeds are derived from (seed, stream, t).
+"""
+import numpy as np
+import tensorflow as tf
+
+import images
+from errors import InputError
+
+# One stream of random numbers for each thing that is drawn, so that no two of them are correlated.
+IDENTITIES, IMAGES, AUGMENTATION = range(3)
+
+
+class Identities:
+    """The images of each identity, in arrays whose look-up costs the same for a thousand images as for ten million.
+
+    Attributes:
+        rows: rows of the dataset sorted by identity, int64 [N].
+        starts, counts: where an identity's images lie in `rows`, int64 [I].
+        pid_numbers: number of the identity of each row of the dataset, int32 [N]; identities are numbered in the order
+            of their names.
+    """
+
+    def __init__(self, dataset, batch_p):
+        """Raises InputError when the dataset has fewer than P identities."""
+        names, pid_numbers = np.unique(dataset.pids, return_inverse=True)
+        if len(names) < batch_p:
+            raise InputError(f'{dataset.path} has {len(names)} identities, fewer than the {batch_p} that a batch '
+                             f'takes (--batch_p).')
+        self.names = names
+        self.pid_numbers = pid_numbers.astype(np.int32)
+        self.rows = np.argsort(pid_numbers, kind='stable')
+        self.counts = np.bincount(pid_numbers)
+        self.starts = np.cumsum(self.counts) - self.counts
+
+
+def stream_seed(seed, stream, number):
+    """Seed [2] int32 of a stateless generator for one thing drawn at one step (or epoch)."""
+    return tf.random.fold_in(tf.stack([tf.cast(seed, tf.int32), stream]), tf.cast(number, tf.int32))
+
+
+def epoch_identities(seed, epoch, num_identities, batch_p):
+    """The identities of all the batches of an epoch: a fresh permutation, cut to a multiple of P.
+
+    Returns: int64 [steps, P].
+    """
+    keys = tf.random.stateless_uniform([num_identities], stream_seed(seed, IDENTITIES, epoch), None, None, tf.int64)
+    permutation = tf.argsort(keys, stable=True)
+    steps = num_identities // batch_p
+    return tf.reshape(tf.cast(permutation[:steps * batch_p], tf.int64), [steps, batch_p])
+
+
+def draw_images(seed, step, counts, batch_k):
+    """K images of each identity, without replacement where it has that many.
+
+    An identity with fewer has its images repeated as evenly as possible, then K of these are drawn. The draw is Robert
+    Floyd's (Bentley and Floyd, CACM 1987): every subset equally likely, at a cost that does not depend on `counts`.
+
+    Args:
+        seed, step: ints.
+        counts: how many images each identity has, int64 [P].
+        batch_k: K.
+
+    Returns: int64 [P, K], positions among the identity's images.
+    """
+    repeated_counts = counts * (-(-batch_k // counts))
+    randoms = tf.random.stateless_uniform([batch_k, tf.size(counts)], stream_seed(seed, IMAGES, step), None, None,
+                                          tf.int32)
+    randoms = tf.cast(tf.bitcast(randoms, tf.uint32), tf.int64)
+    drawn = []
+    for i in range(batch_k):
+        last = repeated_counts - batch_k + i
+        candidate = randoms[i] % (last + 1)
+        taken = tf.reduce_any([candidate == other for other in drawn], axis=0) if drawn else False
+        drawn.append(tf.where(taken, last, candidate))
+    return tf.stack(drawn, axis=1) % counts[:, None]
+
+
+def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k):
+    """A `tf.data.Dataset` of (step, rows [P·K]) for the steps [first_step, last_step); images of one identity adjoin."""
+    num_identities = len(identities.counts)
+    steps_per_epoch = num_identities // batch_p
+    rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
+    first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
+
+    def steps_of_epoch(epoch):
+        first = epoch * steps_per_epoch
+        skipped = tf.maximum(first_step - first, 0)
+        chosen = epoch_identities(seed, epoch, num_identities, batch_p)[skipped:last_step - first]
+        steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
+        return tf.data.Dataset.from_tensor_slices((steps, chosen))
+
+    def draw(step, chosen):
+        positions = draw_images(seed, step, tf.gather(counts, chosen), batch_k)
+        return step, tf.reshape(tf.gather(rows, tf.gather(starts, chosen)[:, None] + positions), [-1])
+
+    epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
+    return epochs.flat_map(steps_of_epoch).map(draw)
+
+
+def rows_at(identities, args, step):
+    """The rows of the dataset that the batch of one step holds, int64 [B]."""
+    one_step = batch_rows(identities, args.seed, step, step + 1, args.batch_p, args.batch_k)
+    return next(iter(one_step))[1].numpy()
+
+
+def augment(image, seed, step, slot, flip, crop_size):
+    """Flip and crop an image at random.
+
+    Args:
+        image: [H, W, 3] float32.
+        seed, step: ints.
+        slot: the image's place in the batch.
+        flip: bool, mirror every second image on average.
+        crop_size: (height, width) of a random crop, or None.
+    """
+    image_seed = tf.random.fold_in(stream_seed(seed, AUGMENTATION, step), tf.cast(slot, tf.int32))
+    if flip:
+        mirrored = tf.random.stateless_uniform([], tf.random.fold_in(image_seed, 0)) < 0.5
+        image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    if crop_size:
+        image = tf.image.stateless_random_crop(image, [*crop_size, 3], tf.random.fold_in(image_seed, 1))
+    return image
+
+
+def batches(dataset, identities, args, first_step, last_step):
+    """The batches of the steps [first_step, last_step).
+
+    Args:
+        dataset: the training `Dataset`.
+        identities: its `Identities`.
+        args: of `train.py`.
+
+    Returns: a `tf.data.Dataset` of dicts: `step` int64, `rows` int64 [B], `pids` int32 [B] (numbers of identities),
+        `images` float32 [B, H, W, 3].
+    """
+    batch_size = args.batch_p * args.batch_k
+    net_size = (args.net_input_height, args.net_input_width)
+    crop_size = net_size if args.crop_augment else None
+    load_size = (args.pre_crop_height, args.pre_crop_width) if args.crop_augment else net_size
+    paths = tf.constant(images.paths(dataset, args.image_root))
+    pid_numbers = tf.constant(identities.pid_numbers)
+
+    def split(step, rows):
+        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, batch_size), tf.range(batch_size), rows))
+
+    def load(step, slot, row):
+        image = images.load(paths[row], load_size)
+        image = augment(image, args.seed, step, slot, args.flip_augment, crop_size)
+        return {'step': step, 'rows': row, 'pids': pid_numbers[row], 'images': image}
+
+    steps = batch_rows(identities, args.seed, first_step, last_step, args.batch_p, args.batch_k)
+    loaded = steps.flat_map(split).map(load, num_parallel_calls=args.loading_threads, deterministic=True)
+    return loaded.batch(batch_size, drop_remainder=True).prefetch(2)
