@@ -68,7 +68,7 @@ def train(args, train_set, interruption, log):
     variables = model.named_variables(network)
     trainable = {name: variable for name, variable in variables.items() if variable.trainable}
     adam = optimizer.Adam(trainable)
-    global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+    global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
     state = {**variables, **adam.variables, 'global_step': global_step}
 
     # What the weights are at the start:
