@@ -1,8 +1,8 @@
 """Embedding files: `.h5` with the rows of a dataset's csv, read and written a few rows at a time.
 
     emb                 float32 [N, D]; `embs` is a second name for the same data
-    emb_aug             float32 [A, N, D], with test-time augmentation only
-    augmentation_types  bytes [A], likewise
+    emb_aug             float32 [A, N, D], only where there are several variants of an image
+    augmentation_types  bytes [A], the names of the variants
     fids                UTF-8 strings [N]: the file ids of the rows, so that files are never matched with another csv
     tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's
     attributes          `parameters` and `provenance`, both JSON
@@ -57,12 +57,16 @@ class Embeddings:
             raise InputError(f'{self.path}: "{name}" is {self.emb.dtype} of shape {self.emb.shape} where floats '
                              f'[rows, dimensions] are expected.')
         self.shape = self.emb.shape
-        self.fids = self._file['fids'].asstr()[()].astype(object) if 'fids' in self._file else None
+        if 'fids' in self._file and getattr(self._file['fids'], 'shape', None) != self.shape[:1]:
+            raise ValueError('"fids" is not one string a row')
         self.pooled = 'tracklets' in self._file
         self.parameters = json.loads(self._file.attrs.get('parameters', '{}'))
 
     def __len__(self):
         return self.shape[0]
+
+    def __reduce__(self):
+        return Embeddings, (self.path,)  # Another process opens the file itself.
 
     def __enter__(self):
         return self
@@ -72,6 +76,16 @@ class Embeddings:
 
     def close(self):
         self._file.close()
+
+    @property
+    def fids(self):
+        return self._fids_of_rows(0, len(self)) if 'fids' in self._file else None
+
+    def _fids_of_rows(self, start, stop):
+        try:
+            return self._file['fids'].asstr()[start:stop].astype(object)
+        except (OSError, RuntimeError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise InputError(f'{self.path} is damaged ({error}). Embed again.') from error
 
     def rows(self, start, stop):
         """Embeddings of the rows [start, stop), float32 [stop - start, D].
@@ -100,13 +114,15 @@ class Embeddings:
         if len(self) != len(dataset):
             raise InputError(f'{self.path} has {len(self)} rows, but {dataset.path} has {len(dataset)}. Is it the '
                              f'embedding of another dataset (query and gallery swapped)?')
-        if self.fids is None:
+        if 'fids' not in self._file:
             return
-        different = np.flatnonzero(self.fids != dataset.fids)
-        if len(different):
-            row = different[0]
-            raise InputError(f'{self.path} was made from other rows than {dataset.path}: row {row} (counted from 0) is '
-                             f'{self.fids[row]} there and {dataset.fids[row]} in the csv file.')
+        for start in range(0, len(self), 1 << 16):
+            fids = self._fids_of_rows(start, start + (1 << 16))
+            different = np.flatnonzero(fids != dataset.fids[start:start + len(fids)])
+            if len(different):
+                row = start + different[0]
+                raise InputError(f'{self.path} was made from other rows than {dataset.path}: row {row} (counted from '
+                                 f'0) is {fids[different[0]]} there and {dataset.fids[row]} in the csv file.')
 
 
 def open_with_dataset(path, dataset):
@@ -157,7 +173,7 @@ class EmbeddingWriter:
             path: of the `.h5` file.
             dataset: the `Dataset` of the rows.
             dim: D.
-            augmentation_types: names of the variants of each image, empty without test-time augmentation.
+            augmentation_types: names of the variants of each image, or nothing where they are not known.
             parameters: JSON-serialisable dict; rows written under other parameters are never continued.
             provenance: JSON-serialisable dict.
             resume: continue an interrupted writer's rows.
@@ -188,8 +204,9 @@ class EmbeddingWriter:
         # Contiguous arrays of the final size: nothing of the file's structure changes while rows are written.
         file.create_dataset('emb', (len(dataset), dim), np.float32)
         file['embs'] = file['emb']
-        if len(augmentation_types):
+        if len(augmentation_types) > 1:
             file.create_dataset('emb_aug', (len(augmentation_types), len(dataset), dim), np.float32)
+        if augmentation_types:
             file['augmentation_types'] = np.array(augmentation_types, dtype='S')
         file.create_dataset('fids', data=dataset.fids, dtype=h5py.string_dtype())
         if pooled:
@@ -206,11 +223,11 @@ class EmbeddingWriter:
 
         Args:
             emb: [B, D], the (aggregated) embeddings.
-            emb_aug: [A, B, D], those of the variants, in a file with test-time augmentation.
+            emb_aug: [A, B, D], those of the variants; kept where there are several.
         """
         rows = slice(self.rows_done, self.rows_done + len(emb))
         self._file['emb'][rows] = emb
-        if emb_aug is not None:
+        if 'emb_aug' in self._file:
             self._file['emb_aug'][:, rows] = emb_aug
         self.rows_done = rows.stop
         # Rows first, then their count, so that a count never stands for rows that are not there.

@@ -42,6 +42,50 @@ def resize(image, size):
     return tf.ensure_shape(resized, [*size, 3])
 
 
+FIVE_CROPS = ('center', 'top_left', 'top_right', 'bottom_left', 'bottom_right')
+
+
+def variant_names(flip, crop):
+    """Names of an image's variants at test time: the flip is the outer loop, the crop the inner one.
+
+    Args:
+        flip: bool.
+        crop: 'center', 'avgpool', 'five' or None (the image is resized to the net's input).
+    """
+    flips = ('original', 'original_flip') if flip else ('original',)
+    crops = FIVE_CROPS if crop == 'five' else (crop or 'resize',)
+    return [f'{flipped}_{cropped}' for flipped in flips for cropped in crops]
+
+
+def variants(image, flip, crop, net_size):
+    """The variants of an image at test time, in the order of `variant_names`.
+
+    Args:
+        image: [H, W, 3].
+        flip: bool.
+        crop: 'center', 'avgpool', 'five' or None.
+        net_size: (height, width) of the crops, at most (H, W).
+
+    Returns: [A, H', W', 3].
+    """
+    flipped = [image, tf.reverse(image, [1])] if flip else [image]
+    if crop in ('center', 'five'):
+        names = FIVE_CROPS if crop == 'five' else ('center',)
+        return tf.stack([_crop(mirror, net_size, name) for mirror in flipped for name in names])
+    return tf.stack(flipped)
+
+
+def _crop(image, size, name):
+    """One of FIVE_CROPS. An odd margin is split with the smaller half above and to the left of the centre."""
+    margins = [full - cropped for full, cropped in zip(image.shape[:2], size)]
+    if name == 'center':
+        top, left = (margin // 2 for margin in margins)
+    else:
+        top = margins[0] if 'bottom' in name else 0
+        left = margins[1] if 'right' in name else 0
+    return image[top:top + size[0], left:left + size[1]]
+
+
 def broken_image(image_paths, error):
     """The error to raise when the pipeline failed on a batch: it names the image that cannot be read or decoded.
 

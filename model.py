@@ -1,10 +1,15 @@
 """Net and head become one Keras model, whose variables are known by their TensorFlow 1 names."""
+import os
 import zipfile
 import zlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+import arguments
+import checkpoints
+import images
 import plugins
 from errors import InputError
 from nets import trinet
@@ -48,6 +53,89 @@ def named_variables(network):
             scope, _, name = variable.path.rpartition('/')
             named[f'{scope.replace(".", "/")}/{slim_names.get(name, name)}'] = variable
     return named
+
+
+def from_experiment(root, checkpoint=None, input_size=None):
+    """The trained model of an experiment root, ours or one that the original wrote.
+
+    Args:
+        root: experiment root.
+        checkpoint: name of a checkpoint in the root; None: the newest one.
+        input_size: (height, width) of the images; None: the size that the model was trained with.
+
+    Returns: (model, path of the checkpoint).
+
+    Raises:
+        InputError: no experiment, no such checkpoint, or one that does not fit.
+    """
+    args, _ = arguments.load(root)
+    newest = checkpoints.newest_first(root)[0] if checkpoint is None else None
+    path = newest or checkpoints.find(os.path.join(root, checkpoint))
+    input_size = input_size or (args.net_input_height, args.net_input_width)
+    network = build(args.model_name, args.head_name, args.embedding_dim, (*input_size, 3))
+    checkpoints.load(path, named_variables(network))
+    return network, path
+
+
+def embed_files(network, paths, load_size, batch_size=256, loading_threads=8, flip=False, crop=None):
+    """Embed image files, a batch at a time, while the next ones are being loaded.
+
+    Args:
+        network: as `build` or `from_experiment` gives it.
+        paths: image files, list of str [N].
+        load_size: (height, width) that the images are resized to. Without crops that is the network's input.
+        batch_size: how many images, variants counted, go through the network at once.
+        loading_threads: how many are loaded at a time.
+        flip, crop: test-time variants, see `images.variants`.
+
+    Yields: float32 arrays [A, B, D], A variants (1 without augmentation) of the next B images.
+
+    Raises:
+        InputError: an image that cannot be read, or an embedding that is not finite; it names the file.
+    """
+    input_size = network.input_shape[1:3]
+    variants = len(images.variant_names(flip, crop))
+    images_per_batch = max(1, batch_size // variants)
+
+    def load(path):
+        return images.variants(images.load(path, load_size), flip, crop, input_size)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, *input_size, 3])])
+    def embed(batch):
+        embs = network(tf.reshape(batch, [-1, *input_size, 3]), training=False)['emb']
+        return tf.transpose(tf.reshape(embs, [-1, variants, embs.shape[-1]]), [1, 0, 2])
+
+    loaded = tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=loading_threads)
+    batches = iter(loaded.batch(images_per_batch).prefetch(2))
+    for start in range(0, len(paths), images_per_batch):
+        of_batch = paths[start:start + images_per_batch]
+        try:
+            batch = next(batches)
+        except tf.errors.OpError as error:
+            raise images.broken_image(of_batch, error) from error
+        embs = embed(batch).numpy()
+        finite = np.isfinite(embs).all(axis=(0, 2))
+        if not finite.all():
+            raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
+                             f'checkpoint cannot be used.')
+        yield embs
+
+
+def load_body(network, path):
+    """Initialise the body of a model from pre-trained weights; the head stays as it is.
+
+    Args:
+        network: as `build` returns it.
+        path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), or the paper's `.npz`.
+
+    Raises:
+        InputError: nothing there, or weights that do not fit the body.
+    """
+    variables = named_variables(network.body)
+    if path.endswith('.npz'):
+        load_trinet(path, variables)
+    else:
+        checkpoints.load(checkpoints.find(path), variables)
 
 
 def load_trinet(path, variables):

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Embed a dataset with a trained model: csv and images → .h5. What the model is stands in its args.json."""
+import argparse
+import os
+
+import arguments
+import quiet
+from errors import InputError, exit_with
+
+
+def make_parser():
+    """The parser of embed.py's command line."""
+    parser = argparse.ArgumentParser(description='Embed a dataset with a trained model.', allow_abbrev=False)
+    add = parser.add_argument
+    add('--experiment_root', required=True, metavar='DIR', help='where the training run is kept')
+    add('--dataset', required=True, metavar='CSV', help='csv file: identity,relative/path.jpg per line')
+    add('--image_root', metavar='DIR', help='folder that the paths are relative to (that of the training run)')
+    add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+    add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
+        '_embeddings.h5)')
+    add('--batch_size', type=arguments.positive_int, default=256, help='images at a time (%(default)s)')
+    add('--loading_threads', type=arguments.positive_int, default=8, help='images loaded at a time (%(default)s)')
+    add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
+    add('--crop_augment', choices=('center', 'avgpool', 'five'), help='load at the pre-crop size and embed the centre '
+        'crop, the whole image, or the centre and the four corners, which needs an aggregator')
+    add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
+    add('--pool_tracklets', choices=('mean',), help='one row a tracklet (third column of the csv): its mean frame')
+    add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
+    add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
+    add('--quiet', action='store_true', help='say nothing but warnings and errors')
+    return parser
+
+
+def main():
+    parser = make_parser()
+    args = parser.parse_args()
+    several_variants = args.flip_augment or args.crop_augment == 'five'
+    if several_variants and not args.aggregator:
+        parser.error('--flip_augment and --crop_augment five give several embeddings an image: name an --aggregator')
+    if args.aggregator and not several_variants:
+        parser.error('--aggregator has nothing to aggregate without --flip_augment or --crop_augment five')
+
+    # The training run. Its crop_augment is a switch and ours is a word: each is read from its own source.
+    trained, _ = arguments.load(args.experiment_root)
+    if trained.crop_augment != bool(args.crop_augment):
+        print(f'Warning: crop augmentation differs between training ({trained.crop_augment}) and embedding '
+              f'({args.crop_augment}).')
+
+    # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
+    import numpy as np
+    from dataset import check_files, load_dataset
+    dataset = load_dataset(args.dataset)
+    image_root = args.image_root or trained.image_root
+    check_files(dataset, image_root, args.allow_outside_root)
+    rows, row_of_image = dataset, np.arange(len(dataset))
+    if args.pool_tracklets:
+        if dataset.tracklets is None:
+            raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
+        rows, row_of_image = dataset.first_frames(), dataset.tracklet_of_row()
+
+    # The model. Average pooling takes in whole images of the pre-crop size.
+    with quiet.tensorflow_import():
+        import tensorflow  # noqa: F401
+    import images
+    import model
+    import provenance
+    import tqdm
+    from aggregators import AGGREGATORS, pool_rows
+    from embeddings import EmbeddingWriter
+    net_size = (trained.net_input_height, trained.net_input_width)
+    load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
+    input_size = load_size if args.crop_augment == 'avgpool' else net_size
+    network, checkpoint = model.from_experiment(args.experiment_root, args.checkpoint, input_size)
+    if not args.quiet:
+        print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
+
+    # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
+    name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
+    filename = os.path.join(args.experiment_root, name)
+    aggregate = AGGREGATORS[args.aggregator or 'mean']
+    parameters = {**vars(args), 'resume': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint)}
+    traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset),
+              'checkpoint_sha256': provenance.file_hash(checkpoint + '.index')}
+    variant_names = images.variant_names(args.flip_augment, args.crop_augment)
+    with EmbeddingWriter(filename, rows, trained.embedding_dim, variant_names, parameters, traces, args.resume,
+                         pooled=bool(args.pool_tracklets)) as writer:
+        order = np.argsort(row_of_image, kind='stable')
+        order = order[row_of_image[order] >= writer.rows_done]
+        embedded = model.embed_files(network, images.paths(dataset.take(order), image_root), load_size,
+                                     args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment)
+        # The aggregate goes before the variants, so that both are pooled alike.
+        embedded = (np.concatenate([aggregate(embs)[None], embs]) for embs in embedded)
+        if args.pool_tracklets:
+            embedded = pool_rows(embedded, row_of_image[order])
+        with tqdm.tqdm(total=len(rows), initial=writer.rows_done, unit=' rows', disable=args.quiet) as bar:
+            for embs in embedded:
+                writer.append(embs[0], embs[1:])
+                bar.update(embs.shape[1])
+    if not args.quiet:
+        print(f'Saved {filename}.')
+
+
+if __name__ == '__main__':
+    exit_with(main)
