@@ -1,8 +1,7 @@
 """A dataset is a csv file without a header: `identity,relative/path.jpg[,tracklet]` per line, all of them strings."""
-import concurrent.futures
 import csv
 import dataclasses
-import itertools
+import multiprocessing.pool
 import os
 
 import numpy as np
@@ -78,9 +77,9 @@ def load_dataset(path):
         raise InputError(f'{path} has {len(incomplete)} line(s) that are empty or lack a column, the first of them '
                          f'line {incomplete[0] + 1}.')
     columns = [table[column].to_numpy(dtype=object) for column in table]
-    unprintable = [fid for fid in columns[1] if '\0' in fid]
+    unprintable = [value for column in columns for value in column if '\0' in value]
     if unprintable:
-        raise InputError(f'{path} has a file name with a NUL character: {unprintable[0]!r}.')
+        raise InputError(f'{path} has a NUL character in {unprintable[0]!r}.')
     return Dataset(str(path), *columns)
 
 
@@ -89,37 +88,60 @@ def image_path(image_root, fid):
     return os.path.join(image_root, fid)
 
 
-def _problem(image_root, real_root, fid, allow_outside_root):
-    """'missing', 'outside' or None for one image file."""
-    path = image_path(image_root, fid)
-    if not allow_outside_root:
-        real = os.path.realpath(path)
-        if not real.startswith(os.path.join(real_root, '')):
-            return 'outside'
-    return None if os.path.isfile(path) else 'missing'
+def file_problems(fids, image_root):
+    """What is wrong with each image file: a list of 'missing', 'outside' (of the image root) or None.
+
+    A path leads outside by `../`, by being absolute, or by a link. Folders are listed, and only what no listing has is
+    asked for; both in parallel, since a network file system answers slowly, and with a progress bar after two seconds.
+    """
+    import tqdm
+    real_root = os.path.realpath(image_root)
+    folders = sorted({os.path.dirname(fid) for fid in fids})
+    with multiprocessing.pool.ThreadPool(16) as pool:
+        listings = pool.imap(lambda folder: _plain_files(image_path(image_root, folder), real_root), folders)
+        listings = tqdm.tqdm(listings, 'Listing folders', len(folders), delay=2, leave=False)
+        listed = dict(zip(folders, listings))
+        others = [fid for fid in fids if os.path.basename(fid) not in listed[os.path.dirname(fid)]]
+        answers = pool.imap(lambda fid: _problem(image_path(image_root, fid), real_root), others, chunksize=256)
+        answers = tqdm.tqdm(answers, 'Checking files', len(others), delay=2, leave=False)
+        problems = dict(zip(others, answers))
+    return [problems.get(fid) for fid in fids]
+
+
+def _plain_files(folder, real_root):
+    """Names of the files, links left out, in a folder inside of the root; none where it cannot be listed."""
+    if not _is_inside(folder, real_root):
+        return set()
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError:
+        return set()
+
+
+def _problem(path, real_root):
+    """The answer for a file that no listing has: a link, a file under another spelling of its name, or none at all."""
+    if not os.path.isfile(path):
+        return 'missing'
+    return None if _is_inside(path, real_root) else 'outside'
+
+
+def _is_inside(path, real_root):
+    return os.path.join(os.path.realpath(path), '').startswith(os.path.join(real_root, ''))
 
 
 def check_files(dataset, image_root, allow_outside_root=False):
     """Check that every image of the dataset is there and inside the image root (`../`, absolute paths, links).
 
-    Runs in parallel, since a network file system answers slowly; shows its progress when it takes seconds.
-
     Raises:
         InputError: no such image root, or files that are missing or outside (their count and the first few names).
     """
-    import tqdm
     if not os.path.isdir(image_root):
         raise InputError(f'There is no image root {image_root}.')
-    real_root = os.path.realpath(image_root)
-    problems = {'missing': [], 'outside': []}
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        found = pool.map(_problem, itertools.repeat(image_root), itertools.repeat(real_root), dataset.fids,
-                         itertools.repeat(allow_outside_root), chunksize=256)
-        bar = tqdm.tqdm(found, 'Checking files', len(dataset), delay=2, leave=False)
-        for fid, problem in zip(dataset.fids, bar):
-            if problem:
-                problems[problem].append(fid)
-    if problems['outside']:
+    problems = {'missing': [], 'outside': [], None: []}
+    for fid, problem in zip(dataset.fids, file_problems(dataset.fids, image_root)):
+        problems[problem].append(fid)
+    if problems['outside'] and not allow_outside_root:
         raise InputError(f'{len(problems["outside"])} of {len(dataset)} images of {dataset.path} lie outside of the '
                          f'image root {image_root}: {_some(problems["outside"])}. To read them all the same add '
                          f'--allow_outside_root.')
