@@ -1,0 +1,35 @@
+"""MSMT17: list_train.txt, list_val.txt, list_query.txt, list_gallery.txt and train/, test/ (V2: mask_*_v2/).
+
+Training takes list_train.txt and list_val.txt together, which share their identities. The identities of the test set
+are other people, though they are counted from 0000 again.
+
+Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identification, CVPR 2018.
+"""
+import os
+
+from data import _files
+
+EXCLUDER = 'msmt17'
+TOTALS = {
+    'train': {'identities': 1041, 'images': 32621},
+    'query': {'identities': 3060, 'images': 11659},
+    'test': {'identities': 3060, 'images': 82161},
+}
+
+
+def splits(root):
+    """The rows of each subset."""
+    train, test = 'train', 'test'
+    if os.path.isdir(os.path.join(root, 'mask_train_v2')):
+        train, test = 'mask_train_v2', 'mask_test_v2'
+    return {
+        'train': listed(root, 'list_train.txt', train) + listed(root, 'list_val.txt', train),
+        'query': listed(root, 'list_query.txt', test),
+        'test': listed(root, 'list_gallery.txt', test),
+    }
+
+
+def listed(root, name, folder):
+    """The rows of a list file, which has lines such as `0000/0000_001_01_0303morning_0008_0_ex.jpg 0`."""
+    table = _files.read_table(_files.find(root, name), 2)
+    return [(path.split('/')[0], f'{folder}/{path}') for path, _ in table]

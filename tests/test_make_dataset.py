@@ -1,0 +1,537 @@
+"""Each dataset from its folder as distributed, here with tiny generated files of the real names, to csv files."""
+import argparse
+import gzip
+import os
+import struct
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from conftest import assert_one_sentence, run_script
+from PIL import Image
+
+import excluders
+import make_dataset
+import plugins
+from dataset import load_dataset
+from errors import InputError
+
+
+def put(root, *paths, content=b'not looked at'):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+
+
+def put_picture(root, *paths, colour=0, size=(8, 16)):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', size, (colour, 0, 0)).save(root / path)
+
+
+def make(name, root, out=None, **options):
+    """Run it in this process; returns {subset: lines of the csv file}."""
+    out = root.parent / 'out' if out is None else out
+    make_dataset.make(name, str(root), str(out), options)
+    return {path.stem[len(name) + 1:]: path.read_text('utf-8').splitlines() for path in sorted(out.iterdir())}
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / 'root').mkdir()
+    return tmp_path / 'root'
+
+
+def ignored(name, query, gallery):
+    """What the excluder answers for a query, as the list of gallery images ignored."""
+    answer = excluders.load(name)(np.array(gallery, dtype=object))(np.array([query], dtype=object))
+    return [fid for fid, no in zip(gallery, answer[0]) if no]
+
+
+MARKET = ['bounding_box_train/0002_c1s1_000451_03.jpg', 'bounding_box_train/0002_c2s1_000301_01.jpg',
+          'bounding_box_train/0007_c3s3_077419_03.jpg', 'query/0001_c1s1_001051_00.jpg', 'query/0001_c3s1_000551_00.jpg',
+          'bounding_box_test/-1_c1s1_000401_03.jpg', 'bounding_box_test/0000_c1s1_000151_01.jpg',
+          'bounding_box_test/0001_c1s1_001051_03.jpg', 'bounding_box_test/0001_c3s1_000551_01.jpg',
+          'gt_bbox/0001_c1s1_001051_00.jpg', 'gt_bbox/0001_c1s2_003051_00.jpg', 'gt_bbox/0001_c3s1_000551_00.jpg',
+          'gt_bbox/0001_c2s1_000551_00.jpg', 'gt_bbox/0002_c1s1_000451_03.jpg',
+          'gt_query/0001_c1s1_001051_00_good.mat', 'readme.txt']
+MARKET += [f'{folder}/Thumbs.db' for folder in ('bounding_box_train', 'query', 'bounding_box_test', 'gt_bbox')]
+
+
+def test_market1501(root, capsys):
+    put(root, *MARKET)
+    csv = make('market1501', root)
+    assert csv == {
+        'train': ['0002,bounding_box_train/0002_c1s1_000451_03.jpg', '0002,bounding_box_train/0002_c2s1_000301_01.jpg',
+                  '0007,bounding_box_train/0007_c3s3_077419_03.jpg'],
+        'query': ['0001,query/0001_c1s1_001051_00.jpg', '0001,query/0001_c3s1_000551_00.jpg'],
+        'test': ['-1,bounding_box_test/-1_c1s1_000401_03.jpg', '0000,bounding_box_test/0000_c1s1_000151_01.jpg',
+                 '0001,bounding_box_test/0001_c1s1_001051_03.jpg', '0001,bounding_box_test/0001_c3s1_000551_01.jpg'],
+        'multi_query': ['0001,gt_bbox/0001_c1s1_001051_00.jpg,0001_c1', '0001,gt_bbox/0001_c1s2_003051_00.jpg,0001_c1',
+                        '0001,gt_bbox/0001_c3s1_000551_00.jpg,0001_c3'],
+    }
+    output = capsys.readouterr()
+    cells = [line.split()[:-1] for line in output.out.splitlines()]
+    assert cells[0] == ['subset', 'identities', 'images', 'tracklets', 'cameras']
+    assert cells[1:5] == [['train', '2', '3', '-', '3'], ['query', '1', '2', '-', '2'], ['test', '3', '4', '-', '2'],
+                          ['multi_query', '1', '3', '2', '2']]
+    assert 'warning: train has 3 of 12936 images: 12933 missing.\n' in output.err
+    assert 'warning: test has 4 of 19732 images: 19728 missing.\n' in output.err
+    assert 'warning: query has 1 of 750 identities: 749 missing.\n' in output.err
+
+
+def test_the_whole_dataset_gives_no_warning_and_a_bigger_one_does(root, capsys, monkeypatch):
+    put(root, *MARKET)
+    market1501 = plugins.load('data', 'market1501')
+    totals = {'train': {'identities': 2, 'images': 3}, 'multi_query': {'identities': 1, 'tracklets': 2}}
+    monkeypatch.setattr(market1501, 'TOTALS', totals)
+    make('market1501', root)
+    assert capsys.readouterr().err == ''
+    totals['train']['images'] = 2
+    make('market1501', root)
+    assert capsys.readouterr().err == 'warning: train has 3 of 2 images: 1 too many.\n'
+
+
+def test_duke(root, capsys):
+    put(root, 'bounding_box_train/0001_c2_f0046182.jpg', 'query/0005_c2_f0046985.jpg', 'LICENSE_DukeMTMC.txt',
+        'bounding_box_test/0002_c1_f0044158.jpg', 'bounding_box_test/0005_c7_f0051000.jpg')
+    assert make('duke', root) == {
+        'train': ['0001,bounding_box_train/0001_c2_f0046182.jpg'], 'query': ['0005,query/0005_c2_f0046985.jpg'],
+        'test': ['0002,bounding_box_test/0002_c1_f0044158.jpg', '0005,bounding_box_test/0005_c7_f0051000.jpg']}
+    assert 'warning: test has 2 of 17661 images' in capsys.readouterr().err
+
+
+def test_half_a_dataset(root, capsys):
+    put(root, *(path for path in MARKET if path.startswith('bounding_box_train')))
+    assert list(make('market1501', root)) == ['train']
+    errors = capsys.readouterr().err
+    for subset in ('query', 'test', 'multi_query'):
+        assert f'warning: There are no images of {subset} in {root}' in errors
+
+
+MARS_TRACKLETS = {  # In the order of the .mat files: person, camera, tracklet, number of frames.
+    'train': [('0001', 1, 1, 2), ('0001', 2, 2, 3), ('0003', 1, 1, 1)],
+    'test': [('00-1', 1, 1, 2), ('0000', 3, 1, 1), ('0002', 1, 1, 3), ('0002', 1, 2, 2), ('0002', 4, 3, 1),
+             ('0004', 4, 1, 2)],
+}
+
+
+def put_mars(root):
+    """MARS with the tracklets above, and as query the numbers 3 and 6 of the test set; returns the frames' names."""
+    names = {}
+    for subset, tracklets in MARS_TRACKLETS.items():
+        names[subset] = [[f'{person}C{camera}T{tracklet:04}F{frame:03}.jpg' for frame in range(1, frames + 1)]
+                         for person, camera, tracklet, frames in tracklets]
+        put(root, *(f'bbox_{subset}/{frame[:4]}/{frame}' for frames in names[subset] for frame in frames))
+        put(root, f'info/{subset}_name.txt', content='\r\n'.join(sum(names[subset], [])).encode() + b'\r\n')
+        ends = np.cumsum([frames for *_, frames in tracklets])
+        table = [(end - frames + 1, end, int(person.lstrip('0') or 0), camera)
+                 for end, (person, camera, _, frames) in zip(ends, tracklets)]
+        scipy.io.savemat(root / f'info/tracks_{subset}_info.mat', {f'track_{subset}_info': np.array(table, np.int32)})
+    scipy.io.savemat(root / 'info/query_IDX.mat', {'query_IDX': np.array([[6, 3]], np.uint16)})
+    put(root, 'bbox_train/Thumbs.db', 'bbox_test/0002/Thumbs.db')
+    return names
+
+
+def test_mars(root, capsys):
+    names = put_mars(root)
+    csv = make('mars', root)
+    wanted = sorted(f'{name[:4]},bbox_train/{name[:4]}/{name},{name[:11]}' for name in sum(names['train'], []))
+    assert csv['train'] == wanted
+    assert csv['query'] == [
+        '0002,bbox_test/0002/0002C1T0001F001.jpg,0002C1T0001', '0002,bbox_test/0002/0002C1T0001F002.jpg,0002C1T0001',
+        '0002,bbox_test/0002/0002C1T0001F003.jpg,0002C1T0001', '0004,bbox_test/0004/0004C4T0001F001.jpg,0004C4T0001',
+        '0004,bbox_test/0004/0004C4T0001F002.jpg,0004C4T0001']
+    assert csv['test'][:3] == ['-1,bbox_test/00-1/00-1C1T0001F001.jpg,00-1C1T0001',
+                               '-1,bbox_test/00-1/00-1C1T0001F002.jpg,00-1C1T0001',
+                               '0000,bbox_test/0000/0000C3T0001F001.jpg,0000C3T0001']
+    assert len(csv['test']) == 11 and set(csv['query']) < set(csv['test'])
+    table = [line.split()[:-1] for line in capsys.readouterr().out.splitlines()]
+    assert table[1:4] == [['train', '2', '6', '3', '2'], ['query', '2', '5', '2', '2'], ['test', '4', '11', '6', '3']]
+
+    dataset = load_dataset(root.parent / 'out' / 'mars_test.csv')
+    assert len(dataset.first_frames()) == 6
+    assert ignored('mars', 'bbox_test/0002/0002C1T0001F001.jpg', list(dataset.first_frames().fids)) == [
+        'bbox_test/00-1/00-1C1T0001F001.jpg', 'bbox_test/0002/0002C1T0001F001.jpg', 'bbox_test/0002/0002C1T0002F001.jpg']
+
+
+def test_mars_frames_that_are_not_there_are_left_out(root, capsys):
+    put_mars(root)
+    whole = make('mars', root)
+    (root / 'bbox_train/0001/0001C2T0002F002.jpg').unlink()
+    csv = make('mars', root)
+    assert set(whole['train']) - set(csv['train']) == {'0001,bbox_train/0001/0001C2T0002F002.jpg,0001C2T0002'}
+    assert ('warning: Of the 6 images of train these are not in '
+            f'{root} and left out: 1 (bbox_train/0001/0001C2T0002F002.jpg).\n') in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('path, content, parts', [
+    ('info/tracks_train_info.mat', b'MATLAB 5.0 MAT-file' + bytes(200), ['cannot be read as a MATLAB file']),
+    ('info/tracks_train_info.mat', {'tracks': 1}, ['no variable track_train_info, but tracks']),
+    ('info/tracks_train_info.mat', {'track_train_info': np.ones((2, 3))}, ['shape (2, 3)']),
+    ('info/tracks_train_info.mat', {'track_train_info': np.array([[1, 7, 1, 1]])}, ['refers to number 7 of 6']),
+    ('info/query_IDX.mat', {'query_IDX': np.array([[0]])}, ['refers to number 0 of 6']),
+    ('info/train_name.txt', b'0001C1T0001F001.jpg\n\xff\n', ['train_name.txt is not UTF-8 text']),
+    ('info/train_name.txt', b'0001C1T0001F001.jpg\n\na b\n', ['train_name.txt has 2 words in line 3']),
+])
+def test_mars_with_a_damaged_index(root, path, content, parts):
+    put_mars(root)
+    if isinstance(content, dict):
+        scipy.io.savemat(root / path, content)
+    else:
+        put(root, path, content=content)
+    with pytest.raises(InputError) as error:
+        make('mars', root)
+    assert all(part in str(error.value) for part in [path, *parts])
+    assert not (root.parent / 'out').exists()
+
+
+def put_cuhk03(root):
+    """Two camera pairs with two people and one; returns the pixels of each image."""
+    random = np.random.default_rng(0)
+    filled = {(1, 1): [1, 2, 6], (1, 2): [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], (2, 1): [5, 6]}
+    pixels = {}
+    with h5py.File(root / 'cuhk-03.mat', 'w') as file:
+        empty = file.create_dataset('#refs#/empty', data=np.zeros(2, np.uint64))
+        for version in ('detected', 'labeled'):
+            pairs = file.create_dataset(version, (1, 2), h5py.ref_dtype)
+            for pair, people in ((1, 2), (2, 1)):
+                cell = file.create_dataset(f'#refs#/{version}{pair}', (10, people), h5py.ref_dtype)
+                pairs[0, pair - 1] = cell.ref
+                for person in range(1, people + 1):
+                    for number in range(1, 11):
+                        cell[number - 1, person - 1] = empty.ref
+                    for number in filled[pair, person]:
+                        name = f'{pair}_{person:03}_{1 + (number > 5)}_{number:02}.png'
+                        image = random.integers(0, 256, (7, 5, 3), np.uint8)
+                        pixels[version, name] = image
+                        image = file.create_dataset(f'#refs#/{version}{name}', data=image.T)
+                        cell[number - 1, person - 1] = image.ref
+    names = [name for version, name in pixels if version == 'detected']
+    for version in ('detected', 'labeled'):
+        scipy.io.savemat(root / f'cuhk03_new_protocol_config_{version}.mat', {
+            'filelist': np.array(names, dtype=object)[:, None], 'train_idx': np.array([[4], [5], [9]]),
+            'query_idx': np.array([[1], [14 if version == 'detected' else 15]]), 'gallery_idx': np.array([[3], [15]])})
+    return pixels
+
+
+def test_cuhk03(root, capsys):
+    pixels = put_cuhk03(root)
+    csv = make('cuhk03', root)
+    assert csv['detected_train'] == ['1_002,images_detected/1_002_1_01.png', '1_002,images_detected/1_002_1_02.png',
+                                     '1_002,images_detected/1_002_2_06.png']
+    assert csv['detected_query'] == ['1_001,images_detected/1_001_1_01.png', '2_001,images_detected/2_001_1_05.png']
+    assert csv['labeled_query'] == ['1_001,images_labeled/1_001_1_01.png', '2_001,images_labeled/2_001_2_06.png']
+    assert csv['labeled_test'] == ['1_001,images_labeled/1_001_2_06.png', '2_001,images_labeled/2_001_2_06.png']
+    assert len(pixels) == len(list(root.glob('images_*/*.png'))) == 30
+    for (version, name), image in pixels.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(root / f'images_{version}' / name)), image)
+    assert not list(root.glob('.*'))
+    assert ignored('cuhk03', 'a/1_001_1_01.png', ['a/1_001_1_02.png', 'a/1_001_2_06.png', 'a/1_002_1_01.png',
+                                                  'a/2_001_1_01.png']) == ['a/1_001_1_02.png']
+
+
+def test_cuhk03_is_exported_once_and_whole_or_not_at_all(root):
+    put_cuhk03(root)
+    with h5py.File(root / 'cuhk-03.mat', 'a') as file:
+        del file['#refs#/labeled2_001_2_06.png']  # The last but one image of the second version.
+    with pytest.raises(InputError, match='cannot be read as the images of CUHK03'):
+        make('cuhk03', root)
+    assert [path.name for path in root.iterdir() if path.is_dir()] == ['images_detected']
+    before = (root / 'images_detected/1_001_1_01.png').stat().st_mtime_ns
+
+    put_cuhk03(root)
+    make('cuhk03', root)
+    assert len(list(root.glob('images_labeled/*.png'))) == 15
+    assert (root / 'images_detected/1_001_1_01.png').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize('damage, part', [
+    (lambda path: os.truncate(path, path.stat().st_size // 2), 'cuhk-03.mat cannot be read'),
+    (lambda path: path.write_bytes(b'MATLAB 5.0 MAT-file'), 'cuhk-03.mat cannot be read'),
+    (lambda path: path.unlink(), 'no cuhk-03.mat nor cuhk03_release/cuhk-03.mat'),
+    (lambda path: (path.parent / 'cuhk03_new_protocol_config_labeled.mat').unlink(), 'no cuhk03_new_protocol_config_la'),
+])
+def test_cuhk03_damaged(root, damage, part):
+    put_cuhk03(root)
+    damage(root / 'cuhk-03.mat')
+    with pytest.raises(InputError, match=part):
+        make('cuhk03', root)
+
+
+@pytest.mark.parametrize('train, test', [('train', 'test'), ('mask_train_v2', 'mask_test_v2')])
+def test_msmt17(root, capsys, train, test):
+    lists = {'list_train.txt': (train, ['0000/0000_000_01_0303morning_0008_0.jpg 0',
+                                        '0001/0001_038_14_0303morning_0267_0_ex.jpg 1']),
+             'list_val.txt': (train, ['0000/0000_013_04_0303morning_0020_2.jpg 0']),
+             'list_query.txt': (test, ['0000/0000_000_02_0303morning_0015_0.jpg 0']),
+             'list_gallery.txt': (test, ['0000/0000_001_02_0303morning_0015_0_ex.jpg 0',
+                                         '0000/0000_002_05_0302noon_0015_0.jpg 0'])}
+    for name, (folder, lines) in lists.items():
+        put(root, name, content='\n'.join(lines).encode())
+        put(root, *(f'{folder}/{line.split()[0]}' for line in lines))
+    assert make('msmt17', root) == {
+        'train': [f'0000,{train}/0000/0000_000_01_0303morning_0008_0.jpg',
+                  f'0000,{train}/0000/0000_013_04_0303morning_0020_2.jpg',
+                  f'0001,{train}/0001/0001_038_14_0303morning_0267_0_ex.jpg'],
+        'query': [f'0000,{test}/0000/0000_000_02_0303morning_0015_0.jpg'],
+        'test': [f'0000,{test}/0000/0000_001_02_0303morning_0015_0_ex.jpg',
+                 f'0000,{test}/0000/0000_002_05_0302noon_0015_0.jpg']}
+    assert capsys.readouterr().out.splitlines()[1].split()[:-1] == ['train', '2', '3', '-', '3']
+    gallery = list(load_dataset(root.parent / 'out' / 'msmt17_test.csv').fids)
+    assert ignored('msmt17', f'{test}/0000/0000_000_02_0303morning_0015_0.jpg', gallery) == gallery[:1]
+
+
+def put_cars196(path, field, cars):
+    records = np.array([(np.array([[model]], np.uint8), name) for name, model in cars],
+                       dtype=[('class', object), (field, object)])[None]
+    scipy.io.savemat(path, {'annotations': records})
+
+
+def test_cars196(root):
+    cars = [(f'car_ims/{number:06}.jpg', model) for number, model in enumerate([1, 98, 99, 196, 98])]
+    put(root, *(name for name, _ in cars))
+    put_cars196(root / 'cars_annos.mat', 'relative_im_path', cars)
+    test = ['196,car_ims/000003.jpg', '99,car_ims/000002.jpg']
+    assert make('cars196', root) == {'query': test, 'test': test, 'train': [
+        '1,car_ims/000000.jpg', '98,car_ims/000001.jpg', '98,car_ims/000004.jpg']}
+
+
+def test_cars196_of_the_devkit(root):
+    put(root, 'cars_train/00001.jpg', 'cars_train/00002.jpg', 'cars_test/00001.jpg', 'devkit/README.txt')
+    put_cars196(root / 'devkit/cars_train_annos.mat', 'fname', [('00001.jpg', 14), ('00002.jpg', 150)])
+    put_cars196(root / 'cars_test_annos_withlabels.mat', 'fname', [('00001.jpg', 14)])
+    assert make('cars196', root) == {
+        'train': ['14,cars_test/00001.jpg', '14,cars_train/00001.jpg'],
+        'query': ['150,cars_train/00002.jpg'], 'test': ['150,cars_train/00002.jpg']}
+
+
+def test_sop(root):
+    header = 'image_id class_id super_class_id path\n'
+    put(root, 'bicycle_final/111_0.JPG', 'bicycle_final/111_1.JPG', 'chair_final/222_0.JPG')
+    put(root, 'Ebay_train.txt', content=f'{header}1 1 1 bicycle_final/111_0.JPG\n2 1 1 bicycle_final/111_1.JPG'.encode())
+    put(root, 'Ebay_test.txt', content=f'{header}3 11319 2 chair_final/222_0.JPG\n'.encode())
+    assert make('sop', root) == {'train': ['1,bicycle_final/111_0.JPG', '1,bicycle_final/111_1.JPG'],
+                                 'query': ['11319,chair_final/222_0.JPG'], 'test': ['11319,chair_final/222_0.JPG']}
+    put(root, 'Ebay_test.txt', content=f'{header}3 11319 chair_final/222_0.JPG\n'.encode())
+    with pytest.raises(InputError, match='Ebay_test.txt has 3 words in line 2 where 4'):
+        make('sop', root)
+
+
+def idx(values):
+    return struct.pack(f'>{1 + values.ndim}I', 0x0800 + values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.mark.parametrize('suffix, compress', [('', bytes), ('.gz', gzip.compress)])
+def test_mnist(root, suffix, compress):
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
+    labels = np.array([7, 2, 1, 0, 7], np.uint8)
+    for part, rows in {'train': slice(0, 3), 't10k': slice(3, 5)}.items():
+        put(root, f'{part}-images-idx3-ubyte{suffix}', content=compress(idx(images[rows])))
+        put(root, f'{part}-labels-idx1-ubyte{suffix}', content=compress(idx(labels[rows])))
+    assert make('mnist', root) == {
+        'train': ['1,mnist_train/00002.png', '2,mnist_train/00001.png', '7,mnist_train/00000.png'],
+        'query': ['0,mnist_test/00000.png', '7,mnist_test/00001.png'],
+        'test': ['0,mnist_test/00000.png', '7,mnist_test/00001.png']}
+    written = [np.asarray(Image.open(path)) for part in ('train', 'test')
+               for path in sorted((root / f'mnist_{part}').iterdir())]
+    np.testing.assert_array_equal(written, images)
+
+
+@pytest.mark.parametrize('name, content', [
+    ('train-images-idx3-ubyte', idx(np.zeros((3, 28, 28), np.uint8))[:-1]),
+    ('train-images-idx3-ubyte', b''),
+    ('train-images-idx3-ubyte', idx(np.zeros(3, np.uint8))),
+    ('train-images-idx3-ubyte.gz', gzip.compress(idx(np.zeros((3, 28, 28), np.uint8)))[:-9]),
+    ('train-images-idx3-ubyte.gz', idx(np.zeros((3, 28, 28), np.uint8))),
+])
+def test_mnist_damaged(root, name, content):
+    put(root, 't10k-images-idx3-ubyte', content=idx(np.zeros((1, 28, 28), np.uint8)))
+    put(root, 't10k-labels-idx1-ubyte', content=idx(np.zeros(1, np.uint8)))
+    put(root, 'train-labels-idx1-ubyte', content=idx(np.zeros(3, np.uint8)))
+    put(root, name, content=content)
+    with pytest.raises(InputError, match=f'{name} is damaged'):
+        make('mnist', root)
+    put(root, 'train-images-idx3-ubyte', content=idx(np.zeros((2, 28, 28), np.uint8)))
+    with pytest.raises(InputError, match='2 images, but 3 labels'):
+        make('mnist', root)
+
+
+def test_digits(tmp_path, capsys):
+    csv = make('digits', tmp_path / 'new', tmp_path / 'out')
+    assert {subset: len(lines) for subset, lines in csv.items()} == {'train': 1000, 'query': 200, 'test': 597}
+    everything = sum(csv.values(), [])
+    assert len(set(everything)) == 1797
+    assert capsys.readouterr().err == ''
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    for line in everything[::100]:
+        digit, fid = line.split(',')
+        number = int(fid[-8:-4])
+        assert int(digit) == digits.target[number]
+        pixels = np.asarray(Image.open(tmp_path / 'new' / fid))
+        np.testing.assert_allclose(pixels, digits.images[number] * 255 / 16, atol=0.5)
+
+    assert make('digits', tmp_path / 'new', tmp_path / 'again') == csv
+    other = make('digits', tmp_path / 'new', tmp_path / 'other', seed=1)
+    assert other != csv and sorted(sum(other.values(), [])) == sorted(everything)
+    # Drawn by a hash, not by a random generator, so that this holds everywhere and for ever.
+    assert csv['query'][:3] == ['0,digits/0030.png', '0,digits/0079.png', '0,digits/0160.png']
+
+
+def put_folder(root):
+    put(root, *(f'person {person}/{image}.{suffix}' for person in range(10)
+                for image, suffix in enumerate(['jpg', 'JPEG', 'png', 'txt'])))
+    put(root, 'person 3/camera 2/x.jpg', 'alone/1.jpg', '.git/1.jpg', 'person 1/.hidden.jpg', 'person 1/._1.jpg', '1.jpg')
+
+
+def test_folder(root):
+    put_folder(root)
+    csv = make('folder', root)
+    assert list(csv) == ['train'] and len(csv['train']) == 32
+    assert csv['train'][:2] == ['alone,alone/1.jpg', 'person 0,person 0/0.jpg']
+    assert 'person 3,person 3/camera 2/x.jpg' in csv['train']
+
+
+def pids(lines):
+    return {line.split(',')[0] for line in lines}
+
+
+def test_folder_with_held_out_identities(root, tmp_path):
+    put_folder(root)
+    everything = make('folder', root)['train']
+    csv = make('folder', root, tmp_path / 'a', val_fraction=0.3, query_per_identity=2)
+    assert sorted(sum(csv.values(), [])) == everything
+    assert pids(csv['query']) <= pids(csv['test']) and len(pids(csv['test'])) == round(0.3 * 11)
+    assert not pids(csv['train']) & pids(csv['test'])
+    for pid in pids(csv['test']):
+        images = len([line for line in everything if line.startswith(f'{pid},')])
+        assert len([line for line in csv['query'] if line.startswith(f'{pid},')]) == min(2, images - 1)
+    assert make('folder', root, tmp_path / 'b', val_fraction=0.3, query_per_identity=2) == csv
+    assert make('folder', root, tmp_path / 'c', val_fraction=0.3, query_per_identity=2, seed=1) != csv
+
+
+def test_folder_for_evaluation_only(root):
+    put_folder(root)
+    csv = make('folder', root, query_per_identity=5)
+    assert list(csv) == ['query', 'test'] and len(csv['test']) == 11 and len(csv['query']) == 21
+
+
+NAMES = [' blank', 'blank ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße', '人', '#', 'NA', '\tx']
+
+
+def test_odd_names_come_back_as_they_are(root):
+    put(root, *(f'{name}/{name}.jpg' for name in NAMES))
+    make('folder', root)
+    dataset = load_dataset(root.parent / 'out' / 'folder_train.csv')
+    assert dict(zip(dataset.pids, dataset.fids)) == {name: f'{name}/{name}.jpg' for name in NAMES}
+
+
+def test_a_name_that_is_not_utf8(root):
+    os.makedirs(os.fsencode(root) + b'/1')
+    open(os.fsencode(root) + b'/1/\xff.jpg', 'wb').close()
+    with pytest.raises(InputError, match=r"'1/\\udcff.jpg' is not UTF-8"):
+        make('folder', root)
+    assert not list((root.parent / 'out').iterdir())
+
+
+def test_the_order_of_the_disk_does_not_matter(root, tmp_path, monkeypatch):
+    put(root, *MARKET)
+    first = make('market1501', root)
+    listdir = os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda path: sorted(listdir(path), reverse=True))
+    assert make('market1501', root, tmp_path / 'again') == first
+
+
+@pytest.mark.parametrize('name', sorted(set(plugins.choices('data')) - {'digits'}))
+def test_wrong_folder(name, root, tmp_path):
+    put(root, 'readme.txt', 'Thumbs.db')
+    for wrong in (root, root / 'readme.txt', root / 'nowhere'):
+        with pytest.raises(InputError, match=str(wrong)):
+            make_dataset.make(name, str(wrong), str(tmp_path / 'out'), {})
+    assert not (tmp_path / 'out').exists()
+
+
+def test_the_folder_above_the_right_one(root, tmp_path):
+    put(root, *MARKET)
+    process = run_script('make_dataset.py', 'market1501', tmp_path, '--out', tmp_path / 'out')
+    assert_one_sentence(process, 'bounding_box_train is not in', 'but in its folder root: give that one', status=1)
+
+
+def test_command_line(root, tmp_path):
+    put_folder(root)
+    process = run_script('make_dataset.py', 'folder', root, '--out', 'my/csv', '--val_fraction', '.5', cwd=tmp_path)
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+    assert process.stdout.splitlines()[0].split() == ['subset', 'identities', 'images', 'tracklets', 'cameras', 'file']
+    assert process.stdout.splitlines()[3].split()[::5] == ['test', 'my/csv/folder_test.csv']
+    assert process.stdout.splitlines()[4] == 'Evaluate with --excluder diagonal.'
+    assert sorted(path.name for path in (tmp_path / 'my/csv').iterdir()) == [
+        'folder_query.csv', 'folder_test.csv', 'folder_train.csv']
+
+
+@pytest.mark.parametrize('arguments, part, status', [
+    (['market1502', '.'], 'market1502', 2),
+    (['market1501'], 'ROOT', 2),
+    (['market1501', '.', '--val_fraction', '0.5'], '--val_fraction', 2),
+    (['folder', '.', '--val_fraction', '1.5'], '--val_fraction 1.5 is not between 0 and 1', 1),
+    (['folder', '.', '--query_per_identity', '0'], '--query_per_identity 0 is less than 1', 1),
+    (['check', 'nowhere.csv', '.'], 'There is no dataset file nowhere.csv', 1),
+])
+def test_wrong_arguments(tmp_path, arguments, part, status):
+    assert_one_sentence(run_script('make_dataset.py', *arguments, cwd=tmp_path), part, status=status)
+
+
+def test_help_names_every_dataset_and_imports_nothing_heavy(tmp_path):
+    process = run_script('make_dataset.py', '--help', env={**os.environ, 'PYTHONPROFILEIMPORTTIME': '1'})
+    assert process.returncode == 0
+    assert all(f'    {name}' in process.stdout for name in [*plugins.choices('data'), 'check'])
+    for library in ('numpy', 'pandas', 'tensorflow', 'h5py', 'scipy', 'PIL', 'sklearn'):
+        assert f' {library}\n' not in process.stderr
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Checks csv files in this process, in which TensorFlow may be imported already; returns the lines printed."""
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')  # As it sets itself, but undone after the test.
+
+    def run(csv_paths, root, error=None):
+        if error:
+            with pytest.raises(InputError, match=error):
+                make_dataset.check(csv_paths, root)
+        else:
+            make_dataset.check(csv_paths, root)
+        return [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def test_check(check, root, tmp_path):
+    put_picture(root, 'a/1.png', 'a/2.jpg', colour=1)
+    put_picture(root, 'a/3.png', colour=2, size=(20, 10))
+    put_picture(root, 'b/1.png', 'c/1.png', colour=3)
+    put(tmp_path, 'train.csv', content=b'a,a/1.png\na,a/2.jpg\na,a/3.png\na,a/3.png\nb,b/1.png\nc,c/1.png\n')
+    assert check([tmp_path / 'train.csv'], root) == [
+        f'{tmp_path}/train.csv: 6 rows, 5 images, 3 identities',
+        'images of an identity: 1 to 3, median 1',
+        'width: 8 to 20, median 8; height: 10 to 16, median 16; 8x16 most often (4)',
+        'identities with one image: 2 (b, c)',
+        'images with the content of another: 2 (b/1.png, c/1.png)',
+        'images that are also of another identity: 2 (b/1.png, c/1.png)']
+
+
+def test_check_finds_what_cannot_be_used(check, root, tmp_path):
+    put_picture(root, 'a/1.png', 'b/truncated.png', 'b/truncated.jpg')
+    for name in ('truncated.png', 'truncated.jpg'):
+        os.truncate(root / 'b' / name, (root / 'b' / name).stat().st_size - 20)
+    put(root, 'b/empty.jpg', content=b'')
+    put(root, 'b/page.jpg', content=b'<html>')
+    put(root, 'a/copy.png', content=(root / 'a/1.png').read_bytes())
+    put(tmp_path, 'train.csv', content=b'a,a/1.png\nd,d/1.jpg\n')
+    put(tmp_path, 'test.csv', content=b'b,b/truncated.png\nb,b/truncated.jpg\nb,b/empty.jpg\nb,b/page.jpg\n'
+                                      b'd,d/1.jpg\na,a/copy.png\n')
+    lines = check([tmp_path / 'train.csv', tmp_path / 'test.csv'], root, error='^5 of 7 images cannot be used.$')
+    assert lines[0] == f'{tmp_path}/train.csv: 2 rows, 2 images, 2 identities'
+    assert 'No such file or directory: 1 (d/1.jpg)' in lines
+    assert 'Not a whole image: 4 (b/empty.jpg, b/page.jpg, b/truncated.jpg, ...)' in lines
+    assert lines[-1] == f'images in both {tmp_path}/train.csv and {tmp_path}/test.csv: 1 (a/copy.png)'
