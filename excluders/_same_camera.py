@@ -4,6 +4,7 @@ import re
 import numpy as np
 
 from errors import InputError
+from excluders import _same_key
 
 JUNK = '-1'
 
@@ -11,35 +12,40 @@ JUNK = '-1'
 class SameCameraExcluder:
     """Ignores the gallery images that show the query's person in the query's camera, and all junk (identity -1).
 
-    Subclasses give the `pattern`: a regular expression that is searched in the file's name, with named groups
-    `pid` and `cid`.
+    Subclasses give the `pattern`: a regular expression that is searched in the file's name (in the whole file id if
+    the pattern holds a slash), with named groups `pid` and `cid`.
+
+    junk: bool [G], the gallery images that no query looks at.
     """
     pattern = None
 
-    def __init__(self, gallery_fids):
+    def __init__(self, gallery_fids, pattern=None):
         """
         Args:
             gallery_fids: file ids [G].
+            pattern: used instead of the class's own.
 
         Raises:
             InputError: a file name that does not fit the pattern.
         """
-        pids, cids = self.ids(gallery_fids)
-        self.gallery_pids, self.gallery_cids = pids, cids
-        self.junk = pids == JUNK
+        self.pattern = pattern or self.pattern
+        ids = self.ids(gallery_fids)
+        self.junk = np.array([pid == JUNK for pid, _ in ids], dtype=bool)
+        self.same_person_and_camera = _same_key.SameKey(ids)
 
     def __call__(self, query_fids):
         """What each query ignores: bool [Q, G] for file ids [Q]."""
-        pids, cids = self.ids(query_fids)
-        same_pid = pids[:, None] == self.gallery_pids[None]
-        same_cid = cids[:, None] == self.gallery_cids[None]
-        return same_pid & same_cid | self.junk[None]
+        ignored = self.same_person_and_camera(self.ids(query_fids))
+        ignored |= self.junk[None]
+        return ignored
 
     def ids(self, fids):
-        """Identities and cameras of file ids: two str arrays [N]."""
+        """Identity and camera of each file id: a list of (str, str) [N]."""
         search = re.compile(self.pattern).search
-        found = [search(fid.rsplit('/', 1)[-1]) for fid in fids]
-        for fid, match in zip(fids, found):
-            if match is None:
+        names = fids if '/' in self.pattern else [fid.rpartition('/')[2] for fid in fids]
+        found = [search(name) for name in names]
+        ids = [match.group('pid', 'cid') if match else (None, None) for match in found]
+        for fid, both in zip(fids, ids):
+            if None in both:
                 raise InputError(f'The file name {fid} does not fit the pattern {self.pattern} of the excluder.')
-        return np.array([match['pid'] for match in found]), np.array([match['cid'] for match in found])
+        return ids
