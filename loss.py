@@ -8,6 +8,9 @@ anchors of one replica come first and the rest of the batch behind them (B1 < B2
 """
 import tensorflow as tf
 
+import plugins
+from errors import InputError
+
 
 def cdist(a, b, metric):
     """Distances between all pairs.
@@ -15,10 +18,14 @@ def cdist(a, b, metric):
     Args:
         a: [B1, D] float32.
         b: [B2, D] float32.
-        metric: 'euclidean', 'sqeuclidean' or 'cityblock'.
+        metric: one of ranking.METRICS.
 
     Returns: [B1, B2] float32. `euclidean` is sqrt(sum of squares + 1e-12), whose gradient at 0 is 0 and not NaN.
+        `cosine` is 1 - the cosine of the angle, as half the squared distance of the embeddings scaled to length one:
+        that is never below 0. An embedding of all zeros, which has no direction, stays zero.
     """
+    if metric == 'cosine':
+        return cdist(tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1), 'sqeuclidean') / 2
     differences = a[:, None] - b[None]
     if metric == 'cityblock':
         return tf.reduce_sum(tf.abs(differences), axis=-1)
@@ -51,6 +58,42 @@ def pair_masks(anchor_pids, pids):
     same = anchor_pids[:, None] == pids[None]
     itself = tf.eye(tf.shape(anchor_pids)[0], tf.shape(pids)[0], dtype=tf.bool)
     return same & ~itself, ~same
+
+
+def has_triplet(positive, negative):
+    """Which anchors have a positive and a negative, bool [B1], given the masks of `pair_masks`."""
+    return tf.reduce_any(positive, axis=1) & tf.reduce_any(negative, axis=1)
+
+
+def log_sum_exp(values, mask):
+    """log Σ exp(values) over the entries of each row [B1, B2] that the mask names; very negative where it names none."""
+    return tf.reduce_logsumexp(tf.where(mask, values, -1e9), axis=1)
+
+
+def number_margin(name, margin):
+    """Raises InputError when the margin of the loss `name` is not a number."""
+    if margin in ('soft', 'none'):
+        raise InputError(f'--loss {name} needs a number as --margin, not {margin}.')
+
+
+def check_margin(name, margin):
+    """Raises InputError when the loss `name` is not defined for a margin; the loss itself tells, on a batch of two."""
+    plugins.load('losses', name).loss(tf.zeros([2, 2]), tf.range(2), tf.range(2), margin)
+
+
+def cross_entropy(logits, pids, label_smoothing):
+    """Softmax cross-entropy of each image with smoothed labels (Szegedy et al., CVPR 2016, section 7).
+
+    Args:
+        logits: [B, I] float32, of I identities.
+        pids: [B] int32, numbers of the true ones.
+        label_smoothing: float, the share of the label that all I identities have equal parts of.
+
+    Returns: [B] float32.
+    """
+    log_probabilities = tf.nn.log_softmax(logits)
+    of_true = tf.gather(log_probabilities, pids, batch_dims=1)
+    return -(1 - label_smoothing) * of_true - label_smoothing * tf.reduce_mean(log_probabilities, axis=1)
 
 
 def monitor(dists, anchor_pids, pids, losses, k):
