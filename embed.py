@@ -2,6 +2,7 @@
 """Embed a dataset with a trained model: csv and images → .h5. What the model is stands in its args.json."""
 import argparse
 import os
+import sys
 
 import arguments
 import quiet
@@ -44,7 +45,7 @@ def main():
     trained, _ = arguments.load(args.experiment_root)
     if trained.crop_augment != bool(args.crop_augment):
         print(f'Warning: crop augmentation differs between training ({trained.crop_augment}) and embedding '
-              f'({args.crop_augment}).')
+              f'({args.crop_augment}).', file=sys.stderr)
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     import numpy as np

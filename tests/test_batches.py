@@ -1,0 +1,151 @@
+"""Batches are a pure function of (seed, step), and hold P identities with K images as the paper draws them."""
+import argparse
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import batches
+from dataset import Dataset
+from errors import InputError
+
+P, K = 3, 4
+
+
+def make_dataset(counts):
+    """A dataset in which the identity i has counts[i] images, its rows in a mixed order."""
+    pids = np.repeat([f'{i:04}' for i in range(len(counts))], counts).astype(object)
+    pids = np.random.default_rng(0).permutation(pids)
+    return Dataset('made.csv', pids, np.array([f'{row}.png' for row in range(len(pids))], dtype=object))
+
+
+def all_rows(dataset, seed, first, last, p=P, k=K):
+    drawn = batches.batch_rows(batches.Identities(dataset, p), seed, first, last, p, k)
+    return {int(step): rows.numpy() for step, rows in drawn}
+
+
+def test_every_epoch_is_a_fresh_permutation_of_identities_cut_to_a_multiple_of_p():
+    dataset = make_dataset([5] * 11)
+    rows = all_rows(dataset, 7, 0, 3 * 40)
+    epochs = collections.defaultdict(list)
+    for step, of_step in rows.items():
+        pids = dataset.pids[of_step].reshape(P, K)
+        assert (pids == pids[:, :1]).all()
+        epochs[step // 3] += list(pids[:, 0])
+    assert all(len(set(pids)) == 9 for pids in epochs.values())
+    left_out = collections.Counter(pid for pids in epochs.values() for pid in set(dataset.pids) - set(pids))
+    assert len(set(map(tuple, epochs.values()))) == 40
+    assert len(left_out) == 11  # Nobody is left out for ever.
+
+
+def test_images_are_drawn_without_replacement_or_repeated_evenly():
+    counts = [1, 2, 3, 4, 9, 300]
+    dataset = make_dataset(counts)
+    for rows in all_rows(dataset, 0, 0, 60, p=6).values():
+        for of_pid in rows.reshape(6, K):
+            count = counts[int(dataset.pids[of_pid[0]])]
+            often = collections.Counter(of_pid).values()
+            if count == 3:  # Two of each, of which four are drawn.
+                assert max(often) <= 2
+            else:
+                assert sorted(often) == [max(1, K // count)] * min(count, K)
+
+
+def test_every_subset_of_images_is_equally_likely():
+    drawn = [tuple(sorted(batches.draw_images(3, step, tf.constant([5], tf.int64), 3).numpy()[0]))
+             for step in range(600)]
+    counts = np.array(list(collections.Counter(drawn).values()))
+    assert len(counts) == 10
+    expected = len(drawn) / 10
+    assert ((counts - expected) ** 2 / expected).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+
+
+def test_batches_do_not_depend_on_where_a_run_starts():
+    dataset = make_dataset([5] * 11)
+    whole = all_rows(dataset, 1, 0, 20)
+    for first, last in [(0, 1), (2, 3), (3, 20), (7, 8), (8, 16), (19, 20)]:
+        part = all_rows(dataset, 1, first, last)
+        assert sorted(part) == list(range(first, last))
+        assert all(np.array_equal(part[step], whole[step]) for step in part)
+    other_seed = all_rows(dataset, 2, 0, 20)
+    assert not any(np.array_equal(other_seed[step], whole[step]) for step in whole)
+
+
+def test_too_few_identities_is_an_error_and_not_a_wait_for_ever():
+    with pytest.raises(InputError, match='2 identities, fewer than the 3'):
+        batches.Identities(make_dataset([4, 4]), P)
+
+
+@pytest.fixture(scope='module')
+def image_run(tmp_path_factory):
+    """Args and dataset of a run on six images of noise."""
+    root = tmp_path_factory.mktemp('noise')
+    random = np.random.default_rng(0)
+    dataset = make_dataset([2, 2, 2])
+    for fid in dataset.fids:
+        Image.fromarray(random.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(root / fid)
+    args = argparse.Namespace(batch_p=3, batch_k=2, net_input_height=8, net_input_width=6, pre_crop_height=12,
+                              pre_crop_width=10, crop_augment=True, flip_augment=True, image_root=str(root), seed=5,
+                              loading_threads=4)
+    return args, dataset
+
+
+def load(args, dataset, first, last):
+    return list(batches.batches(dataset, batches.Identities(dataset, args.batch_p), args, first, last))
+
+
+def test_images_are_flipped_and_cropped_and_the_same_again_on_resume(image_run):
+    args, dataset = image_run
+    whole = load(args, dataset, 0, 40)
+    again = load(args, dataset, 30, 40)
+    for first, second in zip(whole[30:], again):
+        assert all(np.array_equal(first[key], second[key]) for key in first)
+    flips, corners = collections.Counter(), set()
+    for batch in whole:
+        for row, image in zip(batch['rows'].numpy(), batch['images'].numpy()):
+            pixels = np.asarray(Image.open(f'{args.image_root}/{dataset.fids[row]}'), np.float32)
+            crops = {(top, left, mirrored): source[top:top + 8, left:left + 6]
+                     for mirrored, source in ((False, pixels), (True, pixels[:, ::-1]))
+                     for top in range(5) for left in range(5)}
+            found = [where for where, crop in crops.items() if np.array_equal(crop, image)]
+            assert len(found) == 1
+            corners.add(found[0][:2])
+            flips[found[0][2]] += 1
+    assert len(corners) == 25
+    assert 90 < flips[True] < 150  # 240 images, half of them: 120 +- 4 standard deviations of 7.7
+
+
+def test_identities_are_numbered_and_images_resized_without_augmentation(image_run):
+    args, dataset = image_run
+    args = argparse.Namespace(**{**vars(args), 'crop_augment': False, 'flip_augment': False})
+    batch = load(args, dataset, 0, 1)[0]
+    assert batch['images'].shape == (6, 8, 6, 3)
+    assert [f'{number:04}' for number in batch['pids'].numpy()] == list(dataset.pids[batch['rows'].numpy()])
+
+
+def naive_tf1_resize(image, height, width):
+    """Bilinear interpolation at y * H / height, x * W / width: TensorFlow 1's sampling, in plain loops."""
+    full_height, full_width, _ = image.shape
+    out = np.empty((height, width, 3))
+    for y in range(height):
+        for x in range(width):
+            source_y, source_x = y * full_height / height, x * full_width / width
+            top, left = int(source_y), int(source_x)
+            bottom, right = min(top + 1, full_height - 1), min(left + 1, full_width - 1)
+            dy, dx = source_y - top, source_x - left
+            above = image[top, left] * (1 - dx) + image[top, right] * dx
+            below = image[bottom, left] * (1 - dx) + image[bottom, right] * dx
+            out[y, x] = above * (1 - dy) + below * dy
+    return out
+
+
+def test_resize_samples_as_tensorflow_1_eagerly_and_in_tf_data():
+    import images
+    image = np.random.default_rng(0).integers(0, 256, (13, 7, 3), dtype=np.uint8)
+    for size in ((20, 11), (5, 4), (13, 7)):
+        expected = naive_tf1_resize(image.astype(float), *size)
+        np.testing.assert_allclose(images.resize(tf.constant(image), size), expected, atol=1e-3)
+        in_pipeline = next(iter(tf.data.Dataset.from_tensors(image).map(lambda one: images.resize(one, size))))
+        np.testing.assert_allclose(in_pipeline, expected, atol=1e-3)

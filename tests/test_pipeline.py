@@ -1,0 +1,192 @@
+"""The main job as its user does it: train, interrupt, resume, embed, evaluate, by the scripts and on image files."""
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+from _people import write_market1501
+from conftest import ROOT, assert_one_sentence, run_script
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
+ITERATIONS = 60
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    """A folder in Market-1501's layout with its csv files beside it."""
+    root = tmp_path_factory.mktemp('people')
+    write_market1501(root / 'images', identities=40, images_per_camera=4)
+    made = run_script('make_dataset.py', 'market1501', root / 'images', '--out', root)
+    assert made.returncode == 0, made.stderr
+    return root
+
+
+def train_flags(people, root, *more):
+    return ['--experiment_root', root, '--train_set', people / 'market1501_train.csv', '--image_root',
+            people / 'images', '--model_name', 'mnist', '--head_name', 'fc1024', '--embedding_dim', '16', '--batch_p',
+            '8', '--batch_k', '4', '--net_input_height', '32', '--net_input_width', '16', '--pre_crop_height', '36',
+            '--pre_crop_width', '18', '--flip_augment', '--crop_augment', '--learning_rate', '1e-3',
+            '--train_iterations', ITERATIONS, '--decay_start_iteration', '30', '--checkpoint_frequency', '25',
+            '--deterministic', '--detailed_logs', *more]
+
+
+@pytest.fixture(scope='module')
+def run(people):
+    """The experiment root of an undisturbed run."""
+    root = people / 'run'
+    trained = run_script('train.py', *train_flags(people, root))
+    assert trained.returncode == 0, trained.stderr
+    return root
+
+
+@pytest.fixture(scope='module')
+def interrupted_run(people):
+    """The experiment root of the same run, interrupted by SIGINT and resumed."""
+    root = people / 'interrupted'
+    process = start(train_flags(people, root))
+    wait_for_line(root / 'train.log', 'iter:    10,')
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert 'Interrupted by SIGINT' in errors
+    steps = checkpoint_steps(root)
+    assert 10 <= steps[-1] < ITERATIONS and steps[-1] not in (25, 50), 'the signal came too late for this test'
+    resumed = run_script('train.py', '--experiment_root', root, '--resume', '--batch_p', '5')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'batch_p was given as 5' in resumed.stderr
+    return root
+
+
+def start(flags):
+    command = [sys.executable, str(ROOT / 'train.py'), *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_line(path, part, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (path.exists() and part in path.read_text()):
+        assert time.monotonic() < deadline, f'{part!r} did not appear in {path}'
+        time.sleep(0.02)
+
+
+def checkpoint_steps(root):
+    return sorted(int(file.stem.split('-')[1]) for file in pathlib.Path(root).glob('checkpoint-*.index'))
+
+
+def evaluate(people, root, name='', excluder='market1501'):
+    scores = root / f'scores{name}.json'
+    done = run_script('evaluate.py', '--excluder', excluder, '--metric', 'euclidean',
+                      '--query_dataset', people / 'market1501_query.csv',
+                      '--query_embeddings', root / f'market1501_query{name}_embeddings.h5',
+                      '--gallery_dataset', people / 'market1501_test.csv',
+                      '--gallery_embeddings', root / f'market1501_test{name}_embeddings.h5', '--filename', scores)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f'mAP: {json.loads(scores.read_text())["mAP"]:.2%} | top-1: ')
+    return json.loads(scores.read_text())
+
+
+def embed(people, root, subset, *more):
+    done = run_script('embed.py', '--experiment_root', root, '--dataset', people / f'market1501_{subset}.csv', *more)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_training_raises_map_well_above_the_untrained_net(people, run):
+    flips = ('--crop_augment', 'center', '--flip_augment', '--aggregator', 'mean')
+    for subset in ('query', 'test'):
+        embed(people, run, subset, *flips)
+        embed(people, run, subset, *flips, '--checkpoint', 'checkpoint-0', '--filename',
+              f'market1501_{subset}_untrained_embeddings.h5')
+    trained, untrained = evaluate(people, run), evaluate(people, run, '_untrained')
+    assert trained['mAP'] > untrained['mAP'] + 0.2
+    assert trained['mAP'] > 0.7
+    with h5py.File(run / 'market1501_query_embeddings.h5') as file:
+        assert file['emb'].shape == (40, 16) and file['emb_aug'].shape == (2, 40, 16)
+        assert list(file['augmentation_types']) == [b'original_center', b'original_flip_center']
+        np.testing.assert_allclose(file['emb'][()], file['emb_aug'][()].mean(0), rtol=1e-6)
+        assert file['embs'] == file['emb']
+
+
+def test_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one(run, interrupted_run):
+    first, second = (tf.train.load_checkpoint(str(root / f'checkpoint-{ITERATIONS}')) for root in (run, interrupted_run))
+    names = first.get_variable_to_shape_map()
+    assert names == second.get_variable_to_shape_map()
+    assert {'global_step', 'beta1_power', 'emb/weights', 'emb/weights/Adam', 'emb/weights/Adam_1',
+            'fully_connected/BatchNorm/moving_variance'} <= set(names)
+    for name in names:
+        assert np.array_equal(first.get_tensor(name), second.get_tensor(name)), name
+    for log in ('embs', 'losses', 'fids'):
+        logged = [np.load(root / f'log_{log}.npy', mmap_mode='r') for root in (run, interrupted_run)]
+        assert len(logged[0]) == ITERATIONS
+        assert np.array_equal(*logged)
+
+
+def test_log_and_events_tell_of_each_iteration_once(run, interrupted_run):
+    def iterations(root):
+        lines = (root / 'train.log').read_text().splitlines()
+        return [line.split('iter:')[1].split(', ETA')[0] for line in lines if 'iter:' in line]
+
+    assert len(iterations(run)) == ITERATIONS
+    assert iterations(run) == iterations(interrupted_run)
+    for root in (run, interrupted_run):
+        events = EventAccumulator(str(root), {TENSORS: 0}).Reload()
+        assert {'loss', 'batch_top1', 'batch_prec_at_3', 'active_count', 'learning_rate', 'secs_per_iter',
+                'loss_distribution', 'embedding_dists', 'embedding_pos_dists', 'embedding_neg_dists',
+                'embedding_lengths'} == set(events.Tags()['tensors'])
+        assert [event.step for event in events.Tensors('loss')] == list(range(1, ITERATIONS + 1))
+
+
+def test_experiment_root_holds_what_it_takes_to_trace_a_number(people, run):
+    text = (run / 'args.json').read_text()
+    args = json.loads(text)
+    assert text == json.dumps(args, indent=2, sort_keys=True) + '\n'
+    assert args['margin'] == 'soft' and args['batch_p'] == 8 and args['resume'] is False and args['seed'] == 0
+    assert checkpoint_steps(run) == [0, 25, 50, 60]
+    state = (run / 'checkpoint').read_text().splitlines()
+    assert state[0] == 'model_checkpoint_path: "checkpoint-60"' and len(state) == 5
+    started = json.loads((run / 'provenance.json').read_text())
+    assert len(started) == 1 and started[0]['versions']['tensorflow'].startswith('2.')
+    assert len(started[0]['sha256'][str(people / 'market1501_train.csv')]) == 64
+
+
+def test_finished_run_has_nothing_to_resume(run):
+    before = sorted(path.name for path in run.iterdir())
+    done = run_script('train.py', '--experiment_root', run, '--resume')
+    assert done.returncode == 0 and 'nothing is left to do' in done.stderr
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_embeddings_of_another_csv_are_refused(people, run):
+    if not (run / 'market1501_test_embeddings.h5').exists():
+        pytest.skip('needs the embeddings of the test above')
+    swapped = run_script('evaluate.py', '--excluder', 'market1501', '--metric', 'euclidean',
+                         '--query_dataset', people / 'market1501_query.csv',
+                         '--query_embeddings', run / 'market1501_test_embeddings.h5',
+                         '--gallery_dataset', people / 'market1501_test.csv',
+                         '--gallery_embeddings', run / 'market1501_query_embeddings.h5')
+    assert_one_sentence(swapped, 'rows', 'swapped')
+
+
+def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
+    import checkpoints
+    import model
+    network = model.build('resnet_v1_50', 'fc1024', 128, (256, 128, 3))
+    checkpoints.save(tmp_path, 0, model.named_variables(network.body))
+    # In a copy of the project, since the script makes its csv files there.
+    copy = tmp_path / 'project'
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.*', '*.csv', 'digits'))
+    path = {'PATH': f'{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'}
+    done = subprocess.run(['sh', str(copy / 'market1501_train.sh'), str(people / 'images'),
+                           str(tmp_path / 'checkpoint-0'), str(tmp_path / 'run'), '--batch_p', '4',
+                           '--train_iterations', '2'], capture_output=True, text=True, timeout=300, env=path)
+    assert done.returncode == 0, done.stderr
+    assert 'Initialised the body' in done.stderr and 'iter:     2' in done.stderr
+    assert checkpoint_steps(tmp_path / 'run') == [0, 2]
+    assert json.loads((tmp_path / 'run' / 'args.json').read_text())['batch_p'] == 4
