@@ -49,7 +49,5 @@ python3 "$HERE/evaluate.py" \
     --metric euclidean \
     --filename "$FOLDER/run/evaluation.json"
 
-python3 "$HERE/visualize.py" embeddings \
-    --dataset "$FOLDER/digits_test.csv" \
-    --embeddings "$FOLDER/run/digits_test_embeddings.h5" \
+python3 "$HERE/visualize.py" embeddings "$FOLDER/run/digits_test_embeddings.h5" \
     --filename "$FOLDER/run/embedding.png"
