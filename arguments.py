@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 
+import excluders
 import plugins
 from errors import InputError
 from files import write_json
@@ -15,21 +16,22 @@ from ranking import METRICS
 FILE = 'args.json'
 # These belong to one start of a run and not to the run.
 OF_ONE_START = ('experiment_root', 'resume')
+LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take everywhere.
 
 
 def positive_int(text):
     """An int of 1 or more, for argparse."""
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not 1 or more')
+    if not 1 <= number <= LARGEST_INT:
+        raise argparse.ArgumentTypeError(f'{text} is not 1 or more (and at most {LARGEST_INT})')
     return number
 
 
 def non_negative_int(text):
     """An int of 0 or more, for argparse."""
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f'{text} is not 0 or more')
+    if not 0 <= number <= LARGEST_INT:
+        raise argparse.ArgumentTypeError(f'{text} is not 0 or more (and at most {LARGEST_INT})')
     return number
 
 
@@ -39,6 +41,39 @@ def positive_float(text):
     if not 0 < number < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
     return number
+
+
+def non_negative_float(text):
+    """A finite number of 0 or more, for argparse."""
+    number = float(text)
+    if not 0 <= number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a number of 0 or more')
+    return number
+
+
+def share(text):
+    """A number from 0 to 1, for argparse."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
+    return number
+
+
+def iterations(text):
+    """Iterations in ascending order with commas between, for argparse; they stay a text, as args.json holds them."""
+    numbers = [positive_int(number) for number in text.split(',')]
+    if numbers != sorted(set(numbers)):
+        raise argparse.ArgumentTypeError(f'{text} is not in ascending order')
+    return text
+
+
+def excluder(text):
+    """The name of an excluder, or regex:PATTERN, for argparse."""
+    try:
+        excluders.load(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(error) from error
+    return text
 
 
 def margin(text):
@@ -68,14 +103,20 @@ def make_parser():
     add('--image_root', metavar='DIR', help='folder that the paths in the csv file are relative to')
     add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
     add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
+    add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='with tracklets in the csv file, K are '
+        'tracklets, whose embedding is the mean over S frames (%(default)s)')
     add('--net_input_height', type=positive_int, default=256, metavar='H', help='(%(default)s)')
     add('--net_input_width', type=positive_int, default=128, metavar='W', help='(%(default)s)')
     add('--pre_crop_height', type=positive_int, default=288, metavar='H', help='with crop augmentation (%(default)s)')
     add('--pre_crop_width', type=positive_int, default=144, metavar='W', help='with crop augmentation (%(default)s)')
     add('--flip_augment', action='store_true', help='mirror images at random')
     add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')
+    add('--random_erasing', type=share, default=0.0, metavar='P', help='blot out a random rectangle of an image with '
+        'this probability (%(default)s)')
     add('--loading_threads', type=positive_int, default=8, help='images loaded at a time (%(default)s)')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
+    add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
+        'in broken_images.csv and leave them out')
 
     net = parser.add_argument_group('net')
     add = net.add_argument
@@ -83,21 +124,55 @@ def make_parser():
     add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='(%(default)s)')
     add('--embedding_dim', type=positive_int, default=128, metavar='D', help='(%(default)s)')
     add('--initial_checkpoint', metavar='FILE', help="pre-trained weights of the net's body")
+    add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (2)')
+    add('--pooling', choices=('avg', 'gem'), help='what becomes of the last feature map: its average, or the '
+        'generalised mean with a learned exponent (avg)')
 
-    loss = parser.add_argument_group('loss and optimisation')
+    loss = parser.add_argument_group('loss')
     add = loss.add_argument
     add('--loss', default='batch_hard', choices=plugins.choices('losses'), help='(%(default)s)')
     add('--margin', type=margin, default='soft', help='a number, soft or none (%(default)s)')
     add('--metric', default='euclidean', choices=METRICS, help='(%(default)s)')
+    add('--metric_weight', type=non_negative_float, default=1.0, metavar='W', help='of that loss (%(default)s)')
+    add('--xent_weight', type=non_negative_float, default=0.0, metavar='W', help='of the cross-entropy of a classifier '
+        'of the training identities, which is beside the embedding; 0: there is none (%(default)s)')
+    add('--label_smoothing', type=share, default=0.1, metavar='S', help='of the cross-entropy (%(default)s)')
+
+    optimisation = parser.add_argument_group('optimisation')
+    add = optimisation.add_argument
     add('--learning_rate', type=positive_float, default=3e-4, help='(%(default)s)')
     add('--train_iterations', type=positive_int, default=25000, help='(%(default)s)')
     add('--decay_start_iteration', type=int, default=15000, help='when the learning rate starts to decay; -1: never '
         '(%(default)s)')
+    add('--lr_schedule', default='exponential', choices=('exponential', 'step', 'cosine', 'constant'),
+        help='how the learning rate decays: from decay_start_iteration to a thousandth of it or along a cosine to 0 at '
+        'the end, by a factor at some iterations, or not at all (%(default)s)')
+    add('--lr_steps', type=iterations, metavar='N,N,…', help='iterations at which the step schedule lowers the rate')
+    add('--lr_step_factor', type=positive_float, default=0.1, metavar='F', help='by which it does (%(default)s)')
+    add('--warmup_iterations', type=non_negative_int, default=0, metavar='N', help='in which the learning rate rises '
+        'to its full value (%(default)s)')
+    add('--decay_beta1', type=share, metavar='B', help="Adam's beta1 once the decay has started; the paper has 0.5 "
+        '(0.9, as before)')
+    add('--weight_decay', type=non_negative_float, default=0.0, metavar='W', help='times each variable is added to its '
+        "gradient, as PyTorch's Adam does (%(default)s)")
+    add('--gradient_clip', type=positive_float, metavar='NORM', help='scale gradients that are longer than this (never)')
+    add('--freeze_body_iterations', type=non_negative_int, default=0, metavar='N', help='train only the head at first; '
+        "the body's batch norm stays as it is too (%(default)s)")
+
+    validation = parser.add_argument_group('validation while training')
+    add = validation.add_argument
+    add('--eval_frequency', type=non_negative_int, default=0, metavar='N', help='iterations between evaluations; the '
+        'best of these checkpoints is noted in checkpoint-best; 0: never (%(default)s)')
+    add('--eval_query', metavar='CSV', help='query images, in the image root')
+    add('--eval_gallery', metavar='CSV', help='gallery images, in the image root')
+    add('--eval_excluder', type=excluder, metavar='NAME', help='as of evaluate.py')
 
     run = parser.add_argument_group('run')
     add = run.add_argument
     add('--checkpoint_frequency', type=non_negative_int, default=1000, metavar='N', help='iterations between '
         'checkpoints; 0: only the final one (%(default)s)')
+    add('--keep_checkpoints', type=non_negative_int, default=0, metavar='N', help='how many checkpoints stay, the '
+        'newest ones besides the one that the run was resumed from; 0: all (%(default)s)')
     add('--summary_frequency', type=positive_int, default=1, metavar='N', help='iterations between histograms in '
         'TensorBoard (%(default)s)')
     add('--detailed_logs', action='store_true', help='keep embeddings, losses and file ids of every batch as .npy')
@@ -124,10 +199,25 @@ def check(args, parser):
         parser.error('--batch_k must be 2 or more: without a second image an anchor has no positive')
     if args.batch_p < 2:
         parser.error('--batch_p must be 2 or more: without a second identity an anchor has no negative')
+    if not args.xent_weight and (args.loss == 'none' or not args.metric_weight):
+        parser.error('without a metric loss (--loss, --metric_weight) and without cross-entropy (--xent_weight) there '
+                     'is nothing to train with')
+    if (args.lr_schedule == 'step') != bool(args.lr_steps):
+        parser.error('--lr_schedule step and --lr_steps belong together: give both or neither')
+    evaluation = [args.eval_query, args.eval_gallery, args.eval_excluder, args.eval_frequency]
+    if any(evaluation) and not all(evaluation):
+        parser.error('--eval_query, --eval_gallery, --eval_excluder and --eval_frequency belong together: give all or '
+                     'none')
     crop_fits = args.net_input_height <= args.pre_crop_height and args.net_input_width <= args.pre_crop_width
     if args.crop_augment and not crop_fits:
         parser.error(f'with --crop_augment the net input ({args.net_input_height}x{args.net_input_width}) must not be '
                      f'larger than the pre-crop size ({args.pre_crop_height}x{args.pre_crop_width})')
+
+
+def net_options(args):
+    """What is asked of the net beside its input: keyword arguments of its `body`, those that are given."""
+    options = {'last_stride': args.last_stride, 'pooling': args.pooling}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load(root):

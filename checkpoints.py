@@ -3,13 +3,14 @@
 A checkpoint N is the two files `checkpoint-N.index` and `checkpoint-N.data-00000-of-00001`; the file `checkpoint`
 names the newest one. With one format there is one way to read our own, the original's, and TF-Slim's (V1 or V2).
 """
+import glob
 import os
 import re
 
 import tensorflow as tf
 
 from errors import InputError
-from files import written_whole
+from files import sync_folder, tensorflow_os_errors, written_whole
 
 STATE_FILE = 'checkpoint'
 DATA_SUFFIX = '.data-00000-of-00001'
@@ -30,25 +31,35 @@ def step_of(path):
     return int(found[1]) if found else -1
 
 
-def save(root, step, variables):
+def save(root, step, variables, keep=0, resumed_from=None):
     """Write the checkpoint of a step: data, then index, then the state file; each whole and on disk before the next.
 
     Args:
         root: experiment root.
         step: number of finished iterations.
         variables: dict {TF1 name: variable or tensor}.
+        keep: how many checkpoints stay, the newest ones; 0: all.
+        resumed_from: a step whose checkpoint stays in any case.
 
     Returns: the checkpoint's path without endings.
 
     Raises:
         OSError: the disk is full or gone. What was there before is as it was.
+        InputError: a variable that is not finite.
     """
     path = prefix(root, step)
     temporary = os.path.join(root, f'.checkpoint-{step}.partial')
     names = sorted(variables)
+    tensors = [tf.convert_to_tensor(variables[name]) for name in names]
+    for name, tensor in zip(names, tensors):
+        if tensor.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(tensor)):
+            raise InputError(f'{name} is not finite after {step} iterations, so no checkpoint is written over them. '
+                             f'Go on from an earlier one with a lower --learning_rate.')
+    remove_unfinished(root)
     try:
-        tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[''] * len(names),
-                          tensors=[tf.convert_to_tensor(variables[name]) for name in names])
+        with tensorflow_os_errors(path):
+            tf.raw_ops.SaveV2(prefix=temporary, tensor_names=names, shape_and_slices=[''] * len(names),
+                              tensors=tensors)
         for ending in (DATA_SUFFIX, '.index'):
             with open(temporary + ending, 'rb') as written:
                 os.fsync(written.fileno())
@@ -57,14 +68,29 @@ def save(root, step, variables):
             os.remove(path + '.index')
         for ending in (DATA_SUFFIX, '.index'):
             os.replace(temporary + ending, path + ending)
-    except tf.errors.OpError as error:
-        raise OSError(None, f'The checkpoint could not be written ({error.message.splitlines()[0]})', path) from error
+        sync_folder(root)
     finally:
-        for ending in (DATA_SUFFIX, '.index'):
-            if os.path.exists(temporary + ending):
-                os.remove(temporary + ending)
+        remove_unfinished(root)
     write_state(root, step)
+    if keep:
+        _remove_all_but(root, step, keep, resumed_from)
     return path
+
+
+def _remove_all_but(root, newest_step, keep, resumed_from):
+    """Remove old checkpoints; what is newer than the newest step was left by a run that went another way, and stays."""
+    old = sorted(step for step in steps_in(root) if step <= newest_step)[:-keep]
+    for step in old:
+        if step != resumed_from:
+            for ending in ('.index', DATA_SUFFIX):
+                os.remove(prefix(root, step) + ending)
+    write_state(root, newest_step)
+
+
+def remove_unfinished(root):
+    """Remove what a checkpoint that was not written to its end left behind; TensorFlow adds endings of its own."""
+    for path in glob.glob(os.path.join(glob.escape(root), '.checkpoint*.partial*')):
+        os.remove(path)
 
 
 def write_state(root, newest_step):
@@ -81,6 +107,11 @@ def steps_in(root):
     """Steps of all checkpoints in an experiment root, in no order."""
     found = (re.fullmatch(r'checkpoint-(\d+)\.index', name) for name in os.listdir(root))
     return [int(match[1]) for match in found if match]
+
+
+def were_written(root):
+    """Whether the run of an experiment root has ever written a checkpoint; without one it has trained nothing."""
+    return bool(steps_in(root)) or os.path.exists(os.path.join(root, STATE_FILE))
 
 
 def newest_first(root):
@@ -180,7 +211,7 @@ def read(path, shapes):
         raise InputError(f'The checkpoint {path} does not fit: it {" and ".join(lacks + differs)}.')
     try:
         return {name: reader.get_tensor(name) for name in shapes}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         raise DamagedCheckpoint(f'The files of the checkpoint {path} are damaged '
                                 f'({str(error).splitlines()[0]}).') from error
 

@@ -10,6 +10,12 @@ class InputError(Exception):
     """A file, a flag or a value that the user gave cannot be used; the message is one clear sentence."""
 
 
+def sentence_of(error):
+    """What an OSError says, as one sentence."""
+    where = f'{error.filename}: ' if error.filename else ''
+    return f'{where}{error.strerror or error}.'
+
+
 def exit_with(main):
     """Run `main()` and leave the process: 0 when it returns, 1 with one sentence for a known error.
 
@@ -24,8 +30,7 @@ def exit_with(main):
         sys.stderr.close()  # The reader of our output left, as `| head` does: that is not an error to report.
         sys.exit(1)
     except OSError as error:
-        where = f'{error.filename}: ' if error.filename else ''
-        sentence = f'{where}{error.strerror or error}.'
+        sentence = sentence_of(error)
     except KeyboardInterrupt:
         sys.exit(130)
     print(f'error: {sentence}', file=sys.stderr)

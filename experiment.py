@@ -3,11 +3,13 @@ import contextlib
 import datetime
 import fcntl
 import json
-import logging
+import logging.handlers
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 
 import provenance
 from errors import InputError
@@ -16,13 +18,15 @@ from files import write_json
 LOG_FILE = 'train.log'
 PROVENANCE_FILE = 'provenance.json'
 LOCK_FILE = '.lock'
+SILENCE_OF_THE_DEAD = 1800  # seconds
 
 
 def create(root):
     """Make the folder of a new experiment. Raises InputError when it holds anything already."""
     if os.path.exists(root) and not os.path.isdir(root):
         raise InputError(f'The experiment root {root} is a file.')
-    if os.path.isdir(root) and os.listdir(root):
+    # A lock alone is what a run leaves that ended before it wrote its args.json.
+    if os.path.isdir(root) and set(os.listdir(root)) - {LOCK_FILE}:
         raise InputError(f'The experiment root {root} is not empty. To continue that run add --resume.')
     os.makedirs(root, exist_ok=True)
 
@@ -32,7 +36,8 @@ def locked(root):
     """Hold the experiment root for this process. Raises InputError while another run holds it.
 
     The operating system drops the lock with the process, so one that was killed leaves no harm on the same host.
-    Between hosts only the file's content tells.
+    Between hosts not every file system knows of the lock; there the file's content tells, and a run whose log has not
+    grown for half an hour counts as dead.
     """
     path = os.path.join(root, LOCK_FILE)
     host = socket.gethostname()
@@ -41,9 +46,11 @@ def locked(root):
         owner = file.read(1000).strip()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f'Another run works in {root} ({owner}). Wait for it or stop it.') from error
-        if owner and not owner.startswith(f'host {host} '):
+        except OSError:
+            pass  # A file system without locks.
+        if owner and not owner.startswith(f'host {host} ') and _seconds_since_log(root) < SILENCE_OF_THE_DEAD:
             raise InputError(f'A run on another host works in {root} ({owner}). If it is dead, remove {path}.')
         file.truncate(0)
         file.write(f'host {host} process {os.getpid()}\n')
@@ -51,8 +58,16 @@ def locked(root):
         try:
             yield
         finally:
+            # Emptied, not removed: another process may have opened this very file already.
             with contextlib.suppress(OSError):
-                os.remove(path)
+                file.truncate(0)
+
+
+def _seconds_since_log(root):
+    try:
+        return time.time() - os.path.getmtime(os.path.join(root, LOG_FILE))
+    except OSError:
+        return 0
 
 
 class _ColouredFormatter(logging.Formatter):
@@ -65,10 +80,20 @@ class _ColouredFormatter(logging.Formatter):
         return f'{colour}{text}\033[0m' if colour and sys.stderr.isatty() else text
 
 
+class _LogFile(logging.handlers.WatchedFileHandler):
+    """A log file that may be replaced while it is open. A line that cannot be written is an error, not a shrug."""
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            error.filename = error.filename or self.baseFilename
+        raise error
+
+
 def open_log(root):
     """The logger of a run: standard error, and `train.log` in the root, which is appended to."""
     form = '%(asctime)s [%(levelname)s] %(name)s: %(message)s'
-    to_file = logging.FileHandler(os.path.join(root, LOG_FILE), encoding='utf-8')
+    to_file = _LogFile(os.path.join(root, LOG_FILE), encoding='utf-8')
     to_file.setFormatter(logging.Formatter(form))
     to_screen = logging.StreamHandler()
     to_screen.setFormatter(_ColouredFormatter(form))
@@ -84,8 +109,9 @@ def record_start(root, args, dataset_files):
     path = os.path.join(root, PROVENANCE_FILE)
     starts = []
     if os.path.isfile(path):
-        with contextlib.suppress(ValueError), open(path, encoding='utf-8') as file:
+        with contextlib.suppress(ValueError, RecursionError), open(path, encoding='utf-8') as file:
             starts = json.load(file)
+    starts = starts if isinstance(starts, list) else []
     starts.append({
         'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'host': socket.gethostname(),
@@ -100,16 +126,24 @@ def record_start(root, args, dataset_files):
 class Interruption:
     """SIGINT and SIGTERM ask the run to stop after the current iteration; a second one ends the process at once.
 
+    Python runs signal handlers in the main thread, between two of its own instructions: during a long TensorFlow call,
+    or one that hangs with a network drive, never. So the numbers of the signals go through a pipe, which the
+    interpreter fills at once, to a thread that waits there.
+
     Attributes:
         requested: name of the signal that came, or None.
     """
 
     def __init__(self):
         self.requested = None
+        self._signals, written_by_python = os.pipe()
+        os.set_blocking(written_by_python, False)
+        signal.set_wakeup_fd(written_by_python, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._wait, daemon=True).start()
 
-    def _on_signal(self, number, _):
-        self.requested = signal.Signals(number).name
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_DFL)
+    def _wait(self):
+        self.requested = signal.Signals(os.read(self._signals, 1)[0]).name
+        os._exit(128 + os.read(self._signals, 1)[0])

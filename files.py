@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 
 
@@ -21,6 +22,42 @@ def written_whole(path):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def sync_folder(folder):
+    """Bring a folder's entries to the disk, i.e. the renames in it. Not every file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_at(file, start, content):
+    """Write bytes, all of them, to a place in an open file without a buffer, which would fail only later.
+
+    Args:
+        file: open for writing in binary mode.
+        start: offset in bytes.
+        content: bytes, or a contiguous array.
+    """
+    left = memoryview(content).cast('B')
+    while left:
+        written = os.pwrite(file.fileno(), left, start)
+        left, start = left[written:], start + written
+
+
+@contextlib.contextmanager
+def tensorflow_os_errors(path):
+    """Inside of this block TensorFlow writes to `path`; what it raises then becomes the OSError that it stands for."""
+    import tensorflow as tf
+    try:
+        yield
+    except tf.errors.OpError as error:
+        # {{node}} path; No space left on device [Op:SaveV2]
+        reason = re.sub(r' \[Op:\w+\]$', '', error.message.splitlines()[0]).rpartition('; ')[2]
+        raise OSError(None, reason, path) from error
 
 
 def write_json(path, content):

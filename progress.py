@@ -1,13 +1,16 @@
 """What a run tells about itself while it goes: the line per iteration, TensorBoard, detailed logs, collapse."""
 import collections
 import datetime
+import math
 import os
 import re
+import socket
 import time
 
 import numpy as np
 
 from experiment import LOG_FILE
+from files import tensorflow_os_errors, write_at, written_whole
 
 
 def iteration_line(step, losses, precision, k, eta_seconds, seconds):
@@ -35,14 +38,19 @@ def forget_iterations_after(root, step):
     with open(path, encoding='utf-8', errors='replace') as file:
         lines = file.readlines()
     found = [iteration.search(line) for line in lines]
-    kept = [line for line, match in zip(lines, found) if match is None or int(match[1]) <= step]
-    if len(kept) < len(lines):
-        with open(path, 'w', encoding='utf-8') as file:
-            file.writelines(kept)
+    # A line that was cut off gets its end.
+    kept = [line.rstrip('\n') + '\n' for line, match in zip(lines, found) if match is None or int(match[1]) <= step]
+    if kept != lines:
+        with written_whole(path) as temporary:
+            with open(temporary, 'w', encoding='utf-8') as file:
+                file.writelines(kept)
 
 
 class TensorBoard:
-    """Writes scalars and histograms to the experiment root, in a thread of its own and without TensorFlow."""
+    """Writes scalars and histograms to an event file in the experiment root.
+
+    TensorBoard's own writer works in a thread, which answers a full disk with a traceback of its own.
+    """
 
     def __init__(self, root, first_step):
         """
@@ -50,12 +58,17 @@ class TensorBoard:
             root: experiment root.
             first_step: events of this step and later ones, left by a run that was killed, are void.
         """
+        import tensorflow as tf
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
         self._event = Event
-        self._writer = EventFileWriter(root)
+        self._path = os.path.join(root, f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.'
+                                        f'{os.getpid()}')
+        with tensorflow_os_errors(self._path):
+            self._writer = tf.io.TFRecordWriter(self._path)
+        self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
         if first_step:
-            self._writer.add_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+            # Iterations count from 1 in the events. TensorBoard drops those of this step, too.
+            self._add(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step, scalars, histograms):
         """Add dicts {tag: number} and {tag: array} at a step."""
@@ -66,13 +79,19 @@ class TensorBoard:
             event.summary.value.extend(scalar_pb(tag, np.float32(number)).value)
         for tag, values in histograms.items():
             event.summary.value.extend(histogram_pb(tag, values).value)
-        self._writer.add_event(event)
+        self._add(event)
+
+    def _add(self, event):
+        with tensorflow_os_errors(self._path):
+            self._writer.write(event.SerializeToString())
 
     def flush(self):
-        self._writer.flush()
+        with tensorflow_os_errors(self._path):
+            self._writer.flush()
 
     def close(self):
-        self._writer.close()
+        with tensorflow_os_errors(self._path):
+            self._writer.close()
 
 
 class RowFile:
@@ -84,19 +103,19 @@ class RowFile:
     def __init__(self, path, shape, dtype):
         dtype = np.dtype(dtype)
         header = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': shape}
-        self._file = open(path, 'r+b' if os.path.exists(path) else 'w+b')
+        self._file = open(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
         np.lib.format.write_array_header_2_0(self._file, header)
         self._start = self._file.tell()
-        self._row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
         self._dtype = dtype
         self._file.truncate(self._start + shape[0] * self._row_bytes)
 
     def write(self, row, values):
-        self._file.seek(self._start + row * self._row_bytes)
-        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        values = np.ascontiguousarray(values, self._dtype).tobytes()
+        write_at(self._file, self._start + row * self._row_bytes, values)
 
     def flush(self):
-        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self):
         self._file.close()
@@ -115,7 +134,7 @@ class DetailedLogs:
         files = {
             'embs': ((*batches, args.embedding_dim), np.float32),
             'losses': (batches, np.float32),
-            'fids': (batches, f'S{longest}'),
+            'fids': ((args.train_iterations, batches[1] * args.frames_per_tracklet), f'S{longest}'),
         }
         self._files = {name: RowFile(os.path.join(args.experiment_root, f'log_{name}.npy'), shape, dtype)
                        for name, (shape, dtype) in files.items()}
@@ -180,7 +199,7 @@ class Reporter:
             self._log.warning(warning)
 
     def _histograms(self, rows, result):
-        pids, dists = self._pid_numbers[rows], result['dists']
+        pids, dists = self._pid_numbers[rows[::self._args.frames_per_tracklet]], result['dists']
         same = pids[:, None] == pids[None]
         positive = same & ~np.eye(len(pids), dtype=bool)
         return {'loss_distribution': result['losses'], 'embedding_dists': dists,
@@ -188,7 +207,7 @@ class Reporter:
                 'embedding_lengths': np.linalg.norm(result['emb_raw'], axis=1)}
 
     def flush(self):
-        """Hand all that was told to the operating system."""
+        """Hand all that was told to the operating system, and detailed logs to the disk."""
         self._board.flush()
         if self._details:
             self._details.flush()

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Train an embedding with the triplet loss: flags → args.json → data → model → loss → optimizer → restore → loop."""
+import os
 import time
 
 import arguments
 import experiment
 import plugins
 import quiet
-from errors import InputError, exit_with
+from errors import InputError, exit_with, sentence_of
 
 
 def main():
@@ -22,18 +23,24 @@ def main():
     arguments.check(args, parser)
     from dataset import check_files, load_dataset
     train_set = load_dataset(args.train_set)
+    if args.frames_per_tracklet > 1 and train_set.tracklets is None:
+        raise InputError(f'--frames_per_tracklet needs a third column in {args.train_set} that names the tracklets.')
     check_files(train_set, args.image_root, args.allow_outside_root)
     if not args.resume:
         experiment.create(args.experiment_root)
 
     interruption = experiment.Interruption()
     with experiment.locked(args.experiment_root):
+        arguments.save(args)
         log = experiment.open_log(args.experiment_root)
         for notice in notices:
             log.warning(notice)
-        arguments.save(args)
-        experiment.record_start(args.experiment_root, args, [args.train_set])
-        train(args, train_set, interruption, log)
+        try:
+            experiment.record_start(args.experiment_root, args, [args.train_set])
+            train(args, train_set, interruption, log)
+        except OSError as error:
+            raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
+                             f'with --resume.') from error
 
 
 def train(args, train_set, interruption, log):
@@ -47,7 +54,7 @@ def train(args, train_set, interruption, log):
     import images
     import model
     import optimizer
-    from loss import cdist, monitor
+    from loss import cdist, cross_entropy, mean_over_frames, monitor
     from progress import Reporter
     root = args.experiment_root
 
@@ -55,7 +62,10 @@ def train(args, train_set, interruption, log):
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
 
-    # Data: who is there. The batches are made when it is known at which step they start.
+    # Data: which images can be read, and who is there. The batches are made when it is known at which step they start.
+    if args.skip_broken_images:
+        list_path = os.path.join(root, 'broken_images.csv')
+        train_set = images.without_broken(train_set, args.image_root, list_path, args.resume, log.warning)
     identities = batches.Identities(train_set, args.batch_p)
     devices = tf.config.list_physical_devices('GPU') or tf.config.list_physical_devices('CPU')
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names),
@@ -63,19 +73,25 @@ def train(args, train_set, interruption, log):
 
     # Model, loss, optimizer.
     input_shape = (args.net_input_height, args.net_input_width, 3)
-    network = model.build(args.model_name, args.head_name, args.embedding_dim, input_shape)
+    network = model.build(args.model_name, args.head_name, args.embedding_dim, input_shape,
+                          **arguments.net_options(args))
+    if args.xent_weight:
+        network = model.with_classifier(network, len(identities.names))
     losses_of = plugins.load('losses', args.loss).loss
     variables = model.named_variables(network)
     trainable = {name: variable for name, variable in variables.items() if variable.trainable}
-    adam = optimizer.Adam(trainable)
+    of_body = model.named_variables(network.body)
+    of_head = {name: variable for name, variable in trainable.items() if name not in of_body}
+    adam = optimizer.Adam(trainable, args.weight_decay)
     global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
     state = {**variables, **adam.variables, 'global_step': global_step}
 
     # What the weights are at the start:
-    # 1. those of the newest whole checkpoint of the run to be resumed.
+    # 1. those of the newest whole checkpoint of the run to be resumed, unless it ended before it had written any.
     # 2. pre-trained ones in the body, fresh ones in the head.
     # 3. fresh ones.
-    if args.resume:
+    resumed = args.resume and checkpoints.were_written(root)
+    if resumed:
         restored = checkpoints.load_newest(root, state, log)
         log.info('Resuming from %s.', restored)
     elif args.initial_checkpoint:
@@ -85,28 +101,48 @@ def train(args, train_set, interruption, log):
     if first_step >= args.train_iterations:
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
-    if not args.resume:
+    if not resumed:
         checkpoints.save(root, 0, state)
 
     @tf.function
-    def train_step(batch_images, pids, learning_rate):
+    def train_step(batch_images, pids, learning_rate, beta1, body_is_frozen):
+        # This runs once for each value of the Python bool, while it is traced. It stops the body's batch norm as well.
+        network.body.trainable = not body_is_frozen
+        trained = of_head if body_is_frozen else trainable
         with tf.GradientTape() as tape:
             endpoints = network(batch_images, training=True)
-            dists = cdist(endpoints['emb'], endpoints['emb'], args.metric)
-            losses = losses_of(dists, pids, pids, args.margin)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, [variable.value for variable in trainable.values()])
-        adam.apply(gradients, learning_rate)
+            emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
+            item_pids = pids[::args.frames_per_tracklet]
+            dists = cdist(emb, emb, args.metric)
+            seed = batches.stream_seed(args.seed, batches.LOSS, global_step)
+            losses = losses_of(dists, item_pids, item_pids, args.margin, seed)
+            loss = args.metric_weight * tf.reduce_mean(losses)
+            if args.xent_weight:
+                xent = tf.reduce_mean(cross_entropy(endpoints['logits'], pids, args.label_smoothing))
+                loss += args.xent_weight * xent
+        # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
+        gradients = tape.gradient(loss, [variable.value for variable in trained.values()],
+                                  unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradient_norm = tf.linalg.global_norm(gradients)
+        adam.apply(dict(zip(trained, optimizer.clip(gradients, args.gradient_clip))), learning_rate, beta1)
         global_step.assign_add(1)
-        return {'loss': loss, 'losses': losses, 'dists': dists, 'emb': endpoints['emb'],
-                'emb_raw': endpoints['emb_raw'], 'gradient_norm': tf.linalg.global_norm(gradients),
-                **monitor(dists, pids, pids, losses, args.batch_k - 1)}
+        return {'loss': loss, 'losses': losses, 'dists': dists, 'emb': emb,
+                'emb_raw': endpoints['emb_raw'], 'gradient_norm': gradient_norm,
+                **monitor(dists, item_pids, item_pids, losses, args.batch_k - 1)}
 
     # The loop. A checkpoint is never written after a number that is not finite.
     reporter = Reporter(args, log, first_step, train_set.fids, identities.pid_numbers)
     data = iter(batches.batches(train_set, identities, args, first_step, args.train_iterations))
     log.info('Starting training from iteration %d.', first_step)
-    saved_step = first_step
+    saved_step, broken_image = first_step, None
+
+    def save_checkpoint():
+        reporter.flush()
+        step = int(global_step.numpy())
+        checkpoints.save(root, step, state, args.keep_checkpoints, first_step)
+        log.info('Saved %s.', checkpoints.prefix(root, step))
+        return step
+
     for step in range(first_step, args.train_iterations):
         if interruption.requested:
             log.info('Interrupted by %s after %d iterations.', interruption.requested, step)
@@ -116,29 +152,27 @@ def train(args, train_set, interruption, log):
             batch = next(data)
         except tf.errors.OpError as error:
             rows = batches.rows_at(identities, args, step)
-            raise images.broken_image(images.paths(train_set.take(rows), args.image_root), error) from error
-        learning_rate = optimizer.learning_rate(step, args.learning_rate, args.decay_start_iteration,
-                                                args.train_iterations)
-        result = train_step(batch['images'], batch['pids'], tf.constant(learning_rate, tf.float32))
+            broken_image = images.broken_image(images.paths(train_set.take(rows), args.image_root), error)
+            break
+        learning_rate = optimizer.learning_rate(step, args)
+        result = train_step(batch['images'], batch['pids'], tf.constant(learning_rate, tf.float32),
+                            tf.constant(optimizer.beta1(step, args), tf.float32), step < args.freeze_body_iterations)
         result = {name: value.numpy() for name, value in result.items()}
         rows = batch['rows'].numpy()
-        if not (np.isfinite(result['loss']) and np.isfinite(result['gradient_norm'])):
+        if not all(np.isfinite(result[name]).all() for name in ('loss', 'gradient_norm', 'emb')):
             raise InputError(
                 f'Iteration {step + 1} gave a loss of {result["loss"]} and a gradient of norm '
                 f'{result["gradient_norm"]} on {", ".join(train_set.fids[rows])}. The run stops here; the last good '
                 f'checkpoint is {checkpoints.prefix(root, saved_step)}. Try a lower --learning_rate.')
         reporter.iteration(step, rows, result, learning_rate, time.monotonic() - started)
         if args.checkpoint_frequency and (step + 1) % args.checkpoint_frequency == 0:
-            reporter.flush()
-            checkpoints.save(root, step + 1, state)
-            saved_step = step + 1
+            saved_step = save_checkpoint()
 
-    finished_steps = int(global_step.numpy())
-    if finished_steps != saved_step:
-        reporter.flush()
-        checkpoints.save(root, finished_steps, state)
+    if int(global_step.numpy()) != saved_step:
+        save_checkpoint()
     reporter.close()
-    log.info('Saved %s.', checkpoints.prefix(root, finished_steps))
+    if broken_image:
+        raise broken_image
 
 
 if __name__ == '__main__':
