@@ -10,17 +10,20 @@ import images
 from errors import InputError
 
 # One stream of random numbers for each thing that is drawn, so that no two of them are correlated.
-IDENTITIES, IMAGES, AUGMENTATION = range(3)
+IDENTITIES, IMAGES, AUGMENTATION, FRAMES = range(4)
 
 
 class Identities:
-    """The images of each identity, in arrays whose look-up costs the same for a thousand images as for ten million.
+    """The items of each identity, in arrays whose look-up costs the same for a thousand images as for ten million.
+
+    An item is an image; or a tracklet with its frames, where the csv names tracklets.
 
     Attributes:
-        rows: rows of the dataset sorted by identity, int64 [N].
-        starts, counts: where an identity's images lie in `rows`, int64 [I].
-        pid_numbers: number of the identity of each row of the dataset, int32 [N]; identities are numbered in the order
-            of their names.
+        names: the identities [I], sorted. Their place here is their number.
+        pid_numbers: number of the identity of each row of the dataset, int32 [N].
+        starts, counts: which items an identity has, int64 [I].
+        rows: rows of the dataset, those of an item and the items of an identity adjoining, int64 [N].
+        item_starts, item_counts: where the rows of an item lie in `rows`, int64 [M].
     """
 
     def __init__(self, dataset, batch_p):
@@ -31,8 +34,11 @@ class Identities:
                              f'takes (--batch_p).')
         self.names = names
         self.pid_numbers = pid_numbers.astype(np.int32)
-        self.rows = np.argsort(pid_numbers, kind='stable')
-        self.counts = np.bincount(pid_numbers)
+        items = np.arange(len(dataset)) if dataset.tracklets is None else dataset.tracklet_of_row()
+        self.rows = np.lexsort([items, pid_numbers])
+        self.item_starts = np.flatnonzero(np.diff(items[self.rows], prepend=-1))
+        self.item_counts = np.diff(self.item_starts, append=len(dataset))
+        self.counts = np.bincount(pid_numbers[self.rows[self.item_starts]])
         self.starts = np.cumsum(self.counts) - self.counts
 
 
@@ -52,37 +58,40 @@ def epoch_identities(seed, epoch, num_identities, batch_p):
     return tf.reshape(tf.cast(permutation[:steps * batch_p], tf.int64), [steps, batch_p])
 
 
-def draw_images(seed, step, counts, batch_k):
-    """K images of each identity, without replacement where it has that many.
+def draw_of_each(seed, stream, step, counts, k):
+    """K images of each identity (or items of each of any groups), without replacement where it has that many.
 
     An identity with fewer has its images repeated as evenly as possible, then K of these are drawn. The draw is Robert
     Floyd's (Bentley and Floyd, CACM 1987): every subset equally likely, at a cost that does not depend on `counts`.
 
     Args:
-        seed, step: ints.
+        seed, stream, step: ints.
         counts: how many images each identity has, int64 [P].
-        batch_k: K.
+        k: K.
 
     Returns: int64 [P, K], positions among the identity's images.
     """
-    repeated_counts = counts * (-(-batch_k // counts))
-    randoms = tf.random.stateless_uniform([batch_k, tf.size(counts)], stream_seed(seed, IMAGES, step), None, None,
-                                          tf.int32)
+    repeated_counts = counts * (-(-k // counts))
+    randoms = tf.random.stateless_uniform([k, tf.size(counts)], stream_seed(seed, stream, step), None, None, tf.int32)
     randoms = tf.cast(tf.bitcast(randoms, tf.uint32), tf.int64)
     drawn = []
-    for i in range(batch_k):
-        last = repeated_counts - batch_k + i
+    for i in range(k):
+        last = repeated_counts - k + i
         candidate = randoms[i] % (last + 1)
         taken = tf.reduce_any([candidate == other for other in drawn], axis=0) if drawn else False
         drawn.append(tf.where(taken, last, candidate))
     return tf.stack(drawn, axis=1) % counts[:, None]
 
 
-def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k):
-    """A `tf.data.Dataset` of (step, rows [P·K]) for the steps [first_step, last_step); images of one identity adjoin."""
+def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames=1):
+    """A `tf.data.Dataset` of (step, rows [P·K·S]) for the steps [first_step, last_step); images of an identity adjoin.
+
+    S is the number of frames of a tracklet; with images it is 1.
+    """
     num_identities = len(identities.counts)
     steps_per_epoch = num_identities // batch_p
     rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
+    item_starts, item_counts = tf.constant(identities.item_starts), tf.constant(identities.item_counts)
     first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
 
     def steps_of_epoch(epoch):
@@ -93,8 +102,10 @@ def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k):
         return tf.data.Dataset.from_tensor_slices((steps, chosen))
 
     def draw(step, chosen):
-        positions = draw_images(seed, step, tf.gather(counts, chosen), batch_k)
-        return step, tf.reshape(tf.gather(rows, tf.gather(starts, chosen)[:, None] + positions), [-1])
+        positions = draw_of_each(seed, IMAGES, step, tf.gather(counts, chosen), batch_k)
+        items = tf.reshape(tf.gather(starts, chosen)[:, None] + positions, [-1])
+        positions = draw_of_each(seed, FRAMES, step, tf.gather(item_counts, items), frames)
+        return step, tf.reshape(tf.gather(rows, tf.gather(item_starts, items)[:, None] + positions), [-1])
 
     epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
     return epochs.flat_map(steps_of_epoch).map(draw)
@@ -102,12 +113,36 @@ def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k):
 
 def rows_at(identities, args, step):
     """The rows of the dataset that the batch of one step holds, int64 [B]."""
-    one_step = batch_rows(identities, args.seed, step, step + 1, args.batch_p, args.batch_k)
+    one_step = batch_rows(identities, args.seed, step, step + 1, args.batch_p, args.batch_k,
+                          args.frames_per_tracklet)
     return next(iter(one_step))[1].numpy()
 
 
-def augment(image, seed, step, slot, flip, crop_size):
-    """Flip and crop an image at random.
+def erase(image, seed):
+    """Random erasing (Zhong et al., AAAI 2020): a random rectangle takes on the mean colour.
+
+    Its area is 2 to 40 % of the image's, its height over its width 0.3 to 3.33, both uniformly. One that is not
+    smaller than the image in both directions is drawn again.
+
+    Args:
+        image: [H, W, 3] float32.
+        seed: [2] int32.
+    """
+    height, width = image.shape[:2]
+    areas, aspects, tops, lefts = tf.unstack(tf.random.stateless_uniform([4, ERASING_TRIES], seed))
+    areas = height * width * (0.02 + 0.38 * areas)
+    aspects = 0.3 + (1 / 0.3 - 0.3) * aspects
+    heights, widths = (tf.cast(tf.round(size), tf.int32) for size in (tf.sqrt(areas * aspects), tf.sqrt(areas / aspects)))
+    fits = (heights < height) & (widths < width)
+    first = tf.argmax(fits)
+    rows = tf.range(height) - tf.cast(tops[first] * tf.cast(height - heights[first] + 1, tf.float32), tf.int32)
+    columns = tf.range(width) - tf.cast(lefts[first] * tf.cast(width - widths[first] + 1, tf.float32), tf.int32)
+    inside = ((0 <= rows) & (rows < heights[first]))[:, None] & ((0 <= columns) & (columns < widths[first]))
+    return tf.where((inside & fits[first])[:, :, None], MEAN_COLOUR, image)
+
+
+def augment(image, seed, step, slot, flip, crop_size, erasing=0.0):
+    """Flip, crop and partly erase an image at random.
 
     Args:
         image: [H, W, 3] float32.
@@ -115,6 +150,7 @@ def augment(image, seed, step, slot, flip, crop_size):
         slot: the image's place in the batch.
         flip: bool, mirror every second image on average.
         crop_size: (height, width) of a random crop, or None.
+        erasing: probability of random erasing.
     """
     image_seed = tf.random.fold_in(stream_seed(seed, AUGMENTATION, step), tf.cast(slot, tf.int32))
     if flip:
@@ -122,6 +158,9 @@ def augment(image, seed, step, slot, flip, crop_size):
         image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
     if crop_size:
         image = tf.image.stateless_random_crop(image, [*crop_size, 3], tf.random.fold_in(image_seed, 1))
+    if erasing:
+        erased = tf.random.stateless_uniform([], tf.random.fold_in(image_seed, 2)) < erasing
+        image = tf.cond(erased, lambda: erase(image, tf.random.fold_in(image_seed, 3)), lambda: image)
     return image
 
 
@@ -136,7 +175,7 @@ def batches(dataset, identities, args, first_step, last_step):
     Returns: a `tf.data.Dataset` of dicts: `step` int64, `rows` int64 [B], `pids` int32 [B] (numbers of identities),
         `images` float32 [B, H, W, 3].
     """
-    batch_size = args.batch_p * args.batch_k
+    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
     net_size = (args.net_input_height, args.net_input_width)
     crop_size = net_size if args.crop_augment else None
     load_size = (args.pre_crop_height, args.pre_crop_width) if args.crop_augment else net_size
@@ -148,9 +187,10 @@ def batches(dataset, identities, args, first_step, last_step):
 
     def load(step, slot, row):
         image = images.load(paths[row], load_size)
-        image = augment(image, args.seed, step, slot, args.flip_augment, crop_size)
+        image = augment(image, args.seed, step, slot, args.flip_augment, crop_size, args.random_erasing)
         return {'step': step, 'rows': row, 'pids': pid_numbers[row], 'images': image}
 
-    steps = batch_rows(identities, args.seed, first_step, last_step, args.batch_p, args.batch_k)
+    steps = batch_rows(identities, args.seed, first_step, last_step, args.batch_p, args.batch_k,
+                       args.frames_per_tracklet)
     loaded = steps.flat_map(split).map(load, num_parallel_calls=args.loading_threads, deterministic=True)
     return loaded.batch(batch_size, drop_remainder=True).prefetch(2)

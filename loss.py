@@ -37,6 +37,13 @@ def cdist(a, b, metric):
     raise ValueError(f'unknown metric {metric!r}')
 
 
+def mean_over_frames(embs, frames):
+    """The embeddings of tracklets: [B·S, D], S frames of a tracklet adjoining -> [B, D]."""
+    if frames == 1:
+        return embs
+    return tf.reduce_mean(tf.reshape(embs, [-1, frames, embs.shape[-1]]), axis=1)
+
+
 def apply_margin(differences, margin):
     """`max(d + m, 0)` for a number m, the smooth `softplus(d)` for 'soft' (paper, section 3.1), `d` for 'none'."""
     if margin == 'soft':

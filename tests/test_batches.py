@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import arguments
 import batches
 from dataset import Dataset
 from errors import InputError
@@ -54,7 +55,7 @@ def test_images_are_drawn_without_replacement_or_repeated_evenly():
 
 
 def test_every_subset_of_images_is_equally_likely():
-    drawn = [tuple(sorted(batches.draw_images(3, step, tf.constant([5], tf.int64), 3).numpy()[0]))
+    drawn = [tuple(sorted(batches.draw_of_each(3, 0, step, tf.constant([5], tf.int64), 3).numpy()[0]))
              for step in range(600)]
     counts = np.array(list(collections.Counter(drawn).values()))
     assert len(counts) == 10
@@ -78,6 +79,24 @@ def test_too_few_identities_is_an_error_and_not_a_wait_for_ever():
         batches.Identities(make_dataset([4, 4]), P)
 
 
+def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
+    tracklets = {'a': [3, 1, 6], 'b': [2, 2, 5, 4], 'c': [7]}
+    names = [(pid, f'{pid}{i}') for pid, lengths in tracklets.items() for i, n in enumerate(lengths) for _ in range(n)]
+    names = np.random.default_rng(0).permutation(names)
+    fids = np.array([f'{row}.png' for row in range(len(names))], dtype=object)
+    dataset = Dataset('made.csv', names[:, 0].astype(object), fids, names[:, 1].astype(object))
+    identities = batches.Identities(dataset, 3)
+    frame_counts = collections.Counter(dataset.tracklets)
+    for _, rows in batches.batch_rows(identities, 0, 0, 50, 3, 2, frames=4):
+        drawn = dataset.tracklets[rows.numpy()].reshape(3, 2, 4)
+        assert (drawn == drawn[:, :, :1]).all()
+        for pid_rows, of_pid in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
+            assert len({name[0] for name in of_pid}) == 1
+            assert len(set(of_pid)) == min(2, len(tracklets[of_pid[0][0]]))
+            for frames, name in zip(pid_rows, of_pid):
+                assert len(set(frames)) >= min(4, frame_counts[name]) - (frame_counts[name] == 3)
+
+
 @pytest.fixture(scope='module')
 def image_run(tmp_path_factory):
     """Args and dataset of a run on six images of noise."""
@@ -86,9 +105,10 @@ def image_run(tmp_path_factory):
     dataset = make_dataset([2, 2, 2])
     for fid in dataset.fids:
         Image.fromarray(random.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(root / fid)
-    args = argparse.Namespace(batch_p=3, batch_k=2, net_input_height=8, net_input_width=6, pre_crop_height=12,
-                              pre_crop_width=10, crop_augment=True, flip_augment=True, image_root=str(root), seed=5,
-                              loading_threads=4)
+    flags = {'experiment_root': root, 'image_root': root, 'batch_p': 3, 'batch_k': 2, 'net_input_height': 8,
+             'net_input_width': 6, 'pre_crop_height': 12, 'pre_crop_width': 10, 'seed': 5}
+    command_line = [f'--{name}={value}' for name, value in flags.items()]
+    args = arguments.make_parser().parse_args([*command_line, '--crop_augment', '--flip_augment'])
     return args, dataset
 
 
