@@ -15,6 +15,9 @@ import h5py
 import numpy as np
 
 from errors import InputError
+from files import lock, reserve, sync_folder, write_at
+
+COUNT_BYTES = 8
 
 
 class Embeddings:
@@ -43,12 +46,12 @@ class Embeddings:
         except InputError:
             self.close()
             raise
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             self.close()
             raise InputError(f'{path} is damaged ({error}). Embed again.') from error
 
     def _read_header(self):
-        name = next((name for name in ('emb', 'embs') if isinstance(self._file.get(name), h5py.Dataset)), None)
+        name = next((name for name in ('emb', 'embs') if self._is_own_array(name)), None)
         if name is None:
             held = ', '.join(self._file) or 'nothing'
             raise InputError(f'{self.path} has no dataset "emb" (nor "embs"), but {held}. Is it an embedding file?')
@@ -57,10 +60,26 @@ class Embeddings:
             raise InputError(f'{self.path}: "{name}" is {self.emb.dtype} of shape {self.emb.shape} where floats '
                              f'[rows, dimensions] are expected.')
         self.shape = self.emb.shape
-        if 'fids' in self._file and getattr(self._file['fids'], 'shape', None) != self.shape[:1]:
+        if 'fids' in self._file and not (self._is_own_array('fids') and self._file['fids'].shape == self.shape[:1]):
             raise ValueError('"fids" is not one string a row')
         self.pooled = 'tracklets' in self._file
         self.parameters = json.loads(self._file.attrs.get('parameters', '{}'))
+        if not isinstance(self.parameters, dict):
+            raise ValueError('"parameters" is not a JSON object')
+
+    def _is_own_array(self, name):
+        """Whether the file holds an array of this name: not a link to another file, nor one put together of others.
+
+        Raises ValueError for an array that is declared larger than compression at its best (DEFLATE's 1032 : 1) allows.
+        """
+        if not isinstance(self._file.get(name, getlink=True), h5py.HardLink):
+            return False
+        array = self._file[name]
+        if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
+            return False
+        if array.nbytes > 1032 * os.path.getsize(self.path):
+            raise ValueError(f'"{name}" of shape {array.shape} is far larger than the file')
+        return True
 
     def __len__(self):
         return self.shape[0]
@@ -162,6 +181,9 @@ class EmbeddingWriter:
     Use it as a context manager. When the block ends well the file is there; when it fails, the rows so far are kept
     in the temporary file, and a later writer with `resume` and the same parameters continues behind them.
 
+    HDF5 makes the file; the rows are then written to their place in it without HDF5, which on a full disk loses rows
+    without an error. The temporary file ends in the number of rows that are there, COUNT_BYTES long.
+
     Attributes:
         rows_done: how many rows are written already (not 0 only with `resume`).
     """
@@ -182,41 +204,60 @@ class EmbeddingWriter:
         self.path = os.path.abspath(path)
         folder, name = os.path.split(self.path)
         self.temporary = os.path.join(folder, f'.{name}.partial')
+        # Not truncated before it is known that nobody else writes there.
+        self._file = open(os.open(self.temporary, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', buffering=0)
+        if not lock(self._file):
+            self._file.close()
+            raise InputError(f'Another process is writing {path}. Wait for it or stop it.')
         self.rows_done = 0
-        self._identity = json.dumps([parameters, list(augmentation_types), dim, len(dataset)], sort_keys=True)
-        self._file = self._reopen(dataset) if resume else None
-        if self._file is None:
-            self._file = self._create(dataset, dim, augmentation_types, parameters, provenance, pooled)
+        if resume:
+            self.rows_done = self._rows_of_interrupted(dataset, dim, augmentation_types, parameters)
+        if not self.rows_done:
+            try:
+                self._create(dataset, dim, augmentation_types, parameters, provenance, pooled)
+            except OSError as error:
+                os.remove(self.temporary)
+                error.filename = error.filename or path
+                raise
+        with h5py.File(self.temporary, 'r', locking=False) as file:
+            self._places = {name: (file[name].id.get_offset(), file[name].shape)
+                            for name in ('emb', 'emb_aug') if name in file}
 
-    def _reopen(self, dataset):
-        """The temporary file of an interrupted writer, or None where there is none of the same rows and parameters."""
-        with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError):
-            file = h5py.File(self.temporary, 'r+')
-            same = file.attrs['identity'] == self._identity
-            if same and np.array_equal(file['fids'].asstr()[()], dataset.fids):
-                self.rows_done = int(file.attrs['rows_done'])
-                return file
-            file.close()
-        return None
+    def _rows_of_interrupted(self, dataset, dim, augmentation_types, parameters):
+        """How many rows an interrupted writer of the same dataset and parameters has left; 0 where there is none."""
+        with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
+            with h5py.File(self.temporary, 'r', locking=False) as file:
+                variants = file['augmentation_types'].asstr()[()].tolist() if augmentation_types else []
+                same = (json.loads(file.attrs['parameters']) == json.loads(json.dumps(parameters))
+                        and variants == list(augmentation_types) and file['emb'].shape == (len(dataset), dim)
+                        and np.array_equal(file['fids'].asstr()[()], dataset.fids))
+            self._end = os.path.getsize(self.temporary) - COUNT_BYTES
+            rows = int.from_bytes(os.pread(self._file.fileno(), COUNT_BYTES, self._end), 'little')
+            return rows if same and rows <= len(dataset) else 0
+        return 0
 
     def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
-        file = h5py.File(self.temporary, 'w')
-        # Contiguous arrays of the final size: nothing of the file's structure changes while rows are written.
-        file.create_dataset('emb', (len(dataset), dim), np.float32)
-        file['embs'] = file['emb']
-        if len(augmentation_types) > 1:
-            file.create_dataset('emb_aug', (len(augmentation_types), len(dataset), dim), np.float32)
-        if augmentation_types:
-            file['augmentation_types'] = np.array(augmentation_types, dtype='S')
-        file.create_dataset('fids', data=dataset.fids, dtype=h5py.string_dtype())
-        if pooled:
-            file.create_dataset('tracklets', data=dataset.tracklets, dtype=h5py.string_dtype())
-        file.attrs['parameters'] = json.dumps(parameters, sort_keys=True)
-        file.attrs['provenance'] = json.dumps(provenance or {}, sort_keys=True)
-        file.attrs['identity'] = self._identity
-        file.attrs['rows_done'] = 0
-        file.flush()
-        return file
+        variants = len(augmentation_types) if len(augmentation_types) > 1 else 0
+        # A disk without room for all of the rows says so now, and not after hours.
+        reserve(self._file, (1 + variants) * len(dataset) * dim * 4 + sum(map(len, dataset.fids)) + (1 << 16))
+        with h5py.File(self.temporary, 'w', locking=False) as file:
+            # Contiguous arrays of the final size, whose place in the file is known from here on.
+            early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            file.create_dataset('emb', (len(dataset), dim), '<f4', dcpl=early)
+            file['embs'] = file['emb']
+            if variants:
+                file.create_dataset('emb_aug', (variants, len(dataset), dim), '<f4', dcpl=early)
+            if augmentation_types:
+                file['augmentation_types'] = np.array(augmentation_types, dtype='S')
+            file.create_dataset('fids', data=dataset.fids, dtype=h5py.string_dtype())
+            if pooled:
+                file.create_dataset('tracklets', data=dataset.tracklets, dtype=h5py.string_dtype())
+            file.attrs['parameters'] = json.dumps(parameters, sort_keys=True)
+            file.attrs['provenance'] = json.dumps(provenance or {}, sort_keys=True)
+        self._end = os.path.getsize(self.temporary)
+        reserve(self._file, self._end + COUNT_BYTES)
 
     def append(self, emb, emb_aug=None):
         """Write the next rows.
@@ -225,25 +266,36 @@ class EmbeddingWriter:
             emb: [B, D], the (aggregated) embeddings.
             emb_aug: [A, B, D], those of the variants; kept where there are several.
         """
-        rows = slice(self.rows_done, self.rows_done + len(emb))
-        self._file['emb'][rows] = emb
-        if 'emb_aug' in self._file:
-            self._file['emb_aug'][:, rows] = emb_aug
-        self.rows_done = rows.stop
-        # Rows first, then their count, so that a count never stands for rows that are not there.
-        self._file.flush()
-        self._file.attrs['rows_done'] = self.rows_done
+        self._write('emb', (), emb)
+        if 'emb_aug' in self._places:
+            for variant, embs in enumerate(emb_aug):
+                self._write('emb_aug', (variant,), embs)
+        # The count reaches the disk after the rows, so that it never stands for rows that are not there.
+        os.fsync(self._file.fileno())
+        self.rows_done += len(emb)
+        write_at(self._file, self._end, self.rows_done.to_bytes(COUNT_BYTES, 'little'))
+
+    def _write(self, name, variant, embs):
+        start, shape = self._places[name]
+        if self.rows_done + len(embs) > shape[-2] or embs.shape[1:] != shape[-1:]:
+            raise ValueError(f'rows of shape {embs.shape} behind row {self.rows_done} of {shape}')
+        index = np.ravel_multi_index((*variant, self.rows_done, 0), shape)
+        write_at(self._file, start + index * 4, np.ascontiguousarray(embs, '<f4'))
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None:
-            if self.rows_done != len(self._file['emb']):
-                raise ValueError(f'{self.rows_done} rows were written of {len(self._file["emb"])}')
-            del self._file.attrs['identity'], self._file.attrs['rows_done']
-        self._file.close()
-        if kind is None:
-            with open(self.temporary, 'rb') as written:
-                os.fsync(written.fileno())
-            os.replace(self.temporary, self.path)
+        with self._file:
+            if kind is None and self.rows_done != len(self):
+                raise ValueError(f'{self.rows_done} rows were written of {len(self)}')
+            if kind is None:
+                self._file.truncate(self._end)
+                os.fsync(self._file.fileno())
+                os.replace(self.temporary, self.path)
+                sync_folder(os.path.dirname(self.path))
+            elif not self.rows_done:
+                os.remove(self.temporary)
+
+    def __len__(self):
+        return self._places['emb'][1][0]

@@ -1,7 +1,6 @@
 """The experiment root: who may write to it, its log, its provenance, and how a run is interrupted."""
 import contextlib
 import datetime
-import fcntl
 import json
 import logging.handlers
 import os
@@ -13,7 +12,7 @@ import time
 
 import provenance
 from errors import InputError
-from files import write_json
+from files import lock, write_json
 
 LOG_FILE = 'train.log'
 PROVENANCE_FILE = 'provenance.json'
@@ -44,12 +43,8 @@ def locked(root):
     with open(path, 'a+', encoding='utf-8') as file:
         file.seek(0)
         owner = file.read(1000).strip()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f'Another run works in {root} ({owner}). Wait for it or stop it.') from error
-        except OSError:
-            pass  # A file system without locks.
+        if not lock(file):
+            raise InputError(f'Another run works in {root} ({owner}). Wait for it or stop it.')
         if owner and not owner.startswith(f'host {host} ') and _seconds_since_log(root) < SILENCE_OF_THE_DEAD:
             raise InputError(f'A run on another host works in {root} ({owner}). If it is dead, remove {path}.')
         file.truncate(0)

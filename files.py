@@ -1,5 +1,6 @@
 """Output files are whole or not there: a temporary name beside the target, then a rename."""
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -32,6 +33,25 @@ def sync_folder(folder):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file):
+    """Lock an open file until it is closed. Returns False when another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # A file system without locks.
+    return True
+
+
+def reserve(file, size):
+    """Make an open file `size` bytes long, on a disk that has room for them. Raises OSError where it has none."""
+    if hasattr(os, 'posix_fallocate'):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
 
 
 def write_at(file, start, content):
