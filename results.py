@@ -1,0 +1,230 @@
+"""An evaluation with what it was made from (csv, `.h5` and image files), opened and checked, and its ranked lists."""
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import typing
+
+import numpy as np
+
+import excluders
+import ranking
+from dataset import file_problems, image_path, load_dataset
+from embeddings import open_with_dataset
+from errors import InputError
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What evaluate.py wrote (Q queries), and the embeddings that it is about.
+
+    name: the file's name without its ending.
+    parameters: evaluate.py's flags.
+    numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file.
+    fids: file id of each query, list [Q].
+    ap, first, last: AP of each query and ranks of its first and last match, float [Q], NaN without a match.
+    matches: how many matches each query has, int [Q].
+    query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened.
+    """
+    name: str
+    parameters: dict
+    numbers: dict
+    fids: list
+    ap: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    matches: np.ndarray
+    query_embeddings: object = None
+    gallery_embeddings: object = None
+
+
+@dataclasses.dataclass
+class Images:
+    """A `Dataset` and the paths of its image files, None for those that are missing or outside of the image root."""
+    dataset: object
+    paths: list
+
+
+class Ranked(typing.NamedTuple):
+    """An image of a ranked list: its row in the gallery, its distance, whether the protocol excludes it."""
+    row: int
+    distance: float
+    excluded: bool
+
+
+def read_evaluation(path):
+    """Read evaluate.py's JSON file; all that is used later is checked for its type here.
+
+    Raises:
+        InputError: no such file, no JSON, or not what evaluate.py writes.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f'There is no evaluation file {path}.')
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path} is not valid JSON ({error}).') from error
+    if isinstance(content, dict) and 'mAP' in content and 'queries' not in content:
+        raise InputError(f'{path} has no results of single queries, as files of the original code; evaluate again.')
+    try:
+        return _checked(os.path.splitext(os.path.basename(path))[0], content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f'{path} is not an evaluation as evaluate.py writes it ({type(error).__name__}: {error}).') \
+            from error
+
+
+def _checked(name, content):
+    """The evaluation that a file's content describes; any of Python's errors where it is of another form."""
+    parameters, queries = content['parameters'], content['queries']
+    for flag in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric', 'excluder'):
+        if not isinstance(parameters[flag], str):
+            raise TypeError(f'{flag} is {parameters[flag]!r}')
+    numbers = {'mAP': _finite(content['mAP']), 'mINP': _finite(content['mINP']),
+               'CMC': [_finite(share) for share in content['CMC']],
+               'counts': {count: int(value) for count, value in content['counts'].items()},
+               'confidence': {score: [_finite(bound) for bound in content['confidence'][score]]
+                              for score in ('mAP', 'top1')}}
+    if not queries or not numbers['CMC']:
+        raise ValueError('it has no queries or no CMC')
+    ap = 'ap_market1501' if parameters.get('use_market_ap') else 'ap'
+    columns = [np.array([math.nan if query[key] is None else _finite(query[key]) for query in queries])
+               for key in (ap, 'first_match_rank', 'last_match_rank')]
+    matches = np.array([int(query['matches']) for query in queries])
+    return Evaluation(name, parameters, numbers, [str(query['fid']) for query in queries], *columns, matches)
+
+
+def _finite(value):
+    if not math.isfinite(value):
+        raise ValueError(f'{value} is not finite')
+    return float(value)
+
+
+def open_evaluation(args):
+    """The evaluation to look at, its queries and its gallery.
+
+    Args:
+        args: `evaluation`, a path; `query_dataset`, `query_embeddings`, `gallery_dataset`, `gallery_embeddings` and
+            `image_root`, None where the evaluation and the embeddings are right about them; `allow_outside_root`.
+
+    Returns: an `Evaluation`, two `Images`.
+
+    Raises:
+        InputError: a file is not there, is broken, or is not of the same queries and gallery as the others.
+    """
+    evaluation = read_evaluation(args.evaluation)
+    said = evaluation.parameters
+    evaluation.query_embeddings, query = _open_images(
+        args.query_embeddings or said['query_embeddings'], args.query_dataset or said['query_dataset'], args)
+    evaluation.gallery_embeddings, gallery = _open_images(
+        args.gallery_embeddings or said['gallery_embeddings'], args.gallery_dataset or said['gallery_dataset'], args)
+    _check_queries(evaluation, args.evaluation, query.dataset)
+    return evaluation, query, gallery
+
+
+def open_other_evaluation(path, query, gallery):
+    """An evaluation of the same queries and gallery by other embeddings; raises InputError where they are others."""
+    other = read_evaluation(path)
+    _check_queries(other, path, query.dataset)
+    other.query_embeddings, _ = open_with_dataset(other.parameters['query_embeddings'], query.dataset)
+    other.gallery_embeddings, _ = open_with_dataset(other.parameters['gallery_embeddings'], gallery.dataset)
+    return other
+
+
+def _open_images(embeddings_path, dataset_path, args):
+    embeddings, dataset = open_with_dataset(embeddings_path, load_dataset(dataset_path))
+    return embeddings, Images(dataset, image_paths(embeddings, dataset.fids, args))
+
+
+def _check_queries(evaluation, path, dataset):
+    if evaluation.fids != dataset.fids.tolist():
+        raise InputError(f'{path} is an evaluation of other queries than those of {dataset.path}. Evaluate again, or '
+                         f'name the csv file of then.')
+
+
+def image_paths(embeddings, fids, args):
+    """The paths of image files, None for those that are missing or outside of the image root.
+
+    Args:
+        embeddings: open `Embeddings`; the image root is theirs where `args.image_root` is None.
+        fids: file ids.
+        args: `image_root`, `allow_outside_root`.
+    """
+    image_root = args.image_root or stated(embeddings, 'image_root')
+    if image_root is None:
+        raise InputError(f'{embeddings.path} does not say where its images are; add --image_root.')
+    usable = (None, 'outside') if args.allow_outside_root else (None,)
+    return [image_path(image_root, fid) if problem in usable else None
+            for fid, problem in zip(fids, file_problems(fids, image_root))]
+
+
+def stated(embeddings, name):
+    """A text among embed.py's parameters in the `.h5` file; None where it has none of that name."""
+    parameters = embeddings.parameters
+    value = parameters.get(name) if isinstance(parameters, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def read_rows(embeddings, rows, block=65536):
+    """The embeddings of some rows, float32 [len(rows), D]; the file is read a block at a time."""
+    found = np.empty((len(rows), embeddings.shape[1]), np.float32)
+    for start in range(0, len(embeddings), block):
+        here = (rows >= start) & (rows < start + block)
+        if here.any():
+            found[here] = embeddings.rows(start, start + block)[rows[here] - start]
+    return found
+
+
+def ranked_lists(evaluation, query, gallery, queries, top_k):
+    """The nearest gallery images of some queries.
+
+    Args:
+        queries: rows of the query dataset, int64 [n].
+        top_k: how many images each list has beside the excluded ones.
+
+    Returns: n lists of `Ranked`, nearest first, in which the excluded images have a place but do not count.
+
+    Raises:
+        InputError: the first matches have other ranks than in the evaluation: these are other embeddings.
+    """
+    top_k = min(top_k, len(gallery.dataset))
+    excluder = excluders.load(evaluation.parameters['excluder'])
+    given = (read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
+             evaluation.gallery_embeddings, gallery.dataset.fids)
+    valid = ranking.nearest(*given, top_k, evaluation.parameters['metric'], excluder)
+    seen = ranking.nearest(*given, 2 * top_k, evaluation.parameters['metric'], excluder, keep_excluded=True)
+    _check_first_matches(evaluation, query, gallery, queries, valid.rows)
+
+    lists = []
+    for i in range(len(queries)):
+        ranked = [Ranked(row, distance, False) for row, distance in zip(valid.rows[i], valid.distances[i]) if row >= 0]
+        among = seen.excluded[i] & (seen.distances[i] <= valid.distances[i, -1])
+        ranked += [Ranked(row, distance, True) for row, distance in zip(seen.rows[i, among], seen.distances[i, among])]
+        lists.append(sorted(ranked, key=lambda entry: entry.distance))
+    return lists
+
+
+def _check_first_matches(evaluation, query, gallery, queries, rows):
+    """Check the ranks of first matches against the nearest gallery rows [n, k]; -1 is none."""
+    if changed_ranks(evaluation):
+        return
+    hits = (gallery.dataset.pids[rows] == query.dataset.pids[queries][:, None]) & (rows >= 0)
+    ranks = np.where(hits.any(axis=1), 1 + hits.argmax(axis=1), np.nan)
+    expected = np.where(evaluation.first[queries] <= rows.shape[1], evaluation.first[queries], np.nan)
+    different = ~((ranks == expected) | (np.isnan(ranks) & np.isnan(expected)))
+    # Another processor may rank a few near-ties differently; other embeddings change most.
+    if different.mean() > 0.1:
+        raise InputError(f'{evaluation.name}.json is no evaluation of {evaluation.query_embeddings.path} and '
+                         f'{evaluation.gallery_embeddings.path}: the first matches of {different.sum()} of '
+                         f'{len(queries)} queries have other ranks. Evaluate again.')
+
+
+def changed_ranks(evaluation):
+    """Flags of the evaluation by which its ranks are not those of the plain distances."""
+    return [f'--{flag}' for flag in ('rerank', 'multi_query') if evaluation.parameters.get(flag)]
+
+
+def cameras(evaluation, fids):
+    """The cameras of file ids, list of str, where the excluder reads them off the file names; else None."""
+    excluder = excluders.load(evaluation.parameters['excluder'])([])
+    return [camera for _, camera in excluder.ids(fids)] if hasattr(excluder, 'ids') else None

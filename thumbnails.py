@@ -1,0 +1,39 @@
+"""Image files as small pictures for the eye; a file that is missing or broken is no error here, but None."""
+import concurrent.futures
+import itertools
+
+import tqdm
+from PIL import Image
+
+
+def thumbnails(paths, width, height):
+    """The small pictures of many files, made in parallel.
+
+    Args:
+        paths: of image files; None stands for a missing one.
+        width, height: what a picture is shrunk to fit into, in pixels.
+
+    Returns: an iterator over PIL images in RGB, None where there is no path or the file does not decode.
+    """
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = pool.map(_thumbnail, paths, itertools.repeat(width), itertools.repeat(height))
+        yield from tqdm.tqdm(made, 'Images', len(paths), delay=2, leave=False)
+
+
+def _thumbnail(path, width, height):
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            image.draft('RGB', (2 * width, 2 * height))  # A large JPEG is decoded at a fraction of its size.
+            image = image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((width, height))
+    return image
+
+
+def missing_sentence(fids, count):
+    """What to say when the images `fids` of `count` cannot be shown."""
+    return (f'{len(fids)} of {count} images are missing or broken, the first of them {fids[0]}; placeholders stand for '
+            f'them.')
