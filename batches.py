@@ -6,11 +6,15 @@ Random numbers come from TensorFlow's stateless generators, whose seeds are deri
 import numpy as np
 import tensorflow as tf
 
+import cache
 import images
 from errors import InputError
 
 # One stream of random numbers for each thing that is drawn, so that no two of them are correlated.
-IDENTITIES, IMAGES, AUGMENTATION, FRAMES = range(4)
+IDENTITIES, IMAGES, AUGMENTATION, FRAMES, LOSS = range(5)
+
+ERASING_TRIES = 100
+MEAN_COLOUR = (123.68, 116.78, 103.94)  # RGB, of ImageNet.
 
 
 class Identities:
@@ -134,7 +138,7 @@ def erase(image, seed):
     aspects = 0.3 + (1 / 0.3 - 0.3) * aspects
     heights, widths = (tf.cast(tf.round(size), tf.int32) for size in (tf.sqrt(areas * aspects), tf.sqrt(areas / aspects)))
     fits = (heights < height) & (widths < width)
-    first = tf.argmax(fits)
+    first = tf.argmax(tf.cast(fits, tf.int32))
     rows = tf.range(height) - tf.cast(tops[first] * tf.cast(height - heights[first] + 1, tf.float32), tf.int32)
     columns = tf.range(width) - tf.cast(lefts[first] * tf.cast(width - widths[first] + 1, tf.float32), tf.int32)
     inside = ((0 <= rows) & (rows < heights[first]))[:, None] & ((0 <= columns) & (columns < widths[first]))
@@ -153,44 +157,56 @@ def augment(image, seed, step, slot, flip, crop_size, erasing=0.0):
         erasing: probability of random erasing.
     """
     image_seed = tf.random.fold_in(stream_seed(seed, AUGMENTATION, step), tf.cast(slot, tf.int32))
-    if flip:
-        mirrored = tf.random.stateless_uniform([], tf.random.fold_in(image_seed, 0)) < 0.5
-        image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    flip_at, top_at, left_at = tf.unstack(tf.random.stateless_uniform([3], image_seed))
     if crop_size:
-        image = tf.image.stateless_random_crop(image, [*crop_size, 3], tf.random.fold_in(image_seed, 1))
+        height, width = crop_size
+        top = tf.cast(top_at * (image.shape[0] - height + 1), tf.int32)
+        left = tf.cast(left_at * (image.shape[1] - width + 1), tf.int32)
+        image = tf.ensure_shape(image[top:top + height, left:left + width], [height, width, 3])
+    if flip:
+        image = tf.cond(flip_at < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
     if erasing:
         erased = tf.random.stateless_uniform([], tf.random.fold_in(image_seed, 2)) < erasing
         image = tf.cond(erased, lambda: erase(image, tf.random.fold_in(image_seed, 3)), lambda: image)
     return image
 
 
-def batches(dataset, identities, args, first_step, last_step):
-    """The batches of the steps [first_step, last_step).
+def batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
+    """The batches of the steps [first_step, last_step), whole or in parts.
 
     Args:
         dataset: the training `Dataset`.
         identities: its `Identities`.
         args: of `train.py`.
+        slots: the range of places in the batch whose images are loaded; None: all of them.
+        part_size: into how many images each the slots are divided; None: all of them are one part.
 
-    Returns: a `tf.data.Dataset` of dicts: `step` int64, `rows` int64 [B], `pids` int32 [B] (numbers of identities),
-        `images` float32 [B, H, W, 3].
+    Returns: a `tf.data.Dataset` with one dict for each part of each step: `rows` int64 [B] and `pids` int32 [B] (numbers
+        of identities) of the whole batch, `images` float32 [part_size, H, W, 3] of the part.
     """
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
+    slots = slots or range(batch_size)
+    part_size = part_size or len(slots)
     net_size = (args.net_input_height, args.net_input_width)
     crop_size = net_size if args.crop_augment else None
     load_size = (args.pre_crop_height, args.pre_crop_width) if args.crop_augment else net_size
-    paths = tf.constant(images.paths(dataset, args.image_root))
+    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads)
     pid_numbers = tf.constant(identities.pid_numbers)
 
     def split(step, rows):
-        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, batch_size), tf.range(batch_size), rows))
+        of_slots = tf.range(slots.start, slots.stop)
+        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), of_slots, tf.gather(rows, of_slots)))
 
     def load(step, slot, row):
-        image = images.load(paths[row], load_size)
-        image = augment(image, args.seed, step, slot, args.flip_augment, crop_size, args.random_erasing)
-        return {'step': step, 'rows': row, 'pids': pid_numbers[row], 'images': image}
+        image = images.resize(read(row), load_size)
+        return augment(image, args.seed, step, slot, args.flip_augment, crop_size, args.random_erasing)
+
+    def whole(step, rows):
+        batch = {'rows': tf.ensure_shape(rows, [batch_size]), 'pids': tf.gather(pid_numbers, rows)}
+        return tf.data.Dataset.from_tensors(batch).repeat(len(slots) // part_size)
 
     steps = batch_rows(identities, args.seed, first_step, last_step, args.batch_p, args.batch_k,
                        args.frames_per_tracklet)
     loaded = steps.flat_map(split).map(load, num_parallel_calls=args.loading_threads, deterministic=True)
-    return loaded.batch(batch_size, drop_remainder=True).prefetch(2)
+    parts = tf.data.Dataset.zip(steps.flat_map(whole), loaded.batch(part_size, drop_remainder=True))
+    return parts.map(lambda batch, part: {**batch, 'images': part}).prefetch(2)

@@ -1,4 +1,5 @@
 """Net and head become one Keras model, whose variables are known by their TensorFlow 1 names."""
+import inspect
 import os
 import zipfile
 import zlib
@@ -30,13 +31,31 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
         alone, made of the very same layers.
 
     Raises:
-        InputError: no such net or head, or a net that cannot take this input shape.
+        InputError: no such net or head, a net that cannot take this input shape, or does not know an option.
     """
-    body = plugins.load('nets', net_name).body(input_shape, **net_options)
+    make_body = plugins.load('nets', net_name).body
+    unknown = [f'--{option}' for option in net_options if option not in inspect.signature(make_body).parameters]
+    if unknown:
+        raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
+    body = make_body(input_shape, **net_options)
     endpoints = plugins.load('heads', head_name).head(body.output, embedding_dim)
     network = keras.Model(body.input, endpoints, name=f'{net_name}_{head_name}')
     network.body = body
     return network
+
+
+def with_classifier(network, num_identities):
+    """The model of `build` with one more endpoint, 'logits' [B, I] float32: a linear classifier of the identities.
+
+    It has the raw embedding as its features, no bias (Luo et al. 2019, section 3.6), and is not part of the head: who
+    embeds builds the network without it.
+    """
+    features = network.output['emb_raw']
+    logits = keras.layers.Dense(num_identities, use_bias=False, kernel_initializer=keras.initializers.RandomNormal(
+        stddev=0.001), dtype='float32', name='classifier')(features)
+    classifying = keras.Model(network.input, {**network.output, 'logits': logits}, name=f'{network.name}_classifier')
+    classifying.body = network.body
+    return classifying
 
 
 def named_variables(network):
@@ -72,7 +91,8 @@ def from_experiment(root, checkpoint=None, input_size=None):
     newest = checkpoints.newest_first(root)[0] if checkpoint is None else None
     path = newest or checkpoints.find(os.path.join(root, checkpoint))
     input_size = input_size or (args.net_input_height, args.net_input_width)
-    network = build(args.model_name, args.head_name, args.embedding_dim, (*input_size, 3))
+    network = build(args.model_name, args.head_name, args.embedding_dim, (*input_size, 3),
+                    **arguments.net_options(args))
     checkpoints.load(path, named_variables(network))
     return network, path
 
