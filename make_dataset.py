@@ -175,28 +175,31 @@ def print_report(dataset, looks):
     """Print what was seen of the images of one csv file."""
     fids_of_pid = collections.defaultdict(set)
     fids_of_problem = collections.defaultdict(set)
-    rows_of_content = collections.defaultdict(set)
+    fids_of_content = collections.defaultdict(set)
+    pids_of_content = collections.defaultdict(set)
     for pid, fid in zip(dataset.pids, dataset.fids):
         fids_of_pid[pid].add(fid)
         if looks[fid].problem:
             fids_of_problem[looks[fid].problem].add(fid)
         else:
-            rows_of_content[looks[fid].content].add((fid, pid))
-    images = set(dataset.fids)
-    print(f'{dataset.path}: {len(dataset)} rows, {len(images)} images, {len(fids_of_pid)} identities')
+            fids_of_content[looks[fid].content].add(fid)
+            pids_of_content[looks[fid].content].add(pid)
+    sizes = collections.Counter(looks[fid].size for fids in fids_of_content.values() for fid in sorted(fids))
+    images = len(set(dataset.fids))
+    print(f'{dataset.path}: {len(dataset)} rows, {images} images, {len(fids_of_pid)} identities')
     print(f'  images of an identity: {spread(map(len, fids_of_pid.values()))}')
-    sizes = collections.Counter(looks[fid].size for fid in images if not looks[fid].problem)
     if sizes:
-        (width, height), often = sizes.most_common(1)[0]
         widths, heights = zip(*sizes.elements())
+        (width, height), often = sizes.most_common(1)[0]
         print(f'  width: {spread(widths)}; height: {spread(heights)}; {width}x{height} most often ({often})')
     for problem, fids in sorted(fids_of_problem.items()):
         print(f'  {problem}: {some(fids)}')
-    print(f'  identities with one image: {some(pid for pid, fids in fids_of_pid.items() if len(fids) == 1)}')
-    same = [rows for rows in rows_of_content.values() if len(rows) > 1]
-    print(f'  images with the content of another: {some(fid for rows in same for fid, _ in rows)}')
-    mixed = [rows for rows in same if len({pid for _, pid in rows}) > 1]
-    print(f'  images that are also of another identity: {some(fid for rows in mixed for fid, _ in rows)}')
+    single = [pid for pid, fids in fids_of_pid.items() if len(fids) == 1]
+    same = [fids for fids in fids_of_content.values() if len(fids) > 1]
+    mixed = [fids_of_content[content] for content, pids in pids_of_content.items() if len(pids) > 1]
+    print(f'  identities with one image: {some(single)}')
+    print(f'  images with the content of another: {some(itertools.chain(*same))}')
+    print(f'  images of more than one identity: {some(itertools.chain(*mixed))}')
 
 
 def spread(numbers):

@@ -1,7 +1,7 @@
 """One dataset a file; its name is the one that `make_dataset.py` takes. Such a file has
 
-splits(root, **options)   {'train' | 'query' | 'test' | other subsets: rows of (pid, path relative to root[, tracklet])};
-                          a key stands behind the dataset's name in the name of the csv file
+splits(root, **options)   {'train' | 'query' | 'test' | another: rows of (pid, path relative to root[, tracklet])};
+                          the key ends the name of the csv file
 EXCLUDER                  the excluder to evaluate it with
 TOTALS                    {subset: {'identities' | 'images' | 'tracklets': number}}, what is known of the whole dataset
 add_arguments(parser)     only where `splits` has options: their flags

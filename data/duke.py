@@ -9,7 +9,7 @@ PATTERN = r'^(?P<pid>\d+)_c\d+_.*\.jpg$'
 TOTALS = {
     'train': {'identities': 702, 'images': 16522},
     'query': {'identities': 702, 'images': 2228},
-    'test': {'identities': 1110, 'images': 17661},
+    'test': {'identities': 1110, 'images': 17661},  # The queries' 702 people and 408 others.
 }
 
 

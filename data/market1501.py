@@ -12,7 +12,7 @@ EXCLUDER = 'market1501'
 TOTALS = {
     'train': {'identities': 751, 'images': 12936},
     'query': {'identities': 750, 'images': 3368},
-    'test': {'identities': 752, 'images': 19732},
+    'test': {'identities': 752, 'images': 19732},  # 750 people, junk, distractors.
     'multi_query': {'identities': 750, 'tracklets': 3368},
 }
 PATTERN = r'^(?P<pid>-1|\d+)_c\d+s\d+_.*\.jpg$'

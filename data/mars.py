@@ -13,7 +13,7 @@ EXCLUDER = 'mars'
 TOTALS = {
     'train': {'identities': 625, 'images': 509914, 'tracklets': 8298},
     'query': {'identities': 626, 'tracklets': 1980},
-    'test': {'identities': 636, 'images': 681089, 'tracklets': 12180},
+    'test': {'identities': 636, 'images': 681089, 'tracklets': 12180},  # Junk and distractors are two of 636.
 }
 
 

@@ -2,6 +2,7 @@
 import argparse
 import gzip
 import os
+import re
 import struct
 
 import h5py
@@ -50,7 +51,8 @@ def ignored(name, query, gallery):
 
 
 MARKET = ['bounding_box_train/0002_c1s1_000451_03.jpg', 'bounding_box_train/0002_c2s1_000301_01.jpg',
-          'bounding_box_train/0007_c3s3_077419_03.jpg', 'query/0001_c1s1_001051_00.jpg', 'query/0001_c3s1_000551_00.jpg',
+          'bounding_box_train/0007_c3s3_077419_03.jpg',
+          'query/0001_c1s1_001051_00.jpg', 'query/0001_c3s1_000551_00.jpg',
           'bounding_box_test/-1_c1s1_000401_03.jpg', 'bounding_box_test/0000_c1s1_000151_01.jpg',
           'bounding_box_test/0001_c1s1_001051_03.jpg', 'bounding_box_test/0001_c3s1_000551_01.jpg',
           'gt_bbox/0001_c1s1_001051_00.jpg', 'gt_bbox/0001_c1s2_003051_00.jpg', 'gt_bbox/0001_c3s1_000551_00.jpg',
@@ -87,10 +89,10 @@ def test_the_whole_dataset_gives_no_warning_and_a_bigger_one_does(root, capsys, 
     totals = {'train': {'identities': 2, 'images': 3}, 'multi_query': {'identities': 1, 'tracklets': 2}}
     monkeypatch.setattr(market1501, 'TOTALS', totals)
     make('market1501', root)
-    assert capsys.readouterr().err == ''
+    assert 'warning' not in capsys.readouterr().err
     totals['train']['images'] = 2
     make('market1501', root)
-    assert capsys.readouterr().err == 'warning: train has 3 of 2 images: 1 too many.\n'
+    assert re.findall('warning.*', capsys.readouterr().err) == ['warning: train has 3 of 2 images: 1 too many.']
 
 
 def test_duke(root, capsys):
@@ -153,7 +155,8 @@ def test_mars(root, capsys):
     dataset = load_dataset(root.parent / 'out' / 'mars_test.csv')
     assert len(dataset.first_frames()) == 6
     assert ignored('mars', 'bbox_test/0002/0002C1T0001F001.jpg', list(dataset.first_frames().fids)) == [
-        'bbox_test/00-1/00-1C1T0001F001.jpg', 'bbox_test/0002/0002C1T0001F001.jpg', 'bbox_test/0002/0002C1T0002F001.jpg']
+        'bbox_test/00-1/00-1C1T0001F001.jpg', 'bbox_test/0002/0002C1T0001F001.jpg',
+        'bbox_test/0002/0002C1T0002F001.jpg']
 
 
 def test_mars_frames_that_are_not_there_are_left_out(root, capsys):
@@ -251,7 +254,7 @@ def test_cuhk03_is_exported_once_and_whole_or_not_at_all(root):
     (lambda path: os.truncate(path, path.stat().st_size // 2), 'cuhk-03.mat cannot be read'),
     (lambda path: path.write_bytes(b'MATLAB 5.0 MAT-file'), 'cuhk-03.mat cannot be read'),
     (lambda path: path.unlink(), 'no cuhk-03.mat nor cuhk03_release/cuhk-03.mat'),
-    (lambda path: (path.parent / 'cuhk03_new_protocol_config_labeled.mat').unlink(), 'no cuhk03_new_protocol_config_la'),
+    (lambda path: (path.parent / 'cuhk03_new_protocol_config_labeled.mat').unlink(), 'no cuhk03_new_protocol_con'),
 ])
 def test_cuhk03_damaged(root, damage, part):
     put_cuhk03(root)
@@ -310,7 +313,8 @@ def test_cars196_of_the_devkit(root):
 def test_sop(root):
     header = 'image_id class_id super_class_id path\n'
     put(root, 'bicycle_final/111_0.JPG', 'bicycle_final/111_1.JPG', 'chair_final/222_0.JPG')
-    put(root, 'Ebay_train.txt', content=f'{header}1 1 1 bicycle_final/111_0.JPG\n2 1 1 bicycle_final/111_1.JPG'.encode())
+    lines = '1 1 1 bicycle_final/111_0.JPG\n2 1 1 bicycle_final/111_1.JPG'
+    put(root, 'Ebay_train.txt', content=f'{header}{lines}'.encode())
     put(root, 'Ebay_test.txt', content=f'{header}3 11319 2 chair_final/222_0.JPG\n'.encode())
     assert make('sop', root) == {'train': ['1,bicycle_final/111_0.JPG', '1,bicycle_final/111_1.JPG'],
                                  'query': ['11319,chair_final/222_0.JPG'], 'test': ['11319,chair_final/222_0.JPG']}
@@ -363,7 +367,7 @@ def test_digits(tmp_path, capsys):
     assert {subset: len(lines) for subset, lines in csv.items()} == {'train': 1000, 'query': 200, 'test': 597}
     everything = sum(csv.values(), [])
     assert len(set(everything)) == 1797
-    assert capsys.readouterr().err == ''
+    assert 'warning' not in capsys.readouterr().err
     from sklearn.datasets import load_digits
     digits = load_digits()
     for line in everything[::100]:
@@ -383,7 +387,8 @@ def test_digits(tmp_path, capsys):
 def put_folder(root):
     put(root, *(f'person {person}/{image}.{suffix}' for person in range(10)
                 for image, suffix in enumerate(['jpg', 'JPEG', 'png', 'txt'])))
-    put(root, 'person 3/camera 2/x.jpg', 'alone/1.jpg', '.git/1.jpg', 'person 1/.hidden.jpg', 'person 1/._1.jpg', '1.jpg')
+    put(root, 'person 3/camera 2/x.jpg', 'alone/1.jpg')
+    put(root, '1.jpg', '.git/1.jpg', 'person 1/.hidden.jpg', 'person 1/._1.jpg')
 
 
 def test_folder(root):
@@ -418,7 +423,8 @@ def test_folder_for_evaluation_only(root):
     assert list(csv) == ['query', 'test'] and len(csv['test']) == 11 and len(csv['query']) == 21
 
 
-NAMES = [' blank', 'blank ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße', '人', '#', 'NA', '\tx']
+NAMES = [' blank', 'blank ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße',
+         '人', '#', 'NA', '\ttab']
 
 
 def test_odd_names_come_back_as_they_are(root):
@@ -462,7 +468,7 @@ def test_the_folder_above_the_right_one(root, tmp_path):
 def test_command_line(root, tmp_path):
     put_folder(root)
     process = run_script('make_dataset.py', 'folder', root, '--out', 'my/csv', '--val_fraction', '.5', cwd=tmp_path)
-    assert process.returncode == 0 and process.stderr == '', process.stderr
+    assert process.returncode == 0 and 'warning' not in process.stderr, process.stderr
     assert process.stdout.splitlines()[0].split() == ['subset', 'identities', 'images', 'tracklets', 'cameras', 'file']
     assert process.stdout.splitlines()[3].split()[::5] == ['test', 'my/csv/folder_test.csv']
     assert process.stdout.splitlines()[4] == 'Evaluate with --excluder diagonal.'
@@ -510,14 +516,14 @@ def test_check(check, root, tmp_path):
     put_picture(root, 'a/1.png', 'a/2.jpg', colour=1)
     put_picture(root, 'a/3.png', colour=2, size=(20, 10))
     put_picture(root, 'b/1.png', 'c/1.png', colour=3)
-    put(tmp_path, 'train.csv', content=b'a,a/1.png\na,a/2.jpg\na,a/3.png\na,a/3.png\nb,b/1.png\nc,c/1.png\n')
+    put(tmp_path, 'train.csv', content=b'a,a/1.png\na,a/2.jpg\na,a/3.png\na,a/3.png\nb,b/1.png\nc,c/1.png\nc,a/2.jpg\n')
     assert check([tmp_path / 'train.csv'], root) == [
-        f'{tmp_path}/train.csv: 6 rows, 5 images, 3 identities',
-        'images of an identity: 1 to 3, median 1',
+        f'{tmp_path}/train.csv: 7 rows, 5 images, 3 identities',
+        'images of an identity: 1 to 3, median 2',
         'width: 8 to 20, median 8; height: 10 to 16, median 16; 8x16 most often (4)',
-        'identities with one image: 2 (b, c)',
+        'identities with one image: 1 (b)',
         'images with the content of another: 2 (b/1.png, c/1.png)',
-        'images that are also of another identity: 2 (b/1.png, c/1.png)']
+        'images of more than one identity: 3 (a/2.jpg, b/1.png, c/1.png)']
 
 
 def test_check_finds_what_cannot_be_used(check, root, tmp_path):
