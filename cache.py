@@ -1,0 +1,94 @@
+"""The pixels of a small dataset, decoded once: in memory, or in a folder that later runs use again.
+
+What is kept is what the decoder gives, uint8 of each image's own size. So it depends on no option, and training sees
+the very numbers that it would have seen without.
+"""
+import hashlib
+import os
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+import images
+from errors import InputError
+from files import written_whole
+
+PIXELS_FILE = 'pixels.bin'
+INDEX_FILE = 'index.npz'
+
+
+def reader(paths, kind, loading_threads):
+    """How the input pipeline gets at an image.
+
+    Args:
+        paths: image files, list of str [N].
+        kind: 'none' (read and decode the file each time), 'memory', or a folder, which is filled if it is empty.
+        loading_threads: how many images are decoded at a time while the cache is filled.
+
+    Returns: function of a scalar int64 tensor, the number of an image, that gives uint8 [H, W, 3] in tf.data.
+
+    Raises:
+        InputError: a folder that holds the pixels of other files, or is damaged; an image that does not decode.
+    """
+    if kind == 'none':
+        all_paths = tf.constant(paths)
+        return lambda row: images.decode(tf.io.read_file(all_paths[row]))
+    if kind == 'memory':
+        decoded = list(_decoded(paths, loading_threads))
+        shapes, pixels = np.array([image.shape for image in decoded]), np.concatenate([image.ravel() for image in decoded])
+    else:
+        shapes, pixels = _in_folder(kind, paths, loading_threads)
+    stops = np.cumsum(shapes.prod(axis=1))
+    starts = stops - shapes.prod(axis=1)
+
+    def pixels_of(row):
+        return pixels[starts[row]:stops[row]].reshape(shapes[row])
+
+    return lambda row: tf.ensure_shape(tf.numpy_function(pixels_of, [row], tf.uint8), [None, None, 3])
+
+
+def _decoded(paths, loading_threads):
+    """Yields the decoded images in order, uint8 [H, W, 3]."""
+    decoded = tf.data.Dataset.from_tensor_slices(paths).map(lambda path: images.decode(tf.io.read_file(path)),
+                                                            num_parallel_calls=loading_threads)
+    try:
+        yield from tqdm.tqdm(decoded.as_numpy_iterator(), 'Decoding', len(paths), delay=2, leave=False)
+    except tf.errors.OpError as error:
+        raise images.broken_image(paths, error) from error
+
+
+def _in_folder(folder, paths, loading_threads):
+    """Shapes int64 [N, 3] and all pixels, uint8 and left on the disk, of a folder that is filled if it is empty."""
+    pixels_path, index_path = os.path.join(folder, PIXELS_FILE), os.path.join(folder, INDEX_FILE)
+    fingerprint = _fingerprint(paths)
+    os.makedirs(folder, exist_ok=True)
+    if not os.listdir(folder):
+        shapes = []
+        with written_whole(pixels_path) as temporary, open(temporary, 'wb') as file:
+            for image in _decoded(paths, loading_threads):
+                shapes.append(image.shape)
+                file.write(image.tobytes())
+        with written_whole(index_path) as temporary, open(temporary, 'wb') as file:
+            np.savez(file, shapes=np.array(shapes), fingerprint=fingerprint)
+    try:
+        with np.load(index_path) as index:
+            shapes, held = index['shapes'], str(index['fingerprint'])
+        pixels = np.memmap(pixels_path, np.uint8, 'r')
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f'The folder {folder} is no whole cache of images. Empty it, or name another one as '
+                         f'--cache.') from error
+    if held != fingerprint or len(pixels) != shapes.prod(axis=1).sum():
+        raise InputError(f'The cache {folder} is that of other images, or they were changed since. Empty it, or name '
+                         f'another one as --cache.')
+    return shapes, pixels
+
+
+def _fingerprint(paths):
+    """A hash of the images' paths, sizes and times of change."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f'{path}\0{status.st_size}\0{status.st_mtime_ns}\0'.encode())
+    return digest.hexdigest()
