@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from errors import InputError
+from files import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,15 @@ def _read_columns(reader, path):
     return [np.array(column, dtype=object) for column in (pids, fids, tracklets)[:width]]
 
 
+def save_dataset(path, dataset):
+    """Write a dataset's csv file, whole or not at all."""
+    columns = [dataset.pids, dataset.fids] + ([] if dataset.tracklets is None else [dataset.tracklets])
+    with written_whole(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8', newline='') as file:
+            # In quotes, where blanks at a field's start survive.
+            csv.writer(file, lineterminator='\n', quoting=csv.QUOTE_ALL).writerows(zip(*columns))
+
+
 def image_path(image_root, fid):
     """The path of an image file."""
     return os.path.join(image_root, fid)
@@ -155,7 +165,7 @@ def check_files(dataset, image_root, allow_outside_root=False):
     Raises:
         InputError: no such image root, or files that are missing or outside (their count and the first few names).
     """
-    if not os.path.isdir(image_root):
+    if not image_root or not os.path.isdir(image_root):
         raise InputError(f'There is no image root {image_root}.')
     problems = {'missing': [], 'outside': [], None: []}
     for fid, problem in zip(dataset.fids, file_problems(dataset.fids, image_root)):

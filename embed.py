@@ -28,6 +28,8 @@ def make_parser():
     add('--pool_tracklets', choices=('mean',), help='one row a tracklet (third column of the csv): its mean frame')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
+    add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
+        'beside the .h5 and leave them out')
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
 
@@ -49,20 +51,30 @@ def main():
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     import numpy as np
-    from dataset import check_files, load_dataset
+    from dataset import check_files, load_dataset, save_dataset
     dataset = load_dataset(args.dataset)
     image_root = args.image_root or trained.image_root
     check_files(dataset, image_root, args.allow_outside_root)
-    rows, row_of_image = dataset, np.arange(len(dataset))
-    if args.pool_tracklets:
-        if dataset.tracklets is None:
-            raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
-        rows, row_of_image = dataset.first_frames(), dataset.tracklet_of_row()
-
-    # The model. Average pooling takes in whole images of the pre-crop size.
+    if args.pool_tracklets and dataset.tracklets is None:
+        raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
         import tensorflow  # noqa: F401
     import images
+    name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
+    filename = os.path.join(args.experiment_root, name)
+    if args.skip_broken_images:
+        stem, images_given = os.path.splitext(filename)[0], len(dataset)
+        dataset = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,
+                                        lambda sentence: print(sentence, file=sys.stderr))
+        if len(dataset) < images_given:
+            save_dataset(f'{stem}.csv', dataset)
+            print(f'{images_given - len(dataset)} broken images are left out: evaluate with {stem}.csv instead of '
+                  f'{args.dataset}.', file=sys.stderr)
+    rows, row_of_image = dataset, np.arange(len(dataset))
+    if args.pool_tracklets:
+        rows, row_of_image = dataset.first_frames(), dataset.tracklet_of_row()
+
+    # The model. Average pooling takes in whole images of the pre-crop size.
     import model
     import provenance
     import tqdm
@@ -76,15 +88,16 @@ def main():
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
-    name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
-    filename = os.path.join(args.experiment_root, name)
     aggregate = AGGREGATORS[args.aggregator or 'mean']
-    parameters = {**vars(args), 'resume': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint)}
+    parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'image_root': image_root,
+                  'checkpoint': os.path.basename(checkpoint)}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset),
               'checkpoint_sha256': provenance.file_hash(checkpoint + '.index')}
     variant_names = images.variant_names(args.flip_augment, args.crop_augment)
     with EmbeddingWriter(filename, rows, trained.embedding_dim, variant_names, parameters, traces, args.resume,
                          pooled=bool(args.pool_tracklets)) as writer:
+        if args.resume and not args.quiet:
+            print(f'Going on behind {writer.rows_done} rows that are there already.')
         order = np.argsort(row_of_image, kind='stable')
         order = order[row_of_image[order] >= writer.rows_done]
         embedded = model.embed_files(network, images.paths(dataset.take(order), image_root), load_size,

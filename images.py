@@ -154,6 +154,9 @@ def without_broken(dataset, image_root, list_path, resume, warn):
         warn: called with a sentence for each broken image.
 
     Returns: the `Dataset` of the others.
+
+    Raises:
+        InputError: there are no others.
     """
     if not (resume and os.path.isfile(list_path)):
         with multiprocessing.pool.ThreadPool() as pool:
@@ -166,7 +169,10 @@ def without_broken(dataset, image_root, list_path, resume, warn):
         broken = dict(csv.reader(file))
     for fid, reason in broken.items():
         warn(f'Left out {fid}: {reason}.')
-    return dataset.take(np.array([fid not in broken for fid in dataset.fids]))
+    readable = np.array([fid not in broken for fid in dataset.fids])
+    if not readable.any():
+        raise InputError(f'Not one image of {dataset.path} can be read.')
+    return dataset.take(readable)
 
 
 def _why_unreadable(path):
