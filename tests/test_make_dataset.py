@@ -95,10 +95,10 @@ def test_the_whole_dataset_gives_no_warning_and_a_bigger_one_does(root, capsys, 
     assert re.findall('warning.*', capsys.readouterr().err) == ['warning: train has 3 of 2 images: 1 too many.']
 
 
-def test_duke(root, capsys):
+def test_duke_mtmc(root, capsys):
     put(root, 'bounding_box_train/0001_c2_f0046182.jpg', 'query/0005_c2_f0046985.jpg', 'LICENSE_DukeMTMC.txt',
         'bounding_box_test/0002_c1_f0044158.jpg', 'bounding_box_test/0005_c7_f0051000.jpg')
-    assert make('duke', root) == {
+    assert make('dukeMTMC', root) == {
         'train': ['0001,bounding_box_train/0001_c2_f0046182.jpg'], 'query': ['0005,query/0005_c2_f0046985.jpg'],
         'test': ['0002,bounding_box_test/0002_c1_f0044158.jpg', '0005,bounding_box_test/0005_c7_f0051000.jpg']}
     assert 'warning: test has 2 of 17661 images' in capsys.readouterr().err
