@@ -14,7 +14,7 @@ TOTALS = {
 
 
 def splits(root):
-    """Rows of each subset; see the contract in DESIGN.md."""
+    """The rows of each subset."""
     _files.find(root, 'bounding_box_train', 'query', 'bounding_box_test')
     return {
         'train': _files.named_images(root, 'bounding_box_train', PATTERN),
