@@ -1,0 +1,129 @@
+"""Bad input to train.py and embed.py: one clear sentence, status 1 or 2, no traceback, and nothing lost."""
+import json
+
+import h5py
+import numpy as np
+import pytest
+from conftest import assert_one_sentence, run_script
+from PIL import Image
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder with 12 images of 3 identities and a csv file."""
+    random = np.random.default_rng(0)
+    lines = []
+    for pid in range(3):
+        for number in range(4):
+            fid = f'{pid}_{number}.png'
+            Image.fromarray(random.integers(0, 256, (12, 8, 3), dtype=np.uint8)).save(tmp_path / fid)
+            lines.append(f'{pid},{fid}\n')
+    (tmp_path / 'train.csv').write_text(''.join(lines))
+    return tmp_path
+
+
+def train(folder, *more, train_set='train.csv', image_root='.'):
+    return run_script('train.py', '--experiment_root', folder / 'run', '--train_set', folder / train_set,
+                      '--image_root', folder / image_root, '--model_name', 'mnist', '--head_name', 'direct',
+                      '--net_input_height', '12', '--net_input_width', '8', '--batch_p', '3', '--batch_k', '2',
+                      '--train_iterations', '3', *more)
+
+
+@pytest.mark.parametrize('flags, parts', [
+    (['--model_name', 'resnet_9000'], ['resnet_9000', 'mnist']),
+    (['--head_name', '_dense'], ['_dense']),
+    (['--loss', 'batch_soft'], ['batch_soft', 'batch_hard']),
+    (['--metric', 'manhattan'], ['manhattan', 'cityblock']),
+    (['--margin', 'sfot'], ['sfot']),
+    (['--margin', 'nan'], ['nan']),
+    (['--batch_k', '1'], ['batch_k']),
+    (['--batch_p', '0'], ['batch_p']),
+    (['--learning_rate', 'inf'], ['learning_rate']),
+    (['--crop_augment', '--pre_crop_height', '10', '--pre_crop_width', '8'], ['12x8', '10x8']),
+    (['--batch_pp', '3'], ['batch_pp']),
+])
+def test_arguments(small, flags, parts):
+    refused = train(small, *flags)
+    assert_one_sentence(refused, *parts, status=2)
+    assert not (small / 'run').exists()
+
+
+def test_missing_files(small):
+    assert_one_sentence(train(small, train_set='none.csv'), 'none.csv')
+    assert_one_sentence(train(small, image_root='nowhere'), 'nowhere')
+    (small / '1_2.png').unlink()
+    (small / '2_0.png').unlink()
+    assert_one_sentence(train(small), '2 of 12', '1_2.png', '2_0.png')
+    (small.parent / 'secret.png').write_bytes((small / '0_0.png').read_bytes())
+    (small / 'out.csv').write_text('0,../secret.png\n1,/etc/passwd\n2,2_1.png\n')
+    assert_one_sentence(train(small, train_set='out.csv'), '2 of 3', '../secret.png', '--allow_outside_root')
+    assert not (small / 'run').exists()
+
+
+@pytest.mark.parametrize('text, part', [
+    ('0\n1\n', 'column'), ('0,0_0.png\n\n1,1_0.png\n', 'line 2'), ('', 'empty'), ('0,0_0.png\n1\n', 'line 2'),
+])
+def test_broken_csv(small, text, part):
+    (small / 'broken.csv').write_text(text)
+    assert_one_sentence(train(small, train_set='broken.csv'), 'broken.csv', part)
+
+
+def test_experiment_root_in_use_or_unusable(small):
+    (small / 'run').mkdir()
+    (small / 'run' / 'notes.txt').write_text('mine')
+    assert_one_sentence(train(small), 'not empty', '--resume')
+    assert [path.name for path in (small / 'run').iterdir()] == ['notes.txt']
+    assert_one_sentence(train(small, '--resume'), 'args.json')
+    for text, part in [('{"batch_p": ', 'JSON'), ('[1]', 'JSON object'), ('{"model_name": "os"}', 'model_name'),
+                       ('{"batch_p": "many"}', 'batch_p'), ('{"batch_p": [1]}', 'batch_p'),
+                       ('{"flip_augment": 1}', 'flip_augment'), ('[' * 100000, 'JSON')]:
+        (small / 'run' / 'args.json').write_text(text)
+        assert_one_sentence(train(small, '--resume'), 'args.json', part)
+        assert (small / 'run' / 'args.json').read_text() == text
+
+
+def test_too_few_identities(small):
+    assert_one_sentence(train(small, '--batch_p', '4'), '3 identities', '--batch_p')
+
+
+def test_image_that_does_not_decode_stops_training_and_embedding(small):
+    whole = (small / '1_1.png').read_bytes()
+    (small / '1_1.png').write_bytes(whole[:len(whole) // 2])
+    assert_one_sentence(train(small, '--batch_k', '4'), '1_1.png')
+    (small / '1_1.png').write_bytes(whole)
+    resumed = run_script('train.py', '--experiment_root', small / 'run', '--resume')
+    assert resumed.returncode == 0, resumed.stderr
+    (small / '1_1.png').write_bytes(b'no image')
+    embedded = run_script('embed.py', '--experiment_root', small / 'run', '--dataset', small / 'train.csv')
+    assert_one_sentence(embedded, '1_1.png')
+    assert not (small / 'run' / 'train_embeddings.h5').exists()
+
+    # The rows before it were kept.
+    (small / '1_1.png').write_bytes(whole)
+    embedded = run_script('embed.py', '--experiment_root', small / 'run', '--dataset', small / 'train.csv', '--resume')
+    assert embedded.returncode == 0, embedded.stderr
+    with h5py.File(small / 'run' / 'train_embeddings.h5') as file:
+        assert file['emb'].shape == (12, 128)
+    named = run_script('embed.py', '--experiment_root', small / 'run', '--dataset', small / 'train.csv',
+                       '--checkpoint', 'checkpoint-77')
+    assert_one_sentence(named, 'checkpoint-77', 'checkpoint-3')
+
+
+def test_loss_that_is_not_finite_stops_before_a_checkpoint(small):
+    exploded = train(small, '--learning_rate', '1e30', '--train_iterations', '50', '--margin', 'none')
+    assert_one_sentence(exploded, 'Iteration', 'checkpoint-0')
+    steps = sorted(path.name for path in (small / 'run').glob('*.index'))
+    assert steps == ['checkpoint-0.index']
+
+
+def test_embedding_arguments(small):
+    embed = ['embed.py', '--experiment_root', small / 'run', '--dataset', small / 'train.csv']
+    assert_one_sentence(run_script(*embed), 'run')
+    (small / 'run').mkdir()
+    args = {'train_set': 'train.csv', 'image_root': str(small), 'model_name': 'mnist', 'head_name': 'direct'}
+    (small / 'run' / 'args.json').write_text(json.dumps(args))
+    assert_one_sentence(run_script(*embed, '--flip_augment'), '--aggregator')
+    assert_one_sentence(run_script(*embed, '--crop_augment', 'five'), '--aggregator')
+    assert_one_sentence(run_script(*embed, '--aggregator', 'mean'), '--aggregator')
+    assert_one_sentence(run_script(*embed, '--pool_tracklets', 'mean'), 'third column')
+    assert_one_sentence(run_script(*embed), 'checkpoint')

@@ -1,0 +1,107 @@
+"""What every plug-in promises; a new file in one of the folders is tested without touching a test."""
+import inspect
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model
+import plugins
+from aggregators import AGGREGATORS
+from errors import InputError
+from loss import cdist
+
+# Small, and large enough for all the poolings of every net.
+INPUT_SHAPE = (128, 64, 3)
+
+
+@pytest.fixture(scope='module')
+def photos():
+    return tf.constant(np.random.default_rng(0).uniform(0, 255, (2, *INPUT_SHAPE)).astype(np.float32))
+
+
+@pytest.mark.parametrize('name', plugins.choices('nets'))
+def test_net(name, photos):
+    body = plugins.load('nets', name).body(INPUT_SHAPE)
+    assert body.input_shape == (None, *INPUT_SHAPE)
+    assert isinstance(body.output, dict)
+    outputs = body(photos, training=False)
+    features = outputs['model_output']
+    assert features.dtype == tf.float32 and len(features.shape) == 2 and features.shape[0] == 2
+    assert np.isfinite(features).all() and np.ptp(features) > 0
+    network = model.build(name, 'direct', 8, INPUT_SHAPE)
+    names = model.named_variables(network)
+    assert len(names) == len(network.variables)
+    assert set(model.named_variables(network.body)) == {name for name in names if not name.startswith('emb/')}
+
+
+@pytest.mark.parametrize('name', plugins.choices('heads'))
+def test_head(name):
+    network = model.build('mnist', name, 8, (28, 28, 3))
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (5, 28, 28, 3)).astype(np.float32))
+    outputs = network(images, training=True)
+    assert {'model_output', 'emb_raw', 'emb'} <= set(outputs)
+    for endpoint in ('emb_raw', 'emb'):
+        assert outputs[endpoint].shape == (5, 8) and outputs[endpoint].dtype == tf.float32
+        assert np.isfinite(outputs[endpoint]).all()
+    if name.endswith('_normalize'):
+        np.testing.assert_allclose(np.linalg.norm(outputs['emb'], axis=1), 1, rtol=1e-5)
+
+
+# The file names of the benchmarks: two persons in two cameras. A plug-in understands at least one of these styles.
+STYLES = [
+    ['0001_c1s1_000001_01.jpg', '0002_c2s1_000001_01.jpg'],
+    ['0001_c1_f0000001.jpg', '0002_c2_f0000001.jpg'],
+    ['0001C1T0001F001.jpg', '0002C2T0001F001.jpg'],
+    ['1_001_1_01.png', '1_002_2_01.png'],
+    ['0001_000_01_0303morning_0001_0.jpg', '0002_000_02_0303morning_0001_0.jpg'],
+]
+
+
+@pytest.mark.parametrize('name', plugins.choices('excluders'))
+def test_excluder(name):
+    understood = 0
+    for style in STYLES:
+        fids = np.array(style, dtype=object)
+        try:
+            ignored = plugins.load('excluders', name).Excluder(fids)(fids[:1])
+        except InputError:
+            continue
+        understood += 1
+        assert ignored.shape == (1, 2) and ignored.dtype == bool
+        assert ignored.tolist() == [[True, False]]
+    assert understood, 'Add the style of its file names to STYLES.'
+
+
+@pytest.mark.parametrize('name', plugins.choices('data'))
+def test_dataset(name, tmp_path):
+    dataset = plugins.load('data', name)
+    assert dataset.__doc__ and inspect.signature(dataset.splits).parameters.keys() >= {'root'}
+    if name != 'digits':
+        with pytest.raises(InputError):
+            dataset.splits(str(tmp_path / 'not_there'))
+
+
+@pytest.mark.parametrize('name', sorted(AGGREGATORS))
+def test_aggregator(name):
+    embs = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    aggregated = AGGREGATORS[name](embs)
+    assert aggregated.shape == (4, 5) and aggregated.dtype == np.float32
+    means = embs.mean(axis=0)
+    scale = np.linalg.norm(means, axis=1, keepdims=True) if name == 'normalized_mean' else 1
+    np.testing.assert_allclose(aggregated, means / scale, rtol=1e-6)
+
+
+def test_batch_norm_in_a_frozen_body_stays_as_it_is():
+    network = model.build('resnet_v1_50', 'direct', 4, (64, 32, 3))
+    network.body.trainable = False
+    images = tf.random.stateless_uniform((2, 64, 32, 3), (0, 0), 0, 255)
+    before = {name: variable.numpy() for name, variable in model.named_variables(network).items()}
+    with tf.GradientTape() as tape:
+        embs = network(images, training=True)['emb']
+        distances = cdist(embs, embs, 'euclidean')
+    assert [variable.path for variable in network.trainable_variables] == ['emb/kernel', 'emb/bias']
+    assert all(gradient is not None for gradient in tape.gradient(distances, [v.value for v in
+                                                                               network.trainable_variables]))
+    for name, variable in model.named_variables(network).items():
+        assert np.array_equal(before[name], variable.numpy()), name
