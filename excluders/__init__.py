@@ -6,6 +6,11 @@ import plugins
 from errors import InputError
 
 
+def names():
+    """The names of all excluders."""
+    return plugins.choices('excluders')
+
+
 def load(name):
     """The excluder that `--excluder` names.
 

@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""Evaluate embeddings: rank the gallery for every query; mAP, CMC and mINP → JSON. Or compare two such files."""
+import argparse
+import json
+import os
+import sys
+
+import arguments
+import excluders
+import ranking
+from errors import InputError, exit_with
+from files import written_whole
+
+NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
+LONGEST_CMC = 100_000  # Ranks behind these would only make the file large.
+CONFIDENCE = 0.95
+SAMPLES = 2000
+SEED = 0
+
+
+def make_parser():
+    """The parser of evaluate.py's command line."""
+    parser = argparse.ArgumentParser(description='Evaluate embeddings.', allow_abbrev=False)
+    add = parser.add_argument
+    add('--excluder', type=arguments.excluder, metavar='NAME', help='which gallery images a query ignores: '
+        f'{", ".join(excluders.names())}, or regex:PATTERN for file names with groups (?P<pid>…) and (?P<cid>…)')
+    add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
+    add('--query_embeddings', metavar='H5', help='its embeddings, as embed.py writes them')
+    add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
+    add('--gallery_embeddings', metavar='H5', help='their embeddings')
+    add('--metric', choices=ranking.METRICS, help='distance of embeddings')
+    add('--filename', metavar='JSON', help='file to write the results to')
+    add('--batch_size', type=arguments.positive_int, default=256, help='queries at a time (%(default)s)')
+    add('--use_market_ap', action='store_true', help='average precision as in the Market-1501 benchmark, not as in '
+        'scikit-learn; about a point lower')
+    add('--workers', type=arguments.positive_int, default=1, metavar='N', help='processes to share the work '
+        '(%(default)s)')
+
+    more = parser.add_argument_group('protocols')
+    add = more.add_argument
+    add('--multi_query_dataset', metavar='CSV', help='more images of the queries, as gt_bbox of Market-1501: a query '
+        'becomes the mean of those of its person in its camera')
+    add('--multi_query_embeddings', metavar='H5', help='their embeddings')
+    add('--rerank', action='store_true', help='re-rank by k-reciprocal neighbours (Zhong et al. 2017)')
+    add('--rerank_k1', type=arguments.positive_int, default=20, metavar='K1', help='(%(default)s)')
+    add('--rerank_k2', type=arguments.positive_int, default=6, metavar='K2', help='(%(default)s)')
+    add('--rerank_lambda', type=arguments.share, default=0.3, metavar='L', help='(%(default)s)')
+    add('--by_camera', action='store_true', help='also mAP per pair of query and gallery camera')
+
+    add = parser.add_argument_group('instead of evaluating').add_argument
+    add('--compare', nargs=2, metavar='JSON', help='is the second result better than the first, or is that noise?')
+    return parser
+
+
+def main():
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.compare:
+        return compare(*args.compare)
+    missing = [f'--{flag}' for flag in NEEDED if getattr(args, flag) is None]
+    if missing:
+        parser.error(f'the following arguments are required: {", ".join(missing)}')
+    if (args.multi_query_dataset is None) != (args.multi_query_embeddings is None):
+        parser.error('--multi_query_dataset and --multi_query_embeddings belong together: give both or neither')
+    folder = os.path.dirname(os.path.abspath(args.filename or '.'))
+    if not os.path.isdir(folder):
+        parser.error(f'there is no folder {folder} to write --filename to')
+
+    import numpy as np
+    import provenance
+    from dataset import load_dataset
+    from embeddings import open_with_dataset
+
+    # Queries and gallery.
+    excluder = excluders.load(args.excluder)
+    if args.by_camera or args.multi_query_dataset:
+        if not hasattr(excluder([]), 'ids'):
+            raise InputError(f'--by_camera and --multi_query_dataset need an excluder that reads the camera off a file '
+                             f'name, and {args.excluder} does not.')
+    queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
+    gallery, gallery_set = open_with_dataset(args.gallery_embeddings, load_dataset(args.gallery_dataset))
+    embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
+    if args.multi_query_dataset:
+        images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
+        queries = mean_of_images(query_set, images, image_set, excluder)
+
+    # Rank the gallery for every query.
+    how = {'excluder': excluder, 'metric': args.metric, 'batch_size': args.batch_size, 'workers': args.workers}
+    if args.rerank:
+        how['reranking'] = ranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2,
+                                                args.rerank_lambda, args.batch_size, args.workers)
+        how['workers'] = 1  # To hand other processes what re-ranking knows of the queries takes longer than to rank.
+    ranks = ranking.rank(queries, query_set, gallery, gallery_set, **how)
+    unmatched = int((~ranks.matched).sum())
+    if unmatched == len(query_set):
+        raise InputError(f'No query of {args.query_dataset} has a match in {args.gallery_dataset} that the excluder '
+                         f'{args.excluder} leaves: there is nothing to score.')
+    if unmatched:
+        print(f'Warning: {unmatched} of {len(query_set)} queries have no match in the gallery. They count neither in '
+              f'mAP nor in CMC.', file=sys.stderr)
+
+    # Scores. Those of the file's first keys are what the original wrote.
+    ap = ranks.ap_market1501 if args.use_market_ap else ranks.ap_sklearn
+    cmc = ranks.cmc(min(len(gallery_set), LONGEST_CMC))
+    results = {
+        'mAP': float(np.nanmean(ap)),
+        'CMC': cmc.tolist(),
+        'aps': ap[ranks.matched].tolist(),
+        'mAP_sklearn': float(np.nanmean(ranks.ap_sklearn)),
+        'mAP_market1501': float(np.nanmean(ranks.ap_market1501)),
+        'mINP': float(np.nanmean(ranks.inp)),
+        'counts': {'queries': len(query_set), 'queries_without_match': unmatched, 'gallery': len(gallery_set),
+                   'junk': ranks.junk},
+        'confidence': confidence(query_set.pids, ap, ranks),
+        'queries': result_of_each_query(query_set, ranks),
+        'parameters': vars(args),
+        'embedding_parameters': embedding_parameters,
+        'versions': provenance.versions(),
+    }
+    if args.by_camera:
+        results['by_camera'] = by_camera(queries, query_set, gallery, gallery_set, how, args.use_market_ap)
+    if args.filename:
+        write_results(args.filename, results)
+    print_results(results)
+
+
+# --- Protocols --------------------------------------------------------------------------------------------------------
+
+def mean_of_images(query_set, images, image_set, excluder):
+    """Multi-query: the mean embedding of the images that show each query's person in the query's camera.
+
+    The protocol of Market-1501 (Zheng et al. 2015, section 5.2): these are the images of its folder gt_bbox.
+
+    Args:
+        query_set: `Dataset` of the queries.
+        images, image_set: open `Embeddings` of those images, and their `Dataset`.
+        excluder: tells persons and cameras.
+
+    Returns: float32 [Q, D].
+
+    Raises:
+        InputError: a query without such an image.
+    """
+    import numpy as np
+    ids = excluder([]).ids
+    number_of = {}
+    group_of_query = [number_of.setdefault(key, len(number_of)) for key in ids(query_set.fids)]
+    group = np.array([number_of.get(key, -1) for key in ids(image_set.fids)])
+    sums, counts = np.zeros((len(number_of), images.shape[1])), np.zeros(len(number_of))
+    for start in range(0, len(images), ranking.GALLERY_AT_ONCE):
+        embs = images.rows(start, start + ranking.GALLERY_AT_ONCE).astype(np.float64)
+        some = group[start:start + len(embs)]
+        np.add.at(sums, some[some >= 0], embs[some >= 0])
+        np.add.at(counts, some[some >= 0], 1)
+    missing = query_set.fids[counts[group_of_query] == 0]
+    if len(missing):
+        raise InputError(f'{len(missing)} queries have no image of their person and camera in {image_set.path}, the '
+                         f'first of them {missing[0]}.')
+    return (sums / counts[:, None])[group_of_query].astype(np.float32)
+
+
+def by_camera(queries, query_set, gallery, gallery_set, how, use_market_ap):
+    """The mAP per pair of query and gallery camera: list of dicts, of the pairs that have queries with a match."""
+    import numpy as np
+    ids = how['excluder']([]).ids
+    query_cameras = np.array([camera for _, camera in ids(query_set.fids)])
+    gallery_cameras = np.array([camera for _, camera in ids(gallery_set.fids)])
+    table = []
+    for gallery_camera in in_order(gallery_cameras):
+        ranks = ranking.rank(queries, query_set, gallery, gallery_set, keep=gallery_cameras == gallery_camera, **how)
+        ap = ranks.ap_market1501 if use_market_ap else ranks.ap_sklearn
+        for query_camera in in_order(query_cameras):
+            chosen = ranks.matched & (query_cameras == query_camera)
+            if chosen.any():
+                table.append({'query_camera': query_camera, 'gallery_camera': gallery_camera,
+                              'mAP': float(ap[chosen].mean()), 'queries': int(chosen.sum())})
+    return table
+
+
+def in_order(cameras):
+    """The different cameras, 2 before 10."""
+    return sorted({str(camera) for camera in cameras}, key=lambda camera: (len(camera), camera))
+
+
+# --- Results ----------------------------------------------------------------------------------------------------------
+
+def result_of_each_query(query_set, ranks):
+    """A dict per query, with None for what a query without a match does not have."""
+    columns = {
+        'fid': query_set.fids.tolist(),
+        'pid': query_set.pids.tolist(),
+        'matches': ranks.matches.tolist(),
+        'ap': ranks.ap_sklearn.tolist(),
+        'ap_market1501': ranks.ap_market1501.tolist(),
+        'first_match_rank': ranks.first_match_rank.tolist(),
+        'last_match_rank': ranks.last_match_rank.tolist(),
+    }
+    for name in ('ap', 'ap_market1501', 'first_match_rank', 'last_match_rank'):
+        columns[name] = [value if matched else None for value, matched in zip(columns[name], ranks.matched)]
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def confidence(pids, ap, ranks):
+    """Confidence intervals of mAP and rank-1, for the JSON file."""
+    import numpy as np
+    matched = ranks.matched
+    scores = np.stack([ap[matched], ranks.first_match_rank[matched] == 1], axis=1)
+    low, high = interval(pids[matched], scores)
+    return {'level': CONFIDENCE, 'samples': SAMPLES, 'seed': SEED,
+            'mAP': [low[0], high[0]], 'top1': [low[1], high[1]]}
+
+
+def interval(pids, scores):
+    """The confidence interval of the mean of each score, by bootstrap over identities (percentiles).
+
+    Queries of one person are alike: to draw persons and not queries keeps that from looking like certainty.
+
+    Args:
+        pids: identity of each query [Q].
+        scores: float [Q, S].
+
+    Returns: two lists [S], lower and upper ends.
+    """
+    import numpy as np
+    number_of = {}
+    person = np.array([number_of.setdefault(pid, len(number_of)) for pid in pids])
+    counts = np.bincount(person)
+    sums = np.stack([np.bincount(person, score) for score in scores.T], axis=1)
+    random = np.random.default_rng(SEED)
+    means = np.empty((SAMPLES, scores.shape[1]))
+    for sample in range(SAMPLES):
+        drawn = random.integers(len(counts), size=len(counts))
+        means[sample] = sums[drawn].sum(axis=0) / counts[drawn].sum()
+    tail = (1 - CONFIDENCE) / 2
+    return np.quantile(means, [tail, 1 - tail], axis=0).tolist()
+
+
+def write_results(path, results):
+    """Write the JSON file, a line per key: with a line per number it would take longer than the evaluation."""
+    lines = [f'  "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(results.items())]
+    with written_whole(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            file.write('{\n' + ',\n'.join(lines) + '\n}\n')
+
+
+def print_results(results):
+    """Print tables, and the summary of the original as the last line."""
+    counts, cmc = results['counts'], results['CMC']
+    print(f'{counts["queries"]} queries, {counts["queries_without_match"]} of them without a match; '
+          f'{counts["gallery"]} gallery images, {counts["junk"]} of them junk')
+    rows = [('mAP', results['mAP'], results['confidence']['mAP'])]
+    rows += [(f'rank-{k}', cmc[k - 1], results['confidence']['top1'] if k == 1 else None)
+             for k in (1, 5, 10, 20) if k <= len(cmc)]
+    rows += [('mINP', results['mINP'], None), ('mAP, scikit-learn', results['mAP_sklearn'], None),
+             ('mAP, Market-1501', results['mAP_market1501'], None)]
+    for name, score, bounds in rows:
+        between = f'   {CONFIDENCE:.0%} interval {bounds[0]:.2%} to {bounds[1]:.2%}' if bounds else ''
+        print(f'{name:18}{score:9.2%}{between}')
+    if 'by_camera' in results:
+        print_cameras(results['by_camera'])
+    top = {k: cmc[min(k, len(cmc)) - 1] for k in (1, 2, 5, 10)}
+    print(f'mAP: {results["mAP"]:.2%} | top-1: {top[1]:.2%} top-2: {top[2]:.2%} | top-5: {top[5]:.2%} | '
+          f'top-10: {top[10]:.2%}')
+
+
+def print_cameras(table):
+    """Print the mAP per pair of cameras, a row per query camera."""
+    mean_ap = {(entry['query_camera'], entry['gallery_camera']): f'{entry["mAP"]:.2%}' for entry in table}
+    query_cameras, gallery_cameras = (in_order(cameras) for cameras in zip(*mean_ap))
+    print('\nmAP by camera of the query (rows) and of the gallery (columns)')
+    print(f'{"":8}' + ''.join(f'{camera:>9}' for camera in gallery_cameras))
+    for query_camera in query_cameras:
+        cells = (mean_ap.get((query_camera, gallery_camera), '-') for gallery_camera in gallery_cameras)
+        print(f'{query_camera:8}' + ''.join(f'{cell:>9}' for cell in cells))
+    print()
+
+
+# --- Comparison -------------------------------------------------------------------------------------------------------
+
+def compare(first_path, second_path):
+    """Print how the scores of two results of the same queries differ, and whether that may be noise."""
+    import numpy as np
+    first, second = read_results(first_path), read_results(second_path)
+    queries = [sorted(results['queries'], key=lambda query: query['fid']) for results in (first, second)]
+    if [query['fid'] for query in queries[0]] != [query['fid'] for query in queries[1]]:
+        raise InputError(f'{first_path} and {second_path} are results of different queries: they cannot be compared.')
+    for name in ('gallery_dataset', 'excluder', 'metric', 'rerank', 'multi_query_dataset'):
+        values = [results['parameters'].get(name) for results in (first, second)]
+        if values[0] != values[1]:
+            print(f'Note: {name} is {values[0]} in the first and {values[1]} in the second.')
+    matched = [pair for pair in zip(*queries) if pair[0]['matches'] and pair[1]['matches']]
+    if not matched:
+        raise InputError(f'No query has a match both in {first_path} and in {second_path}.')
+
+    scores = np.array([[scores_of(query) for query in pair] for pair in matched])  # [Q, 2, S]
+    differences = scores[:, 1] - scores[:, 0]
+    low, high = interval([query['pid'] for query, _ in matched], differences)
+    print(f'{len(matched)} queries, {CONFIDENCE:.0%} intervals by bootstrap over identities')
+    print(f'{"":18}{"first":>9}{"second":>9}{"difference":>12}')
+    for i, name in enumerate(COMPARED):
+        means = scores[:, :, i].mean(axis=0)
+        verdict = 'may be noise' if low[i] <= 0 <= high[i] else 'better' if low[i] > 0 else 'worse'
+        print(f'{name:18}{means[0]:9.2%}{means[1]:9.2%}{means[1] - means[0]:+12.2%}   {low[i]:+.2%} to {high[i]:+.2%}   '
+              f'{verdict}')
+
+
+COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-10', 'mINP')
+
+
+def scores_of(query):
+    """The scores of COMPARED of one query, given its entry in a file of results."""
+    first = query['first_match_rank']
+    return (query['ap'], query['ap_market1501'], first <= 1, first <= 5, first <= 10,
+            query['matches'] / query['last_match_rank'])
+
+
+def read_results(path):
+    """Read a JSON file of results; raises InputError where it is none that has results of each query."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            results = json.load(file)
+        for query in results['queries']:
+            query['fid'], query['pid'], query['matches'] and scores_of(query)
+        results['parameters'].get
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        raise InputError(f'{path} is not a file of results of each query, as --filename writes them.') from error
+    return results
+
+
+if __name__ == '__main__':
+    exit_with(main)
