@@ -15,7 +15,7 @@ from ranking import METRICS
 
 FILE = 'args.json'
 # These belong to one start of a run and not to the run.
-OF_ONE_START = ('experiment_root', 'resume')
+OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take everywhere.
 
 
@@ -182,6 +182,15 @@ def make_parser():
         '(%(default)s)')
     add('--deterministic', action='store_true', help="TensorFlow's op determinism: the same run twice gives the same "
         'bits, at some cost in speed')
+
+    speed = parser.add_argument_group('speed')
+    add = speed.add_argument
+    add('--mixed_precision', choices=('none', 'bfloat16', 'float16'), default='none', help='compute the net in 16 bits; '
+        'weights, distances, loss and embeddings stay float32 (%(default)s)')
+    add('--jit_compile', action='store_true', help='compile the training step with XLA: for GPUs')
+    add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
+        'hosts that the environment variable TF_CONFIG names (%(default)s)')
+    add('--devices', type=positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all of them)')
     return parser
 
 
@@ -210,6 +219,10 @@ def check(args, parser):
     if any(evaluation) and not all(evaluation):
         parser.error('--eval_query, --eval_gallery, --eval_excluder and --eval_frequency belong together: give all or '
                      'none')
+    if args.jit_compile and args.distribute != 'none':
+        parser.error('--jit_compile is for a single device, i.e. --distribute none')
+    if args.skip_broken_images and args.distribute == 'multi_worker':
+        parser.error('--skip_broken_images is for one host; make a csv file without them first, with make_dataset.py')
     crop_fits = args.net_input_height <= args.pre_crop_height and args.net_input_width <= args.pre_crop_width
     if args.crop_augment and not crop_fits:
         parser.error(f'with --crop_augment the net input ({args.net_input_height}x{args.net_input_width}) must not be '

@@ -99,6 +99,17 @@ def open_log(root):
     return log
 
 
+def log_of_worker(number):
+    """The logger of a worker that is not the chief: warnings and errors on standard error, no file."""
+    to_screen = logging.StreamHandler()
+    to_screen.setFormatter(_ColouredFormatter(f'%(asctime)s [%(levelname)s] worker {number}: %(message)s'))
+    log = logging.getLogger('train')
+    log.setLevel(logging.WARNING)
+    log.propagate = False
+    log.handlers = [to_screen]
+    return log
+
+
 def record_start(root, args, dataset_files):
     """Append what it takes to trace a number of this run later to `provenance.json`, a list with an entry a start."""
     path = os.path.join(root, PROVENANCE_FILE)

@@ -1,6 +1,7 @@
 """Net and head become one Keras model, whose variables are known by their TensorFlow 1 names."""
 import inspect
 import os
+import re
 import zipfile
 import zlib
 
@@ -14,6 +15,14 @@ import images
 import plugins
 from errors import InputError
 from nets import trinet
+
+
+def set_precision(precision):
+    """Let the models that are built from now on compute in 'none' (float32), 'bfloat16' or 'float16'.
+
+    Weights, batch norm statistics and embeddings are float32 in any case.
+    """
+    keras.config.set_dtype_policy('float32' if precision == 'none' else f'mixed_{precision}')
 
 
 def build(net_name, head_name, embedding_dim, input_shape, **net_options):
@@ -68,8 +77,10 @@ def named_variables(network):
     for layer in network.layers:
         kernel = 'depthwise_weights' if isinstance(layer, keras.layers.DepthwiseConv2D) else 'weights'
         slim_names = {'kernel': kernel, 'bias': 'biases'}
-        for variable in layer.weights:
+        for place, variable in enumerate(layer.weights):
             scope, _, name = variable.path.rpartition('/')
+            # A variable without a name is one of all of them in this process, in Keras: here, one of its layer.
+            name = f'variable_{place}' if re.fullmatch(r'variable(_\d+)?', name) else name
             named[f'{scope.replace(".", "/")}/{slim_names.get(name, name)}'] = variable
     return named
 
@@ -146,14 +157,18 @@ def load_body(network, path):
 
     Args:
         network: as `build` returns it.
-        path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), or the paper's `.npz`.
+        path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), the paper's `.npz`, or for the
+            nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top.
 
     Raises:
         InputError: nothing there, or weights that do not fit the body.
     """
-    variables = named_variables(network.body)
+    # The exponent of a pooling is no part of any pre-trained net.
+    variables = {name: variable for name, variable in named_variables(network.body).items() if name != 'gem/p'}
     if path.endswith('.npz'):
         load_trinet(path, variables)
+    elif path.endswith('.h5'):
+        load_keras(path, network.body)
     else:
         checkpoints.load(checkpoints.find(path), variables)
 
