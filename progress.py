@@ -66,9 +66,8 @@ class TensorBoard:
         with tensorflow_os_errors(self._path):
             self._writer = tf.io.TFRecordWriter(self._path)
         self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
-        if first_step:
-            # Iterations count from 1 in the events. TensorBoard drops those of this step, too.
-            self._add(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        # Iterations count from 1 in the events. TensorBoard drops those of this step, too.
+        self._add(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step, scalars, histograms):
         """Add dicts {tag: number} and {tag: array} at a step."""
