@@ -1,0 +1,99 @@
+"""Video, end to end: tracklets of one to seven frames are trained on, embedded, pooled and evaluated as MARS is."""
+import json
+
+import h5py
+import numpy as np
+import pytest
+from _people import draw_person
+from _runs import Run, ended_in_one_sentence
+from PIL import Image
+
+from dataset import load_dataset
+
+SUBSETS = {'train': range(1, 7), 'query': range(7, 13), 'test': range(7, 13)}
+
+
+@pytest.fixture(scope='module')
+def mars(tmp_path_factory):
+    """Images with MARS's names and the csv files of three subsets, in which frames of tracklets are mixed."""
+    root = tmp_path_factory.mktemp('mars')
+    random = np.random.default_rng(0)
+    backgrounds = random.uniform(0.2, 0.8, (2, 3))
+    colours = random.uniform(0, 1, (13, 3, 3))
+    for subset, pids in SUBSETS.items():
+        rows = []
+        for pid in pids:
+            for camera in (1, 2) if subset != 'query' else (1,):
+                tracklets = {'train': (1, 2), 'query': (1,), 'test': (2,)}[subset]
+                for tracklet in tracklets:
+                    for frame in range(1, random.integers(2, 9)):
+                        name = f'{pid:04}C{camera}T{tracklet:04}F{frame:03}.jpg'
+                        pixels = draw_person(random, (32, 16), colours[pid], backgrounds[camera - 1])
+                        Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8)).save(root / name, quality=95)
+                        rows.append(f'{pid:04},{name},C{camera}T{tracklet:04}\n')
+        (root / f'{subset}.csv').write_text(''.join(random.permutation(rows)))
+    return root
+
+
+@pytest.fixture(scope='module')
+def trained(mars):
+    root = mars / 'run'
+    run = Run('train.py', '--experiment_root', root, '--train_set', mars / 'train.csv', '--image_root', mars,
+              '--model_name', 'mnist', '--head_name', 'fc1024', '--embedding_dim', 8, '--batch_p', 4, '--batch_k', 3,
+              '--frames_per_tracklet', 2, '--net_input_height', 32, '--net_input_width', 16, '--train_iterations', 30,
+              '--learning_rate', '1e-3', '--detailed_logs')
+    assert run.wait() == 0, run.output
+    return root
+
+
+def embed(mars, trained, subset, name, *more):
+    run = Run('embed.py', '--experiment_root', trained, '--dataset', mars / f'{subset}.csv', '--filename', name, *more)
+    assert run.wait() == 0, run.output
+    return trained / name
+
+
+def test_detailed_logs_hold_the_frames_of_each_tracklet(trained):
+    assert np.load(trained / 'log_embs.npy', mmap_mode='r').shape == (30, 12, 8)
+    fids = np.load(trained / 'log_fids.npy').reshape(30, 4, 3, 2)
+    tracklets = np.char.partition(fids, b'F')[..., 0]
+    assert (tracklets == tracklets[..., :1]).all()
+    pids = np.char.partition(fids, b'C')[..., 0]
+    assert (pids == pids[:, :, :1, :1]).all()
+
+
+def test_pooled_rows_are_the_mean_of_the_frames(mars, trained):
+    augmentation = ('--flip_augment', '--aggregator', 'normalized_mean', '--batch_size', 6)
+    frames = embed(mars, trained, 'test', 'frames.h5', *augmentation)
+    pooled = embed(mars, trained, 'test', 'pooled.h5', *augmentation, '--pool_tracklets', 'mean')
+    dataset = load_dataset(mars / 'test.csv')
+    with h5py.File(frames) as of_frames, h5py.File(pooled) as of_tracklets:
+        keys = list(dict.fromkeys(zip(dataset.pids, dataset.tracklets)))
+        assert of_tracklets['emb'].shape == (12, 8) and of_tracklets['emb_aug'].shape == (2, 12, 8)
+        assert list(of_tracklets['tracklets'].asstr()) == [tracklet for _, tracklet in keys]
+        for row, (pid, tracklet) in enumerate(keys):
+            chosen = (dataset.pids == pid) & (dataset.tracklets == tracklet)
+            np.testing.assert_allclose(of_tracklets['emb'][row], of_frames['emb'][chosen].mean(0), atol=1e-6)
+            np.testing.assert_allclose(of_tracklets['emb_aug'][:, row], of_frames['emb_aug'][:, chosen].mean(1),
+                                       atol=1e-5)
+            assert of_tracklets['fids'].asstr()[row] == dataset.fids[chosen][0]
+
+
+def test_tracklets_are_evaluated_as_rows(mars, trained):
+    for subset in ('query', 'test'):
+        embed(mars, trained, subset, f'{subset}_pooled.h5', '--pool_tracklets', 'mean')
+    evaluated = Run('evaluate.py', '--excluder', 'mars', '--metric', 'euclidean', '--query_dataset', mars / 'query.csv',
+                    '--query_embeddings', trained / 'query_pooled.h5', '--gallery_dataset', mars / 'test.csv',
+                    '--gallery_embeddings', trained / 'test_pooled.h5', '--filename', mars / 'scores.json')
+    assert evaluated.wait() == 0, evaluated.output
+    scores = json.loads((mars / 'scores.json').read_text())
+    assert scores['counts']['queries'] == 6 and scores['counts']['gallery'] == 12
+    assert scores['mAP'] > 0.5
+    assert all(query['matches'] == 1 for query in scores['queries'])
+
+
+def test_without_tracklets_in_the_csv_there_is_nothing_to_pool(mars, trained):
+    (mars / 'plain.csv').write_text(''.join(line.rsplit(',', 1)[0] + '\n' for line in open(mars / 'train.csv')))
+    ended_in_one_sentence(Run('embed.py', '--experiment_root', trained, '--dataset', mars / 'plain.csv',
+                              '--pool_tracklets', 'mean'), 'third column')
+    ended_in_one_sentence(Run('train.py', '--experiment_root', mars / 'none', '--train_set', mars / 'plain.csv',
+                              '--image_root', mars, '--frames_per_tracklet', '2'), 'third column')
