@@ -154,7 +154,8 @@ def any_worker(strategy, flag):
 
 @tf.function
 def _sum_over_replicas(strategy, number):
-    return run(strategy, lambda: total([number])[0])
+    # A copy on the replica's own device: what has no device cannot be summed between workers.
+    return run(strategy, lambda: total([tf.identity(number)])[0])
 
 
 def values(variables):
