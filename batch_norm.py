@@ -6,21 +6,24 @@ import tensorflow as tf
 class BatchNorm(keras.layers.Layer):
     """Normalises the channels (last axis) of [B, H, W, C] or [B, C]; scale and offset are learned.
 
+    With `offset=False` the offset stays 0.
+
     In training, the moving variance is fed the *unbiased* variance of the batch, as in TensorFlow 1. Variables and
     statistics are float32 whatever the inputs are (float16 and bfloat16 under a mixed precision policy).
     With `trainable=False` the moving statistics normalise, and stay as they are, in training too, as in Keras.
     """
 
-    def __init__(self, epsilon=1e-5, momentum=0.9, **kwargs):
+    def __init__(self, epsilon=1e-5, momentum=0.9, offset=True, **kwargs):
         super().__init__(**kwargs)
         self.epsilon = epsilon
         self.momentum = momentum
+        self.offset = offset
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
         learned = {'shape': shape, 'dtype': 'float32', 'autocast': False}
         self.gamma = self.add_weight(name='gamma', initializer='ones', **learned)
-        self.beta = self.add_weight(name='beta', initializer='zeros', **learned)
+        self.beta = self.add_weight(name='beta', initializer='zeros', **{**learned, 'trainable': self.offset})
         # Each replica of a distribution strategy keeps the statistics of its own images, without talking to the
         # others at every step; who reads them from outside (a checkpoint) gets their mean.
         moving = {**learned, 'trainable': False, 'synchronization': 'on_read', 'aggregation': 'mean'}
@@ -44,4 +47,4 @@ class BatchNorm(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), 'epsilon': self.epsilon, 'momentum': self.momentum}
+        return {**super().get_config(), 'epsilon': self.epsilon, 'momentum': self.momentum, 'offset': self.offset}

@@ -5,6 +5,7 @@ import re
 import zipfile
 import zlib
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
@@ -171,6 +172,34 @@ def load_body(network, path):
         load_keras(path, network.body)
     else:
         checkpoints.load(checkpoints.find(path), variables)
+
+
+def load_keras(path, body):
+    """Assign the weights that Keras distributes for a net of Keras Applications, in either of its formats.
+
+    Args:
+        path: `.h5` or `.weights.h5` of the net without its top.
+        body: keras.Model of such a net; what it has beside the net of Keras stays as it is.
+
+    Raises:
+        InputError: an unreadable file, one of another net or with a top, or a body that is no net of Keras.
+    """
+    if 'features' not in body.output:
+        raise InputError(f'{path} is a file of Keras, whose weights the net {body.name} cannot take.')
+    pretrained = keras.Model(body.input, body.output['features'])
+    arrays = []
+    try:
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None)
+        # Keras takes what it needs out of a `.weights.h5`, and does not tell of the rest.
+        if len(arrays) == len(pretrained.weights):
+            pretrained.load_weights(path)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f'{path} has no weights that the net {body.name} can take: '
+                         f'{" ".join(str(error).split())}') from error
+    if len(arrays) != len(pretrained.weights):
+        raise InputError(f'{path} holds {len(arrays)} arrays where the net {body.name} without its top has '
+                         f'{len(pretrained.weights)}. Is it the file of another net, or of one with its top?')
 
 
 def load_trinet(path, variables):

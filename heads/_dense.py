@@ -16,6 +16,11 @@ def emb(features, embedding_dim):
     return keras.layers.Dense(embedding_dim, kernel_initializer='orthogonal', dtype='float32', name='emb')(features)
 
 
+def reduced(features, embedding_dim):
+    """The features themselves where there are D of them, else a dense layer: [B, F] -> [B, D]."""
+    return features if features.shape[-1] == embedding_dim else emb(features, embedding_dim)
+
+
 def normalize(emb):
     """[B, D] -> [B, D] of length one."""
     squared_lengths = keras.ops.sum(keras.ops.square(emb), axis=-1, keepdims=True)

@@ -2,6 +2,7 @@
 import keras
 
 from batch_norm import BatchNorm
+from nets import _pooling
 
 DEPTHS = (256, 512, 1024, 2048)
 RGB_MEAN = (123.68, 116.78, 103.94)
@@ -41,7 +42,7 @@ def bottleneck(net, name, depth, strides):
     return keras.ops.relu(shortcut + net)
 
 
-def slim_body(name, unit_counts, input_shape, last_stride):
+def slim_body(name, unit_counts, input_shape, last_stride, pooling):
     """The body of a ResNet v1 in TF-Slim's layout.
 
     Args:
@@ -49,6 +50,7 @@ def slim_body(name, unit_counts, input_shape, last_stride):
         unit_counts: how many units each of the four blocks has.
         input_shape: (H, W, 3).
         last_stride: 2, or 1 for a last block that sees twice the resolution.
+        pooling: 'avg' or 'gem'.
 
     Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'block1'..'block4': feature maps,
         'model_output': [B, 2048]}.
@@ -64,6 +66,5 @@ def slim_body(name, unit_counts, input_shape, last_stride):
             strides = (1, stride if unit == units else 1)
             net = bottleneck(net, f'{name}.block{block}.unit_{unit}.bottleneck_v1', depth, strides)
         endpoints[f'block{block}'] = net
-    # In float32 under a mixed precision policy as well.
-    endpoints['model_output'] = keras.layers.GlobalAveragePooling2D(dtype='float32')(net)
+    endpoints['model_output'] = _pooling.pooled(net, pooling)
     return keras.Model(images, endpoints, name=name)

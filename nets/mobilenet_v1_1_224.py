@@ -2,12 +2,13 @@
 import keras
 
 from batch_norm import BatchNorm
+from nets import _pooling
 
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 STRIDED = (2, 4, 6, 12)
 
 
-def body(input_shape):
+def body(input_shape, pooling='avg'):
     """images [B, H, W, 3] of RGB 0..255 -> {'Conv2d_13_pointwise': feature map, 'model_output': [B, 1024]}."""
     images = keras.Input(input_shape, name='images')
     net = _bn_relu6(_conv(WIDTHS[0] // 2, 3, 2, 'Conv2d_0')(images / 255), 'Conv2d_0')
@@ -17,9 +18,8 @@ def body(input_shape):
                                            depthwise_initializer=_initializer(), name=f'MobilenetV1.{depthwise}')(net)
         net = _bn_relu6(net, depthwise)
         net = _bn_relu6(_conv(width, 1, 1, pointwise)(net), pointwise)
-    # In float32 under a mixed precision policy as well.
-    model_output = keras.layers.GlobalAveragePooling2D(dtype='float32')(net)
-    return keras.Model(images, {'Conv2d_13_pointwise': net, 'model_output': model_output}, name='mobilenet_v1_1_224')
+    outputs = {'Conv2d_13_pointwise': net, 'model_output': _pooling.pooled(net, pooling)}
+    return keras.Model(images, outputs, name='mobilenet_v1_1_224')
 
 
 def _conv(filters, kernel_size, strides, name):

@@ -2,6 +2,6 @@
 from nets import _resnet
 
 
-def body(input_shape, last_stride=2):
+def body(input_shape, last_stride=2, pooling='avg'):
     """See `_resnet.slim_body`."""
-    return _resnet.slim_body('resnet_v1_101', (3, 4, 23, 3), input_shape, last_stride)
+    return _resnet.slim_body('resnet_v1_101', (3, 4, 23, 3), input_shape, last_stride, pooling)

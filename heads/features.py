@@ -1,0 +1,8 @@
+"""The embedding is the net's features; where an embedding of another size is asked for, a dense layer away from them."""
+from heads import _dense
+
+
+def head(endpoints, embedding_dim):
+    """{'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, the two being the same."""
+    emb = _dense.reduced(endpoints['model_output'], embedding_dim)
+    return {**endpoints, 'emb_raw': emb, 'emb': emb}
