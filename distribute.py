@@ -7,6 +7,8 @@ statistics from a replica's own part, and checkpoints hold their mean over the r
 
 `gather`, `total`, `own_first` and `batch_order` belong inside of the function that `strategy.run` runs.
 """
+import contextlib
+
 import tensorflow as tf
 
 import cluster
@@ -42,6 +44,17 @@ def strategy(kind, devices=None):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * (devices or 1))
     names = [device.name for device in tf.config.list_logical_devices('GPU' if gpus else 'CPU')]
     return tf.distribute.MirroredStrategy(names[:devices])
+
+
+@contextlib.contextmanager
+def losing_a_worker_is_an_error():
+    """What TensorFlow raises inside of this block when another worker has gone becomes an InputError."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError) as error:
+        raise InputError(f'Another worker has ended or cannot be reached ({error.message.splitlines()[0]}). The '
+                         f'checkpoints so far are intact: start all workers again with --resume.') from error
 
 
 def description(strategy):

@@ -40,7 +40,8 @@ def main():
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     if not task.is_chief:
-        train(args, train_set, strategy, interruption, experiment.log_of_worker(task.worker))
+        with distribute.losing_a_worker_is_an_error():
+            train(args, train_set, strategy, interruption, experiment.log_of_worker(task.worker))
         return
     with experiment.locked(args.experiment_root):
         arguments.save(args)
@@ -49,7 +50,8 @@ def main():
             log.warning(notice)
         try:
             experiment.record_start(args.experiment_root, args, [args.train_set])
-            train(args, train_set, strategy, interruption, log)
+            with distribute.losing_a_worker_is_an_error():
+                train(args, train_set, strategy, interruption, log)
         except OSError as error:
             raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
                              f'with --resume.') from error
