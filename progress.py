@@ -1,10 +1,12 @@
 """What a run tells about itself while it goes: the line per iteration, TensorBoard, detailed logs, collapse."""
 import collections
 import datetime
+import glob
 import math
 import os
 import re
 import socket
+import struct
 import time
 
 import numpy as np
@@ -46,6 +48,29 @@ def forget_iterations_after(root, step):
                 file.writelines(kept)
 
 
+def forget_events_after(root, step):
+    """Cut event files before the first event of a step after `step`, or the first that was not written to its end.
+
+    TensorBoard would void such events when it meets the start of another run; other readers count them twice.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    for path in glob.glob(os.path.join(glob.escape(root), '*tfevents*')):
+        with open(path, 'r+b') as file:
+            kept = 0
+            # A record: length of the event (8 bytes), checksum (4), event, checksum (4).
+            while len(head := file.read(12)) == 12:
+                length, = struct.unpack_from('<Q', head)
+                try:
+                    event = Event.FromString(file.read(length))
+                except (DecodeError, OverflowError, MemoryError):
+                    break
+                if event.step > step or len(file.read(4)) < 4:
+                    break
+                kept = file.tell()
+            file.truncate(kept)
+
+
 class TensorBoard:
     """Writes scalars and histograms to an event file in the experiment root.
 
@@ -56,7 +81,7 @@ class TensorBoard:
         """
         Args:
             root: experiment root.
-            first_step: events of this step and later ones, left by a run that was killed, are void.
+            first_step: events of later steps, left by a run that was killed, are void.
         """
         import tensorflow as tf
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -165,6 +190,7 @@ class Reporter:
             pid_numbers: numbers of their identities, int32 [N].
         """
         forget_iterations_after(args.experiment_root, first_step)
+        forget_events_after(args.experiment_root, first_step)
         self._args = args
         self._log = log
         self._fids = fids
@@ -186,9 +212,13 @@ class Reporter:
         args, k = self._args, self._args.batch_k - 1
         eta = seconds * (args.train_iterations - step - 1)
         precision = result['batch_prec_at_k']
-        self._log.info(iteration_line(step + 1, result['losses'], precision, k, eta, seconds))
+        line = iteration_line(step + 1, result['losses'], precision, k, eta, seconds)
         scalars = {'loss': result['loss'], 'batch_top1': result['batch_top1'], f'batch_prec_at_{k}': precision,
                    'active_count': result['active_count'], 'learning_rate': learning_rate, 'secs_per_iter': seconds}
+        if args.xent_weight:
+            line += f', cross-entropy: {result["cross_entropy"]:.3f}'
+            scalars['cross_entropy'] = result['cross_entropy']
+        self._log.info(line)
         with_histograms = step % args.summary_frequency == 0
         self._board.write(step + 1, scalars, self._histograms(rows, result) if with_histograms else {})
         if self._details:
@@ -196,6 +226,11 @@ class Reporter:
         warning = self._watch.warning(result['dists'].mean(), result['loss'])
         if warning:
             self._log.warning(warning)
+
+    def validation(self, step, result):
+        """Tell of a validation after `step` iterations: `result` is a dict of mAP and top1."""
+        self._log.info(f'iter:{step:6d}, validation mAP: {result["mAP"]:.2%}, top-1: {result["top1"]:.2%}')
+        self._board.write(step, {'validation_mAP': result['mAP'], 'validation_top1': result['top1']}, {})
 
     def _histograms(self, rows, result):
         pids, dists = self._pid_numbers[rows[::self._args.frames_per_tracklet]], result['dists']
