@@ -1,0 +1,18 @@
+"""What the fork server imports once, so that each run of a script starts in a fork of it instead of in seconds.
+
+TensorFlow may be imported before a fork, but not used: nothing here makes a tensor.
+"""
+import quiet
+
+with quiet.tensorflow_import():
+    import tensorflow  # noqa: F401
+import h5py  # noqa: F401
+import keras  # noqa: F401
+import tensorboard.plugins.histogram.summary_v2  # noqa: F401
+import tensorboard.plugins.scalar.summary_v2  # noqa: F401
+import tqdm  # noqa: F401
+
+import embed  # noqa: F401
+import model  # noqa: F401
+import progress  # noqa: F401
+import train  # noqa: F401
