@@ -146,9 +146,13 @@ class Interruption:
         os.set_blocking(written_by_python, False)
         signal.set_wakeup_fd(written_by_python, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        self.take_signals()
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def take_signals(self):
+        """To be called again when a library has taken a signal for itself."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self):
         self.requested = signal.Signals(os.read(self._signals, 1)[0]).name

@@ -22,11 +22,13 @@ def main():
     if args.resume:
         args, notices = arguments.merge_with_stored(args, arguments.given_on_command_line(parser))
     arguments.check(args, parser)
+    import validation
     from dataset import check_files, load_dataset
     train_set = load_dataset(args.train_set)
     if args.frames_per_tracklet > 1 and train_set.tracklets is None:
         raise InputError(f'--frames_per_tracklet needs a third column in {args.train_set} that names the tracklets.')
     check_files(train_set, args.image_root, args.allow_outside_root)
+    validator = validation.Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:
         experiment.create(args.experiment_root)
@@ -37,11 +39,12 @@ def main():
         import distribute
         from loss import check_margin
     strategy = distribute.strategy(args.distribute, args.devices)
+    interruption.take_signals()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error():
-            train(args, train_set, strategy, interruption, experiment.log_of_worker(task.worker))
+            train(args, train_set, validator, strategy, interruption, experiment.log_of_worker(task.worker))
         return
     with experiment.locked(args.experiment_root):
         arguments.save(args)
@@ -51,13 +54,13 @@ def main():
         try:
             experiment.record_start(args.experiment_root, args, [args.train_set])
             with distribute.losing_a_worker_is_an_error():
-                train(args, train_set, strategy, interruption, log)
+                train(args, train_set, validator, strategy, interruption, log)
         except OSError as error:
             raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
                              f'with --resume.') from error
 
 
-def train(args, train_set, strategy, interruption, log):
+def train(args, train_set, validator, strategy, interruption, log):
     import keras
     import numpy as np
     import tensorflow as tf
@@ -68,6 +71,7 @@ def train(args, train_set, strategy, interruption, log):
     import images
     import model
     import optimizer
+    import validation
     from loss import cdist, cross_entropy, mean_over_frames, monitor
     from progress import Reporter
     root, is_chief = args.experiment_root, cluster.task(args.distribute).is_chief
@@ -85,11 +89,9 @@ def train(args, train_set, strategy, interruption, log):
              distribute.description(strategy))
 
     # Model, loss, optimizer.
-    input_shape = (args.net_input_height, args.net_input_width, 3)
     model.set_precision(args.mixed_precision)
     with strategy.scope():
-        network = model.build(args.model_name, args.head_name, args.embedding_dim, input_shape,
-                              **arguments.net_options(args))
+        network = model.build_for(args)
         if args.xent_weight:
             network = model.with_classifier(network, len(identities.names))
     losses_of = plugins.load('losses', args.loss).loss
@@ -115,7 +117,8 @@ def train(args, train_set, strategy, interruption, log):
         model.load_body(network, args.initial_checkpoint)
         log.info('Initialised the body from %s.', args.initial_checkpoint)
     first_step = int(global_step.numpy())
-    if first_step >= args.train_iterations:
+    validation_is_due = validator and validator.is_due(first_step)
+    if first_step >= args.train_iterations and not validation_is_due:
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
     if not resumed:
@@ -135,10 +138,11 @@ def train(args, train_set, strategy, interruption, log):
             dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
             seed = batches.stream_seed(args.seed, batches.LOSS, global_step)
             losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin, seed)
-            loss = args.metric_weight * distribute.share_of_mean(losses)
+            loss, xent = args.metric_weight * distribute.share_of_mean(losses), 0.0
             if args.xent_weight:
-                xent = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)
-                loss += args.xent_weight * distribute.share_of_mean(xent)
+                of_images = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)
+                xent = distribute.share_of_mean(of_images)
+                loss += args.xent_weight * xent
             scaled_loss = loss_scale.scaled(loss)
         # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
         gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
@@ -150,7 +154,8 @@ def train(args, train_set, strategy, interruption, log):
 
         of_batch = {'losses': losses, 'dists': distribute.batch_order(dists), 'emb': emb, 'emb_raw': endpoints['emb_raw']}
         of_batch = {name: distribute.gather(part) for name, part in of_batch.items()}
-        return {**of_batch, 'rows': batch['rows'], 'loss': distribute.total([loss])[0], 'gradient_norm': gradient_norm,
+        return {**of_batch, 'rows': batch['rows'], 'gradient_norm': gradient_norm,
+                **dict(zip(('loss', 'cross_entropy'), distribute.total([loss, xent]))),
                 **monitor(of_batch['dists'], batch_pids, batch_pids, of_batch['losses'], args.batch_k - 1)}
 
     @tf.function(autograph=False, jit_compile=args.jit_compile)
@@ -159,7 +164,9 @@ def train(args, train_set, strategy, interruption, log):
         global_step.assign_add(1)
         return result
 
-    # The loop. A checkpoint is never written after a number that is not finite.
+    # The loop. A checkpoint is never written after a number that is not finite, and every validation has its own.
+    if is_chief:
+        validation.forget_after(root, first_step)
     reporter = Reporter(args, log, first_step, train_set.fids, identities.pid_numbers) if is_chief else None
     data = distribute.data(strategy, args, lambda slots, part_size: batches.batches(
         train_set, identities, args, first_step, args.train_iterations, slots, part_size))
@@ -174,6 +181,15 @@ def train(args, train_set, strategy, interruption, log):
             log.info('Saved %s.', checkpoints.prefix(root, step))
         return step
 
+    def validate():
+        step = int(global_step.numpy())
+        result = validator.evaluate(distribute.values(state), interruption)
+        if result and is_chief:
+            validation.note(root, step, result)
+            reporter.validation(step, result)
+
+    if validation_is_due:  # The run was interrupted just then.
+        validate()
     for step in range(first_step, args.train_iterations):
         started = time.monotonic()
         try:
@@ -202,8 +218,11 @@ def train(args, train_set, strategy, interruption, log):
                 f'checkpoint is {checkpoints.prefix(root, saved_step)}. Try a lower --learning_rate.')
         if is_chief:
             reporter.iteration(step, rows, result, learning_rate, time.monotonic() - started)
-        if args.checkpoint_frequency and (step + 1) % args.checkpoint_frequency == 0:
+        validation_is_due = validator and validator.is_due(step + 1)
+        if validation_is_due or args.checkpoint_frequency and (step + 1) % args.checkpoint_frequency == 0:
             saved_step = save_checkpoint()
+        if validation_is_due:
+            validate()
 
     if int(global_step.numpy()) != saved_step:
         save_checkpoint()
