@@ -9,6 +9,7 @@ import re
 
 import tensorflow as tf
 
+import validation
 from errors import InputError
 from files import sync_folder, tensorflow_os_errors, written_whole
 
@@ -39,7 +40,7 @@ def save(root, step, variables, keep=0, resumed_from=None):
         step: number of finished iterations.
         variables: dict {TF1 name: variable or tensor}.
         keep: how many checkpoints stay, the newest ones; 0: all.
-        resumed_from: a step whose checkpoint stays in any case.
+        resumed_from: a step whose checkpoint stays in any case, as the one does that validation found best.
 
     Returns: the checkpoint's path without endings.
 
@@ -81,7 +82,7 @@ def _remove_all_but(root, newest_step, keep, resumed_from):
     """Remove old checkpoints; what is newer than the newest step was left by a run that went another way, and stays."""
     old = sorted(step for step in steps_in(root) if step <= newest_step)[:-keep]
     for step in old:
-        if step != resumed_from:
+        if step not in (resumed_from, validation.best_step(root)):
             for ending in ('.index', DATA_SUFFIX):
                 os.remove(prefix(root, step) + ending)
     write_state(root, newest_step)
@@ -141,7 +142,7 @@ def find(path):
 
     Args:
         path: as a user gives it: `model.ckpt`, `model.ckpt.index`, `checkpoint-25000`, `resnet_v1_50.ckpt` (one V1
-            file) or a folder with one checkpoint (or with a state file that names one).
+            file), `checkpoint-best` or a folder with one checkpoint (or with a state file that names one).
 
     Returns: the path that TensorFlow's reader takes.
 
@@ -150,6 +151,9 @@ def find(path):
     """
     if os.path.isdir(path):
         return _find_in_folder(path)
+    folder, name = os.path.split(path)
+    if name == validation.FILE and os.path.isfile(path):
+        path = prefix(folder, validation.best_step(folder))
     bare = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
     for candidate in (bare, bare + '.ckpt'):
         if os.path.isfile(candidate + '.index') or os.path.isfile(candidate):

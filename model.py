@@ -54,6 +54,13 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
     return network
 
 
+def build_for(args, input_size=None):
+    """What `build` returns for the arguments of `train.py`; for images of (height, width) other than trained with."""
+    height, width = input_size or (args.net_input_height, args.net_input_width)
+    return build(args.model_name, args.head_name, args.embedding_dim, (height, width, 3),
+                 **arguments.net_options(args))
+
+
 def with_classifier(network, num_identities):
     """The model of `build` with one more endpoint, 'logits' [B, I] float32: a linear classifier of the identities.
 
@@ -102,9 +109,7 @@ def from_experiment(root, checkpoint=None, input_size=None):
     args, _ = arguments.load(root)
     newest = checkpoints.newest_first(root)[0] if checkpoint is None else None
     path = newest or checkpoints.find(os.path.join(root, checkpoint))
-    input_size = input_size or (args.net_input_height, args.net_input_width)
-    network = build(args.model_name, args.head_name, args.embedding_dim, (*input_size, 3),
-                    **arguments.net_options(args))
+    network = build_for(args, input_size)
     checkpoints.load(path, named_variables(network))
     return network, path
 

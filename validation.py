@@ -1,0 +1,125 @@
+"""Validation while training: how well images that are not trained on are found, and which checkpoint was best at it."""
+import json
+import os
+
+import numpy as np
+
+import excluders
+import ranking
+from dataset import check_files, load_dataset
+from errors import InputError
+from files import write_json
+
+FILE = 'checkpoint-best'
+QUERIES_AT_ONCE = 256
+
+
+def results(root):
+    """What an experiment's file `checkpoint-best` notes of each validation: dicts of step, mAP and top1, in order.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = os.path.join(root, FILE)
+    if not os.path.isfile(path):
+        return []
+    try:
+        with open(path, encoding='utf-8') as file:
+            return [{'step': int(entry['step']), 'mAP': float(entry['mAP']), 'top1': float(entry['top1'])}
+                    for entry in json.load(file)['validations']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path} is damaged ({error}). Without this file, validation begins anew.') from error
+
+
+def best_step(root):
+    """The step of the best checkpoint, the earliest of equals; None before the first validation. See `results`."""
+    found = results(root)
+    return max(found, key=lambda entry: entry['mAP'])['step'] if found else None
+
+
+class Validation:
+    """Embeds and evaluates the images of --eval_query and --eval_gallery with the project's own engine.
+
+    Images are loaded as in embed.py: resized to the net's input, or with --crop_augment the centre of the pre-crop size.
+    """
+
+    def __init__(self, args):
+        """Raises InputError when images are missing, do not fit the excluder, or no query has a match."""
+        self._args = args
+        self._network = None
+        self._sets = load_dataset(args.eval_query), load_dataset(args.eval_gallery)
+        self._excluder = excluders.load(args.eval_excluder)
+        for images_of in self._sets:
+            check_files(images_of, args.image_root, args.allow_outside_root)
+        if not self._any_match():
+            raise InputError(f'No query of {args.eval_query} has a match in {args.eval_gallery} that the excluder '
+                             f'{args.eval_excluder} leaves.')
+
+    def _any_match(self):
+        query, gallery = self._sets
+        excluded = self._excluder(gallery.fids)
+        for start in range(0, len(query), QUERIES_AT_ONCE):
+            some = query.take(slice(start, start + QUERIES_AT_ONCE))
+            if ((some.pids[:, None] == gallery.pids) & ~excluded(some.fids)).any():
+                return True
+        return False
+
+    def is_due(self, step):
+        """Whether the weights after `step` iterations are to be validated, and have not been yet."""
+        done = [entry['step'] for entry in results(self._args.experiment_root)]
+        return step > 0 and step % self._args.eval_frequency == 0 and step not in done
+
+    def evaluate(self, values, interruption):
+        """Evaluate weights; the network that trains is not touched.
+
+        Args:
+            values: dict {TF1 name: array or tensor}, as a checkpoint has them.
+            interruption: `experiment.Interruption`.
+
+        Returns: dict of mAP (scikit-learn's) and top1, or None when an interruption was requested meanwhile.
+        """
+        import model
+        args = self._args
+        if self._network is None:
+            model.set_precision('none')
+            self._network = model.build_for(args)
+        for name, variable in model.named_variables(self._network).items():
+            variable.assign(values[name])
+        load_size = (args.net_input_height, args.net_input_width)
+        if args.crop_augment:
+            load_size = (args.pre_crop_height, args.pre_crop_width)
+        embs = []
+        for images_of in self._sets:
+            paths = [os.path.join(args.image_root, fid) for fid in images_of.fids]
+            batches = []
+            for batch in model.embed_files(self._network, paths, load_size, loading_threads=args.loading_threads,
+                                           crop='center' if args.crop_augment else None):
+                if interruption.requested:
+                    return None
+                batches.append(batch[0])
+            embs.append(np.concatenate(batches))
+        query, gallery = self._sets
+        ranks = ranking.rank(embs[0], query, embs[1], gallery, self._excluder, args.metric)
+        return {'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0])}
+
+
+def note(root, step, result):
+    """Note the result of a validation. What is noted of this step and later ones, by a run that was killed, is void."""
+    earlier = [entry for entry in results(root) if entry['step'] < step]
+    _write(root, [*earlier, {'step': step, **result}])
+
+
+def forget_after(root, step):
+    """Drop what is noted of validations after `step`, from where the run goes on."""
+    found = results(root)
+    kept = [entry for entry in found if entry['step'] <= step]
+    if not kept and found:
+        os.remove(os.path.join(root, FILE))
+    elif len(kept) < len(found):
+        _write(root, kept)
+
+
+def _write(root, entries):
+    best = max(entries, key=lambda entry: entry['mAP'])
+    content = {**best, 'checkpoint': f'checkpoint-{best["step"]}', 'validations': entries}
+    write_json(os.path.join(root, FILE), content)
