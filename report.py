@@ -7,7 +7,6 @@ import pathlib
 import urllib.parse
 
 import numpy as np
-import pandas as pd
 
 import excluders
 import ranking
@@ -37,8 +36,9 @@ def report(evaluations, query, gallery, top_k, seed, page, link_images):
     Raises:
         InputError: an evaluation is not one of its embeddings.
     """
-    runs = [_run(evaluation, query, gallery, top_k, seed) for evaluation in evaluations]
-    now = evaluations[0]
+    now, names = evaluations[0], _names(evaluations)
+    runs = [{'name': name, **_run(evaluation, query, gallery, top_k, seed)}
+            for name, evaluation in zip(names, evaluations)]
 
     # Of the gallery the page holds only what some list shows, numbered anew.
     shown = sorted({row for run in runs for ranked in run['lists'] + run['further'] for row, *_ in ranked})
@@ -62,10 +62,10 @@ def report(evaluations, query, gallery, top_k, seed, page, link_images):
                 'image': [image_of_path[path] for path in paths]}
 
     data = {
-        'title': ' compared with '.join(evaluation.name for evaluation in evaluations),
+        'title': ' compared with '.join(names),
         'about': _about(now, query.dataset, gallery.dataset),
-        'warnings': [f'The numbers of {evaluation.name} are those with {flag}; its ranked lists are those without.'
-                     for evaluation in evaluations for flag in changed_ranks(evaluation)]
+        'warnings': [f'The numbers of {name} are those with {flag}; its ranked lists are those without.'
+                     for name, evaluation in zip(names, evaluations) for flag in changed_ranks(evaluation)]
         + ([missing_sentence(missing, len(fids))] if missing else []),
         'numbers': _summary(*evaluations),
         'linked': link_images,
@@ -86,6 +86,13 @@ def write_page(path, data):
         pathlib.Path(temporary).write_text(f'{before}>{text}<{after}', encoding='utf-8')
 
 
+def _names(evaluations):
+    """The files' names without their ending; with their folders where two have one name."""
+    paths = [os.path.splitext(evaluation.path)[0] for evaluation in evaluations]
+    names = [os.path.basename(path) for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
 def _run(evaluation, query, gallery, top_k, seed):
     """What the page shows of one evaluation; gallery images are rows still."""
     lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), top_k)
@@ -98,7 +105,6 @@ def _run(evaluation, query, gallery, top_k, seed):
         listed = {entry.row for entry in ranked}
         further.append([(row, distance) for row, distance in zip(rows, distances) if row not in listed][:5])
     return {
-        'name': evaluation.name,
         'cmc': evaluation.numbers['CMC'][:50],
         'ap': _or_none(evaluation.ap.round(6)),
         'first': _or_none(evaluation.first),
@@ -119,19 +125,22 @@ def _or_none(numbers):
 def _matches(evaluation, query, gallery):
     """All matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
     excluder = excluders.load(evaluation.parameters['excluder'])
-    candidates = np.flatnonzero(pd.Series(gallery.dataset.pids).isin(query.dataset.pids))
-    candidate_embs = read_rows(evaluation.gallery_embeddings, candidates)
     query_embs = read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
-    of_pid = pd.Series(candidates).groupby(gallery.dataset.pids[candidates]).indices
-    none = np.empty(0, np.int64), np.empty(0)
-    matches = [none] * len(query.dataset)
-    for pid, queries in pd.Series(range(len(query.dataset))).groupby(query.dataset.pids).indices.items():
-        if pid not in of_pid:
-            continue
-        places = of_pid[pid]
-        rows = candidates[places]
-        found = ranking.nearest(query_embs[queries], query.dataset.fids[queries], candidate_embs[places],
-                                gallery.dataset.fids[rows], len(rows), evaluation.parameters['metric'], excluder)
+    queries_of, rows_of = {}, {}
+    for q, pid in enumerate(query.dataset.pids):
+        queries_of.setdefault(pid, []).append(q)
+    for row, pid in enumerate(gallery.dataset.pids):
+        if pid in queries_of:
+            rows_of.setdefault(pid, []).append(row)
+    candidates = np.concatenate([np.empty(0, np.int64), *rows_of.values()])
+    candidate_embs = read_rows(evaluation.gallery_embeddings, candidates)
+    matches = [(np.empty(0, np.int64), np.empty(0))] * len(query.dataset)
+    start = 0
+    for pid, rows in rows_of.items():
+        queries, rows, embs = queries_of[pid], np.array(rows), candidate_embs[start:start + len(rows)]
+        start += len(rows)
+        found = ranking.nearest(query_embs[queries], query.dataset.fids[queries], embs, gallery.dataset.fids[rows],
+                                len(rows), evaluation.parameters['metric'], excluder)
         for q, near, distances in zip(queries, found.rows, found.distances):
             matches[q] = rows[near[near >= 0]], distances[near >= 0]
     return matches

@@ -19,7 +19,7 @@ from errors import InputError
 class Evaluation:
     """What evaluate.py wrote (Q queries), and the embeddings that it is about.
 
-    name: the file's name without its ending.
+    path: of the file.
     parameters: evaluate.py's flags.
     numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file.
     fids: file id of each query, list [Q].
@@ -27,7 +27,7 @@ class Evaluation:
     matches: how many matches each query has, int [Q].
     query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened.
     """
-    name: str
+    path: str
     parameters: dict
     numbers: dict
     fids: list
@@ -68,13 +68,13 @@ def read_evaluation(path):
     if isinstance(content, dict) and 'mAP' in content and 'queries' not in content:
         raise InputError(f'{path} has no results of single queries, as files of the original code; evaluate again.')
     try:
-        return _checked(os.path.splitext(os.path.basename(path))[0], content)
+        return _checked(path, content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f'{path} is not an evaluation as evaluate.py writes it ({type(error).__name__}: {error}).') \
             from error
 
 
-def _checked(name, content):
+def _checked(path, content):
     """The evaluation that a file's content describes; any of Python's errors where it is of another form."""
     parameters, queries = content['parameters'], content['queries']
     for flag in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric', 'excluder'):
@@ -91,7 +91,7 @@ def _checked(name, content):
     columns = [np.array([math.nan if query[key] is None else _finite(query[key]) for query in queries])
                for key in (ap, 'first_match_rank', 'last_match_rank')]
     matches = np.array([int(query['matches']) for query in queries])
-    return Evaluation(name, parameters, numbers, [str(query['fid']) for query in queries], *columns, matches)
+    return Evaluation(path, parameters, numbers, [str(query['fid']) for query in queries], *columns, matches)
 
 
 def _finite(value):
@@ -118,14 +118,21 @@ def open_evaluation(args):
         args.query_embeddings or said['query_embeddings'], args.query_dataset or said['query_dataset'], args)
     evaluation.gallery_embeddings, gallery = _open_images(
         args.gallery_embeddings or said['gallery_embeddings'], args.gallery_dataset or said['gallery_dataset'], args)
-    _check_queries(evaluation, args.evaluation, query.dataset)
+    _check_queries(evaluation, query.dataset)
     return evaluation, query, gallery
 
 
-def open_other_evaluation(path, query, gallery):
-    """An evaluation of the same queries and gallery by other embeddings; raises InputError where they are others."""
+def open_other_evaluation(path, evaluation, query, gallery):
+    """An evaluation by other embeddings of the same queries and gallery as `evaluation`.
+
+    Raises:
+        InputError: it is of other ones, or by another definition of AP.
+    """
     other = read_evaluation(path)
-    _check_queries(other, path, query.dataset)
+    _check_queries(other, query.dataset)
+    if bool(other.parameters.get('use_market_ap')) != bool(evaluation.parameters.get('use_market_ap')):
+        raise InputError(f'{path} and {evaluation.path} have different definitions of AP: only one of them was made '
+                         f'with --use_market_ap. Evaluate one again.')
     other.query_embeddings, _ = open_with_dataset(other.parameters['query_embeddings'], query.dataset)
     other.gallery_embeddings, _ = open_with_dataset(other.parameters['gallery_embeddings'], gallery.dataset)
     return other
@@ -136,9 +143,9 @@ def _open_images(embeddings_path, dataset_path, args):
     return embeddings, Images(dataset, image_paths(embeddings, dataset.fids, args))
 
 
-def _check_queries(evaluation, path, dataset):
+def _check_queries(evaluation, dataset):
     if evaluation.fids != dataset.fids.tolist():
-        raise InputError(f'{path} is an evaluation of other queries than those of {dataset.path}. Evaluate again, or '
+        raise InputError(f'{evaluation.path} is an evaluation of other queries than those of {dataset.path}. Evaluate again, or '
                          f'name the csv file of then.')
 
 
@@ -214,14 +221,14 @@ def _check_first_matches(evaluation, query, gallery, queries, rows):
     different = ~((ranks == expected) | (np.isnan(ranks) & np.isnan(expected)))
     # Another processor may rank a few near-ties differently; other embeddings change most.
     if different.mean() > 0.1:
-        raise InputError(f'{evaluation.name}.json is no evaluation of {evaluation.query_embeddings.path} and '
+        raise InputError(f'{evaluation.path} is no evaluation of {evaluation.query_embeddings.path} and '
                          f'{evaluation.gallery_embeddings.path}: the first matches of {different.sum()} of '
                          f'{len(queries)} queries have other ranks. Evaluate again.')
 
 
 def changed_ranks(evaluation):
     """Flags of the evaluation by which its ranks are not those of the plain distances."""
-    return [f'--{flag}' for flag in ('rerank', 'multi_query') if evaluation.parameters.get(flag)]
+    return [f'--{flag}' for flag in ('rerank', 'multi_query_dataset') if evaluation.parameters.get(flag)]
 
 
 def cameras(evaluation, fids):

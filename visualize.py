@@ -189,7 +189,7 @@ def write_report(args):
     evaluation, query, gallery = open_evaluation(args)
     evaluations = [evaluation]
     if args.compare:
-        evaluations.append(open_other_evaluation(args.compare, query, gallery))
+        evaluations.append(open_other_evaluation(args.compare, evaluation, query, gallery))
     data, missing, count = report(evaluations, query, gallery, args.top_k, args.seed, filename, args.link_images)
     write_page(filename, data)
     warn_of_missing(missing, count)

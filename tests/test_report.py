@@ -1,0 +1,333 @@
+"""The report in a browser: what a reader sees, and does with mouse and keyboard."""
+import base64
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import _evaluated
+from conftest import run_script
+from dataset import load_dataset
+from embeddings import Embeddings, save_embeddings
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync']
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if CHROMIUM is None:
+        pytest.skip('no Chromium here; Debian has it as the package chromium')
+    playwright = pytest.importorskip('playwright.sync_api')
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def look(browser):
+    """A function that opens a page; at the end of the test none of them has logged an error or opened a dialog."""
+    complaints, pages = [], []
+
+    def open_page(path, width=1280, address=''):
+        page = browser.new_page(viewport={'width': width, 'height': 900})
+        page.on('console', lambda message: complaints.append(message.text))
+        page.on('pageerror', lambda error: complaints.append(str(error)))
+        page.on('dialog', lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri() + address)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """A folder with the evaluations `new` and `old`, and new.html, linked.html and compared.html."""
+    root = tmp_path_factory.mktemp('report')
+    _evaluated.write_files(root)
+    for run, noise, seed in (('new', 0.9, 0), ('old', 1.1, 1)):
+        _evaluated.embed(root, run, noise, seed=seed)
+        _evaluated.evaluate(root, run)
+    for flags in ([], ['--link_images', '--filename', root / 'linked.html'],
+                  ['--compare', root / 'old.json', '--filename', root / 'compared.html']):
+        process = run_script('visualize.py', 'report', root / 'new.json', *flags)
+        assert process.returncode == 0 and process.stderr == '', process.stderr
+    return root
+
+
+def results(root, run='new'):
+    return json.loads((root / f'{run}.json').read_text())['queries']
+
+
+def lists_by_hand(root, run='new'):
+    """{query's file id: its whole ranked list}, by the definition."""
+    sets = [load_dataset(root / f'{name}.csv') for name in ('query', 'gallery')]
+    embs = []
+    for name, dataset in zip(('query', 'gallery'), sets):
+        with Embeddings(root / f'{name}_{run}.h5') as file:
+            embs.append(file.rows(0, len(dataset)))
+    return {fid: _evaluated.ranked_by_hand(row, sets[0], embs[0], sets[1], embs[1])
+            for row, fid in enumerate(sets[0].fids)}
+
+
+def rows(page):
+    """File ids of the listed queries; the list of the tests is short enough to be drawn as a whole."""
+    page.set_viewport_size({'width': 1280, 'height': 4000})
+    return page.locator('.row .name').all_inner_texts()
+
+
+def shown_list(page, number=0):
+    """[(file name, kind, distance as shown)] of a ranked list on the page."""
+    entries = page.locator('.ranked').nth(number).locator('li')
+    return [(entry.locator('.name').get_attribute('title'), entry.get_attribute('class'),
+             entry.locator('p span').inner_text()) for entry in entries.all()]
+
+
+def as_shown(ranked, kinds=('match', 'miss')):
+    return [(fid, kind, f'{distance:.3f}') for fid, distance, kind in ranked if kind in kinds]
+
+
+def test_numbers_are_those_of_the_evaluation(root, look):
+    evaluation = json.loads((root / 'new.json').read_text())
+    page = look(root / 'new.html')
+    assert page.title() == 'new'
+    numbers = dict(zip(page.locator('#numbers dt').all_inner_texts(), page.locator('#numbers dd').all_inner_texts()))
+    assert numbers['mAP'].startswith(f'{evaluation["mAP"]:.1%}')
+    assert numbers['top-5'] == f'{evaluation["CMC"][4]:.1%}'
+    assert numbers['mINP'] == f'{evaluation["mINP"]:.1%}'
+    assert page.locator('.chart h2').all_inner_texts() == ['CMC', 'AP of the queries', 'Distances']
+
+
+def test_queries_are_sorted(root, look):
+    page = look(root / 'new.html')
+    queries = results(root)
+    matched = [query for query in queries if query['matches']]
+    unmatched = [query['fid'] for query in queries if not query['matches']]
+    assert len(unmatched) == 1
+
+    def by(key):
+        return [query['fid'] for query in sorted(matched, key=key)] + unmatched
+
+    assert rows(page) == by(lambda query: query['ap'])
+    for choice, key in (('best AP first', lambda query: -query['ap']),
+                        ('latest first match', lambda query: -query['first_match_rank'])):
+        page.select_option('#sort', choice)
+        assert rows(page) == by(key)
+    page.select_option('#sort', 'camera')
+    assert rows(page) == [query['fid'] for query in sorted(queries, key=lambda query: query['fid'].split('_c')[1][0])]
+    page.select_option('#sort', 'file order')
+    assert rows(page) == [query['fid'] for query in queries]
+
+
+def test_queries_are_filtered(root, look):
+    page = look(root / 'new.html')
+    page.select_option('#sort', 'file order')
+    fids = [query['fid'] for query in results(root)]
+    page.fill('#identity', '0012')
+    assert rows(page) == [fid for fid in fids if '/0012_' in fid] and len(rows(page)) == 2
+    assert page.locator('#count').inner_text() == f'2 of {len(fids)} queries'
+    page.fill('#identity', '')
+    page.select_option('#camera', '2')
+    assert rows(page) == [fid for fid in fids if '_c2s1' in fid]
+    page.fill('#file', '_000000_00')
+    page.select_option('#show', 'first result wrong')
+    wrong = [query['fid'] for query in results(root) if query['matches'] and query['first_match_rank'] > 1]
+    assert wrong and rows(page) == [fid for fid in wrong if '_c2s1' in fid]
+    page.fill('#identity', 'nobody')
+    assert rows(page) == []
+    assert page.get_by_text('No query fits the filter.').is_visible()
+
+
+def test_a_query_opens_its_ranked_list(root, look):
+    page = look(root / 'new.html')
+    expected = lists_by_hand(root)
+    for fid in rows(page)[3], rows(page)[0], rows(page)[-2]:
+        page.locator('.row', has_text=fid).click()
+        assert page.locator('#query .muted').inner_text() == fid
+        assert shown_list(page) == as_shown(expected[fid])[:10]
+        later = [entry for entry in as_shown(expected[fid])[10:] if entry[1] == 'match'][:5]
+        assert (shown_list(page, 1) if later else []) == later
+
+
+def test_excluded_images_are_shown_on_request(root, look):
+    page = look(root / 'new.html')
+    expected = lists_by_hand(root)
+    fid = rows(page)[-2]
+    page.locator('.row', has_text=fid).click()
+    page.check('#excluded')
+    kinds = ('match', 'miss', 'excluded')
+    tenth = as_shown(expected[fid])[9]
+    until = as_shown(expected[fid], kinds).index(tenth) + 1
+    assert shown_list(page) == as_shown(expected[fid], kinds)[:until]
+    assert any(kind == 'excluded' for _, kind, _ in shown_list(page))
+
+    def border(kind):
+        return page.locator(f'.ranked .{kind} .thumb').first.evaluate('image => getComputedStyle(image).borderTopStyle')
+
+    assert [border(kind) for kind in kinds] == ['solid', 'dashed', 'dotted']
+    assert page.locator('.ranked .match .badge').first.inner_text() == '✓'
+    assert page.locator('.ranked .miss .badge').first.inner_text() == '✗'
+
+
+@pytest.mark.parametrize('name', ['new.html', 'linked.html'])
+def test_images_are_those_of_the_files(root, look, name):
+    page = look(root / name)
+    pixels = {fid: np.asarray(Image.open(root / 'images' / fid).convert('RGB'), int)
+              for fid in load_dataset(root / 'gallery.csv').fids}
+    for entry in page.locator('.ranked').first.locator('li').all():
+        fid = entry.locator('.name').get_attribute('title')
+        image = entry.locator('img')
+        image.scroll_into_view_if_needed()
+        image.evaluate('image => image.decode()')
+        if name == 'linked.html':
+            assert image.evaluate('image => image.src') == (root / 'images' / fid).as_uri()
+            continue
+        shown = Image.open(io.BytesIO(base64.b64decode(image.get_attribute('src').split(',')[1])))
+        differences = {other: np.abs(np.asarray(shown, int) - pixels[other]).mean() for other in pixels}
+        best = min(differences, key=differences.get)
+        assert np.array_equal(pixels[best], pixels[fid])  # The junk image is a copy of another one.
+
+
+def test_a_hostile_file_name_is_text(root, look):
+    for name in ('new.html', 'linked.html'):
+        page = look(root / name)
+        page.fill('#identity', '0099')
+        assert rows(page) == [f'query/{_evaluated.HOSTILE}']
+        assert page.locator('#query .muted').inner_text() == f'query/{_evaluated.HOSTILE}'
+        assert page.get_by_text('No match in the gallery.').is_visible()
+        assert page.locator('#query img').evaluate('image => image.decode().then(() => image.naturalWidth)') == 32
+
+
+def test_keyboard(root, look):
+    page = look(root / 'new.html', width=390)
+    by_ap = [query['fid'] for query in sorted(results(root), key=lambda query: (query['ap'] is None, query['ap']))]
+    shown = page.locator('#query .muted')
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+
+    page.locator('#list').focus()
+    press('ArrowDown', 'j', 'j', 'k')
+    assert shown.text_content() == by_ap[2] and not shown.is_visible()  # On a narrow screen it is not opened yet.
+    press('Enter')
+    assert shown.is_visible() and page.locator('#back').is_visible()
+    press('j')
+    assert shown.inner_text() == by_ap[3]
+    press('Escape', 'End')
+    assert not shown.is_visible() and shown.text_content() == by_ap[-1]
+    press('Home')
+    assert shown.text_content() == by_ap[0]
+    press('/')
+    page.keyboard.type('0013')
+    assert page.locator('#identity').input_value() == '0013'
+    assert shown.text_content().startswith('query/0013')
+    press('Escape', 'e')
+    assert page.locator('#excluded').is_checked()
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_layout(root, look, width):
+    page = look(root / 'compared.html', width=width)
+    assert page.evaluate('document.documentElement.scrollWidth') == width
+    assert page.locator('#detail').is_visible() == (width > 760)
+    page.locator('.row').nth(1).click()
+    detail = page.locator('#detail')
+    assert detail.is_visible()
+    assert detail.evaluate('detail => detail.scrollWidth <= detail.clientWidth')
+    if width < 760:
+        page.locator('#back').click()
+        assert not detail.is_visible()
+
+
+def test_an_address_opens_its_query(root, look):
+    fid = results(root)[5]['fid']
+    page = look(root / 'new.html', address='#' + fid.replace('/', '%2F'))
+    assert page.locator('#query .muted').inner_text() == fid
+
+
+def test_comparison(root, look):
+    page = look(root / 'compared.html')
+    assert page.title() == 'new compared with old'
+    new, old = results(root, 'new'), results(root, 'old')
+    change = {now['fid']: now['ap'] - before['ap'] for now, before in zip(new, old) if now['matches']}
+    unmatched = [query['fid'] for query in new if not query['matches']]
+    assert rows(page) == sorted(change, key=change.get) + unmatched
+    page.select_option('#sort', 'file order')
+    for choice, kept in (('got worse', lambda value: value < 0), ('got better', lambda value: value > 0)):
+        page.select_option('#show', choice)
+        assert rows(page) == [fid for fid in change if kept(change[fid])]
+    fid = rows(page)[0]
+    page.locator('.row', has_text=fid).click()
+    headings = page.locator('#lists h2, #lists .ranked').evaluate_all('all => all.map(one => one.tagName)')
+    assert headings.count('H2') == 2
+    second = headings[:headings.index('H2', 1)].count('OL')
+    assert shown_list(page, 0) == as_shown(lists_by_hand(root, 'new')[fid])[:10]
+    assert shown_list(page, second) == as_shown(lists_by_hand(root, 'old')[fid])[:10]
+
+
+def test_a_page_holds_all_it_needs(root, browser):
+    """It asks for itself and for linked images, which have relative addresses; a policy forbids anything else."""
+    asked = {}
+    for name in ('compared.html', 'linked.html'):
+        page = browser.new_page()
+        page.on('request', lambda request: asked.setdefault(name, []).append(request.url))
+        page.goto((root / name).as_uri())
+        page.wait_for_function('[...document.images].filter(image => image.naturalWidth).length > 10')
+        page.close()
+        asked[name] = [url for url in asked[name] if not url.startswith('data:')]
+    assert asked['compared.html'] == [(root / 'compared.html').as_uri()]
+    assert asked['linked.html'][0] == (root / 'linked.html').as_uri() and len(asked['linked.html']) > 10
+    assert all(url.startswith((root / 'images').as_uri()) for url in asked['linked.html'][1:])
+    linked = (root / 'linked.html').read_text(encoding='utf-8')
+    assert "default-src 'none'" in linked and str(root) not in linked
+
+
+def test_images_moved_after_the_report(root, browser, tmp_path):
+    shutil.copy(root / 'linked.html', tmp_path)
+    page = browser.new_page()
+    page.goto((tmp_path / 'linked.html').as_uri())
+    page.wait_for_selector('#query .gone')
+    assert page.locator('#query .gone').inner_text() == 'no image'
+    page.close()
+
+
+def test_market1501_in_size(tmp_path, look):
+    """3368 queries and 19732 gallery images: the page stays small, and draws no more rows than are seen."""
+    random = np.random.default_rng(0)
+    picture = tmp_path / 'images' / 'one.jpg'
+    picture.parent.mkdir()
+    Image.new('RGB', (64, 128), 'teal').save(picture)
+    pids = {'query': np.arange(3368) % 750, 'gallery': np.r_[np.arange(13000) % 750, np.full(6732, 9999)]}
+    for name, numbers in pids.items():
+        fids = [f'{pid:04}_c{random.integers(1, 7)}s1_{row:06}_{name}.jpg' for row, pid in enumerate(numbers)]
+        for fid in fids:
+            os.link(picture, picture.parent / fid)
+        (tmp_path / f'{name}.csv').write_text(''.join(f'{fid[:4]},{fid}\n' for fid in fids))
+    points = random.normal(size=(10000, 16))
+    for name, numbers in pids.items():
+        embs = (points[numbers] + random.normal(size=(len(numbers), 16))).astype(np.float32)
+        save_embeddings(tmp_path / f'{name}_big.h5', load_dataset(tmp_path / f'{name}.csv'), embs,
+                        {'image_root': str(tmp_path / 'images')})
+    _evaluated.evaluate(tmp_path, 'big')
+    process = run_script('visualize.py', 'report', tmp_path / 'big.json', '--link_images')
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / 'big.html').stat().st_size < 60e6
+    page = look(tmp_path / 'big.html')
+    assert page.locator('#count').inner_text() == '3368 of 3368 queries'
+    assert page.locator('.row').count() < 40
+    page.locator('#list').focus()
+    page.keyboard.press('End')
+    last = page.locator('.row[aria-selected=true]')
+    assert last.get_attribute('aria-posinset') == '3368' and last.is_visible()
+    assert page.locator('.row').count() < 40

@@ -1,0 +1,457 @@
+"""Pictures of rankings, embeddings and training curves, and what visualize.py says of files that do not fit."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from PIL import Image
+
+import _evaluated
+import training_logs
+import visualize
+from conftest import ROOT, assert_one_sentence, run_script
+from dataset import Dataset, load_dataset
+from embeddings import Embeddings, save_embeddings
+from errors import InputError
+from results import open_evaluation, ranked_lists, read_evaluation
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """A folder with the evaluation `run` of 21 queries."""
+    root = tmp_path_factory.mktemp('visualize')
+    _evaluated.write_files(root)
+    _evaluated.embed(root, 'run', 0.9)
+    _evaluated.evaluate(root, 'run')
+    return root
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    """A copy of that folder, whose files may be spoilt; its evaluation and embeddings name the files of `root`."""
+    shutil.copytree(root, tmp_path / 'copy')
+    return tmp_path / 'copy'
+
+
+def visualize_script(*arguments, **options):
+    return run_script('visualize.py', *arguments, **options)
+
+
+def flags(folder):
+    """The flags that name the files of a folder."""
+    return ['--query_dataset', folder / 'query.csv', '--query_embeddings', folder / 'query_run.h5',
+            '--gallery_dataset', folder / 'gallery.csv', '--gallery_embeddings', folder / 'gallery_run.h5',
+            '--image_root', folder / 'images']
+
+
+def opened(root):
+    names = ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'image_root')
+    args = types.SimpleNamespace(evaluation=root / 'run.json', allow_outside_root=False, **dict.fromkeys(names))
+    return open_evaluation(args)
+
+
+def lists_by_hand(root, query, gallery):
+    embs = []
+    for name in ('query', 'gallery'):
+        with Embeddings(root / f'{name}_run.h5') as file:
+            embs.append(file.rows(0, len(file)))
+    return [_evaluated.ranked_by_hand(row, query.dataset, embs[0], gallery.dataset, embs[1])
+            for row in range(len(query.dataset))]
+
+
+# --- Rankings ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('top_k', [1, 10, 1000])
+def test_ranked_lists(root, top_k):
+    evaluation, query, gallery = opened(root)
+    lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), top_k)
+    for ranked, by_hand in zip(lists, lists_by_hand(root, query, gallery)):
+        valid = [entry for entry in by_hand if entry[2] != 'excluded'][:top_k]
+        assert [gallery.dataset.fids[entry.row] for entry in ranked if not entry.excluded] == [fid for fid, *_ in valid]
+        excluded = [gallery.dataset.fids[entry.row] for entry in ranked if entry.excluded]
+        last = valid[-1][1] if top_k < len(by_hand) else np.inf
+        assert excluded == [fid for fid, distance, kind in by_hand if kind == 'excluded' and distance <= last][:2 * top_k]
+
+
+def test_picture_of_lists(root):
+    evaluation, query, gallery = opened(root)
+    queries = np.array([3, 1])
+    lists = ranked_lists(evaluation, query, gallery, queries, 10)
+    figure, missing, count = visualize.picture_of_lists(evaluation, query, gallery, queries, lists)
+    axes = figure.axes[0]
+    expected = []
+    for row in queries:
+        by_hand = lists_by_hand(root, query, gallery)[row]
+        tenth = [entry for entry in by_hand if entry[2] != 'excluded'][9]
+        expected.append((f'{query.dataset.pids[row]}\nAP {evaluation.ap[row]:.1%}', '#1c2127', '-'))
+        rank = 0
+        for fid, distance, kind in by_hand[:by_hand.index(tenth) + 1]:
+            rank += kind != 'excluded'
+            place, color, line = {'match': (f'✓ {rank}', '#1a7f37', '-'), 'miss': (f'✗ {rank}', '#c9252d', '--'),
+                                  'excluded': ('excluded', '#8a929c', ':')}[kind]
+            pid = fid.split('/')[1].split('_')[0]
+            expected.append((f'{place}   {distance:.3f}\n{pid}', color, line))
+    drawn = [(text.get_text(), text.get_color(), frame.get_linestyle())
+             for text, frame in zip(axes.texts, axes.patches)]
+    assert drawn == expected
+    assert missing == [] and count == len(expected) == len(axes.images)
+    # Excluded images are grey, others are not.
+    for image, (_, _, line) in zip(axes.images, drawn):
+        pixels = np.asarray(image.get_array())[..., :3]
+        assert (np.ptp(pixels, axis=-1).max() == 0) == (line == ':')
+
+
+@pytest.mark.parametrize('choice', [['--choose', 'worst'], ['--choose', 'best'], ['--choose', 'random', '--seed', '3']])
+def test_choice_of_queries(root, choice):
+    evaluation, _, _ = opened(root)
+    args = visualize.make_parser().parse_args(['rankings', str(root / 'run.json'), '--count', '5', *choice])
+    chosen = visualize.choose_queries(evaluation, args)
+    matched = [row for row in range(len(evaluation.fids)) if evaluation.matches[row]]
+    aps = sorted((evaluation.ap[row] for row in matched), reverse=choice[1] == 'best')
+    assert len(set(chosen)) == 5 and set(chosen) <= set(matched)
+    if choice[1] != 'random':
+        assert [evaluation.ap[row] for row in chosen] == aps[:5]
+
+
+def test_rankings_script(root, tmp_path):
+    fids = opened(root)[0].fids
+    process = visualize_script('rankings', root / 'run.json', '--queries', fids[4], fids[0], '--show_excluded',
+                               '--filename', tmp_path / 'lists.png', env={**os.environ, 'MPLBACKEND': 'TkAgg'})
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+    with Image.open(tmp_path / 'lists.png') as picture:
+        assert picture.height == 2 * 160 / 72 * 150 // 1
+    unknown = visualize_script('rankings', root / 'run.json', '--queries', 'query/nobody.jpg')
+    assert_one_sentence(unknown, 'query/nobody.jpg')
+
+
+def test_needs_no_tensorflow(root, tmp_path):
+    (tmp_path / 'train.log').write_text(LOG_LINE.format(1, 0.5, 12.5))
+    for arguments in (['curves', tmp_path], ['report', root / 'run.json', '--filename', tmp_path / 'page.html']):
+        process = subprocess.run([sys.executable, '-X', 'importtime', ROOT / 'visualize.py', *arguments],
+                                 capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        imported = {line.split('|')[-1].strip() for line in process.stderr.splitlines() if '|' in line}
+        assert 'numpy' in imported and 'tensorflow' not in imported and 'matplotlib.pyplot' not in imported
+
+
+# --- Files that do not fit --------------------------------------------------------------------------------------------
+
+def test_images_moved_away(copy, tmp_path):
+    fids = load_dataset(copy / 'gallery.csv').fids
+    gone = copy / 'images' / fids[0]
+    gone.unlink()
+    broken = copy / 'images' / fids[1]
+    broken.write_bytes(broken.read_bytes()[:300])
+    outside = copy / 'images' / fids[2]
+    outside.rename(tmp_path / 'elsewhere.jpg')
+    outside.symlink_to(tmp_path / 'elsewhere.jpg')
+    queries = len(load_dataset(copy / 'query.csv'))
+    # Each list is as long as the gallery, so that all images are shown.
+    report = ['report', copy / 'run.json', *flags(copy), '--top_k', 1000]
+    process = visualize_script(*report)
+    assert process.returncode == 0
+    assert process.stderr.startswith(f'warning: 3 of {queries + len(fids)} images are missing or broken, the first of '
+                                     f'them {fids[0]}')
+    process = visualize_script(*report, '--allow_outside_root')
+    assert process.stderr.startswith('warning: 2 of')
+    process = visualize_script('rankings', copy / 'run.json', *flags(copy), '--image_root', tmp_path / 'nowhere')
+    assert process.returncode == 0 and process.stderr.startswith('warning: 88 of 88 images')
+
+
+def test_evaluation_of_other_files(root, copy):
+    swapped = ['--query_embeddings', copy / 'gallery_run.h5']
+    assert_one_sentence(visualize_script('report', copy / 'run.json', *swapped), 'gallery_run.h5', 'rows')
+    queries = load_dataset(root / 'query.csv')
+    save_embeddings(copy / 'fewer.h5', queries.take(slice(1, None)), np.zeros((len(queries) - 1, 8)))
+    (copy / 'fewer.csv').write_text(''.join((copy / 'query.csv').read_text().splitlines(keepends=True)[1:]))
+    fewer = ['--query_dataset', copy / 'fewer.csv', '--query_embeddings', copy / 'fewer.h5', *flags(root)[-2:]]
+    assert_one_sentence(visualize_script('report', copy / 'run.json', *fewer), 'run.json', 'other queries', 'fewer.csv')
+    # The same images, embedded by another model.
+    _evaluated.embed(copy, 'run', 0.9, seed=1)
+    other = visualize_script('rankings', copy / 'run.json', *flags(copy))
+    assert_one_sentence(other, 'run.json', str(copy / 'query_run.h5'), 'Evaluate again')
+
+
+def test_evaluations_that_cannot_be_compared(root, copy):
+    market = dict(json.loads((root / 'run.json').read_text()))
+    market['parameters']['use_market_ap'] = True
+    (copy / 'market.json').write_text(json.dumps(market))
+    process = visualize_script('report', root / 'run.json', '--compare', copy / 'market.json')
+    assert_one_sentence(process, 'market.json', '--use_market_ap')
+
+
+def test_reranked_evaluation_says_so(root, tmp_path):
+    evaluation = json.loads((root / 'run.json').read_text())
+    evaluation['parameters']['rerank'] = True
+    (tmp_path / 'run.json').write_text(json.dumps(evaluation))
+    assert visualize_script('report', tmp_path / 'run.json').returncode == 0
+    assert 'The numbers of run are those with --rerank' in (tmp_path / 'run.html').read_text()
+
+
+def test_collapsed_embeddings(tmp_path):
+    """All images in one point: every rank is a tie, and the lists are those of the evaluation all the same."""
+    _evaluated.write_files(tmp_path)
+    for name in ('query', 'gallery'):
+        dataset = load_dataset(tmp_path / f'{name}.csv')
+        save_embeddings(tmp_path / f'{name}_flat.h5', dataset, np.zeros((len(dataset), 3)),
+                        {'image_root': str(tmp_path / 'images')})
+    _evaluated.evaluate(tmp_path, 'flat')
+    process = visualize_script('report', tmp_path / 'flat.json')
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize('content, part', [
+    ('', 'not valid JSON'), ('{"mAP": 1', 'not valid JSON'), ('[' * 100000, 'not valid JSON'), ('7', 'not an evaluation'),
+    ('{"mAP": 0.5, "CMC": [0.5], "aps": [0.5]}', 'original'), ('{"queries": [], "parameters": {}}', 'not an evaluation'),
+])
+def test_no_evaluation(tmp_path, content, part):
+    (tmp_path / 'run.json').write_text(content)
+    with pytest.raises(InputError, match=f'run.json .*{part}'):
+        read_evaluation(tmp_path / 'run.json')
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+
+
+@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.data())
+def test_any_change_of_an_evaluation_is_read_or_refused(root, tmp_path, data):
+    content = json.loads((root / 'run.json').read_text())
+    place = content
+    while isinstance(place, (dict, list)) and place:
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], (dict, list)) or data.draw(st.booleans()):
+            place[key] = data.draw(JSON)
+            break
+        place = place[key]
+    (tmp_path / 'changed.json').write_text(json.dumps(content))
+    try:
+        evaluation = read_evaluation(tmp_path / 'changed.json')
+    except InputError:
+        return
+    json.dumps(evaluation.numbers, allow_nan=False)
+    assert len(evaluation.fids) == len(evaluation.ap) == len(evaluation.matches)
+
+
+def test_names_of_files_to_write(root, tmp_path):
+    assert_one_sentence(visualize_script('rankings', root / 'run.json', '--filename', 'lists.doc'), 'lists.doc', '.png')
+    nowhere = tmp_path / 'nowhere' / 'page.html'
+    assert_one_sentence(visualize_script('report', root / 'run.json', '--filename', nowhere), 'No such file')
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Embeddings -------------------------------------------------------------------------------------------------------
+
+def test_two_dimensions_stay_as_they_are():
+    emb = np.random.default_rng(0).normal(size=(30, 2))
+    points, how = visualize.in_two_dimensions(emb, 'tsne', 0)
+    pids = np.array([f'p{i % 3}' for i in range(30)], object)
+    axes = visualize.scatter_plot(points, pids, how).axes[0]
+    assert [text.get_text() for text in axes.texts] == ['p0', 'p1', 'p2']
+    for i, collection in enumerate(axes.collections):
+        assert np.array_equal(collection.get_offsets(), emb[i::3])
+    assert len({tuple(collection.get_facecolor()[0]) for collection in axes.collections}) == 3
+
+
+def test_projections():
+    random = np.random.default_rng(0)
+    emb = random.normal(size=(40, 6)) * [5, 3, 1, 1, 1, 1] + 10
+    points, how = visualize.in_two_dimensions(emb, 'pca', 0)
+    centred = emb - emb.mean(axis=0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    assert np.allclose(np.abs(points), np.abs(u[:, :2] * s[:2]))
+    assert how == f'PCA, {(s[:2] ** 2).sum() / (s ** 2).sum():.0%} of the variance'
+    # t-SNE keeps two far groups apart, also where there are fewer images than its usual perplexity.
+    emb[:20] += 100
+    points, _ = visualize.in_two_dimensions(emb, 'tsne', 0)
+    within = max(np.ptp(points[:20], axis=0).max(), np.ptp(points[20:], axis=0).max())
+    assert np.linalg.norm(points[:20].mean(axis=0) - points[20:].mean(axis=0)) > within / 2
+    for shape in ((1, 6), (4, 1)):
+        with pytest.raises(InputError):
+            visualize.in_two_dimensions(np.zeros(shape), 'pca', 0)
+
+
+def test_some_identities():
+    pids = np.array([str(i // 3) for i in range(30)], object)
+    rows = visualize.rows_of_identities(pids, 4, seed=0)
+    assert len(rows) == 12 and len(set(pids[rows])) == 4 and (np.diff(rows) > 0).all()
+    assert len(visualize.rows_of_identities(pids, 0, seed=0)) == 30
+    assert len(visualize.rows_of_identities(pids, 99, seed=0)) == 30
+
+
+def test_projector(root, tmp_path):
+    """TensorBoard's projector finds the vectors; names and thumbnails are those of their rows."""
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+    folder = tmp_path / 'projector'
+    process = visualize_script('embeddings', root / 'gallery_run.h5', '--projector', folder, '--identities', '7',
+                               '--filename', tmp_path / 'points.png')
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+    config = text_format.Parse((folder / 'projector_config.pbtxt').read_text(), ProjectorConfig()).embeddings[0]
+    header, *names = [line.split('\t') for line in (folder / config.metadata_path).read_text().splitlines()]
+    assert header == ['identity', 'file'] and len({pid for pid, _ in names}) == 7
+    dataset = load_dataset(root / 'gallery.csv')
+    rows = [dataset.fids.tolist().index(fid) for _, fid in names]
+    with Embeddings(root / 'gallery_run.h5') as embeddings:
+        emb = embeddings.rows(0, len(dataset))[rows]
+    assert np.allclose(np.loadtxt(folder / config.tensor_path, delimiter='\t'), emb, rtol=1e-6)
+    sprite = np.asarray(Image.open(folder / config.sprite.image_path))
+    width, height = config.sprite.single_image_dim
+    columns = sprite.shape[1] // width
+    assert sprite.shape[1] == sprite.shape[0] and columns == np.ceil(np.sqrt(len(rows)))
+    for i, (_, fid) in enumerate(names):
+        top, left = i // columns * height, i % columns * width
+        image = np.asarray(Image.open(root / 'images' / fid))
+        margin = (width - image.shape[1]) // 2
+        assert np.array_equal(sprite[top:top + height, left + margin:left + width - margin, :3], image)
+
+
+def test_a_name_with_a_tab_stays_one_cell(tmp_path):
+    dataset = Dataset('x.csv', np.array(['a\tb'], object), np.array(['c\nd.jpg'], object))
+    missing = visualize.write_projector(tmp_path, np.zeros((1, 3)), dataset, [None])
+    assert (tmp_path / 'names.tsv').read_text() == 'identity\tfile\na b\tc d.jpg\n'
+    assert missing == ['c\nd.jpg']
+
+
+def test_embeddings_of_the_original(root, tmp_path):
+    """They do not say which csv file and image root they belong to."""
+    import h5py
+    with h5py.File(tmp_path / 'old.h5', 'w') as file:
+        file['emb'] = np.random.default_rng(0).normal(size=(21, 4)).astype(np.float32)
+    assert_one_sentence(visualize_script('embeddings', tmp_path / 'old.h5'), 'old.h5', '--dataset')
+    process = visualize_script('embeddings', tmp_path / 'old.h5', '--dataset', root / 'query.csv')
+    assert process.returncode == 0 and (tmp_path / 'old.png').exists(), process.stderr
+
+
+# --- Training curves --------------------------------------------------------------------------------------------------
+
+LOG_LINE = ('2026-01-31 12:34:56,789 [INFO] train: iter:{:6d}, loss min|avg|max: 0.123|{:.3f}| 1.234, '
+            'batch-p@3: {:.2f}%, ETA: 1:23:45 (0.12s/it)\n')
+
+
+def write_events(root, scalars, resumed_at=None):
+    """Write an event file with the scalars {tag: {step: value}}, by TensorBoard's own writer; returns its path."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    before = set(root.glob('*tfevents*'))
+    writer = EventFileWriter(str(root), filename_suffix=f'.{len(before)}')
+    if resumed_at:
+        writer.add_event(Event(step=resumed_at, session_log=SessionLog(status=SessionLog.START)))
+    for tag, values in scalars.items():
+        for step, value in values.items():
+            writer.add_event(Event(step=step, summary=scalar_pb(tag, np.float32(value))))
+            writer.add_event(Event(step=step, summary=histogram_pb(f'{tag}_distribution', np.arange(9))))
+    writer.close()
+    path, = set(root.glob('*tfevents*')) - before
+    return path
+
+
+def test_scalars_of_events(tmp_path):
+    (tmp_path / 'train.log').write_text(LOG_LINE.format(1, 9, 9))
+    path = write_events(tmp_path, {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}})
+    assert training_logs.read_scalars(tmp_path) == {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}}
+    # Resumed at step 3: steps 3 and 4 of the first part did not become part of the run.
+    os.utime(path, (0, 0))
+    write_events(tmp_path, {'loss': {3: 0.125}}, resumed_at=3)
+    assert training_logs.read_scalars(tmp_path)['loss'] == {1: 0.5, 2: 0.25, 3: 0.125}
+
+
+def test_scalars_of_tensorflow1_events(tmp_path):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    writer = EventFileWriter(str(tmp_path))
+    writer.add_event(Event(step=7, summary=Summary(value=[Summary.Value(tag='loss', simple_value=0.5)])))
+    writer.close()
+    assert training_logs.read_scalars(tmp_path) == {'loss': {7: 0.5}}
+
+
+def test_event_file_cut_anywhere(tmp_path):
+    """A run may be at work, or have been killed: what is whole is read, and nothing else is an error."""
+    path = write_events(tmp_path, {'loss': {step: step / 8 for step in range(1, 9)}})
+    whole = path.read_bytes()
+    counts = []
+    for size in range(len(whole) - 1, -1, -7):
+        path.write_bytes(whole[:size])
+        try:
+            scalars = training_logs.read_scalars(tmp_path)['loss']
+        except InputError:
+            scalars = {}
+        assert scalars == {step: step / 8 for step in range(1, len(scalars) + 1)}
+        counts.append(len(scalars))
+    assert counts == sorted(counts, reverse=True) and counts[0] == 8 and counts[-1] == 0
+    path.write_bytes(np.random.default_rng(0).bytes(1000))
+    with pytest.raises(InputError):
+        training_logs.read_scalars(tmp_path)
+
+
+def test_scalars_of_a_log(tmp_path):
+    (tmp_path / 'train.log').write_text('2026-01-31 12:34:56,789 [INFO] train: Starting.\n'
+                                        + ''.join(LOG_LINE.format(step, step / 8, step) for step in (1, 2, 3)))
+    assert training_logs.read_scalars(tmp_path) == {
+        'loss': {1: 0.125, 2: 0.25, 3: 0.375}, 'batch_prec_at_3': {1: 0.01, 2: 0.02, 3: 0.03},
+        'secs_per_iter': {1: 0.12, 2: 0.12, 3: 0.12}}
+
+
+def write_detailed_logs(root, losses, iterations):
+    """Write the losses of the iterations that were run, and zeros for the others."""
+    done, batch = losses.shape
+    all_losses, fids = np.zeros((iterations, batch), np.float32), np.zeros((iterations, batch), 'S8')
+    all_losses[:done], fids[:done] = losses, b'a.jpg'
+    np.save(root / 'log_losses.npy', all_losses)
+    np.save(root / 'log_fids.npy', fids)
+
+
+def test_loss_quantiles(tmp_path):
+    assert training_logs.read_loss_quantiles(tmp_path) is None
+    losses = np.random.default_rng(0).gamma(1, size=(50, 12)).astype(np.float32)
+    losses[20:] = 0  # No loss is active from here on; these iterations were run all the same.
+    write_detailed_logs(tmp_path, losses, 80)
+    steps, quantiles = training_logs.read_loss_quantiles(tmp_path)
+    assert steps.tolist() == list(range(1, 51))
+    for row, expected in zip(quantiles, losses):
+        assert np.allclose(row, [np.quantile(expected, q) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)])
+    steps, quantiles = training_logs.read_loss_quantiles(tmp_path, bins=7)
+    assert len(steps) == 7 and steps[-1] == 50
+    assert np.allclose(quantiles[0], np.quantile(losses[:steps[0]], training_logs.QUANTILES))
+
+
+def test_curves_script(tmp_path):
+    runs = [tmp_path / name for name in ('with $igns', 'from_log')]
+    for run in runs:
+        run.mkdir()
+    steps = range(1, 301)
+    write_events(runs[0], {'loss': {step: 1 / step for step in steps}, 'learning_rate': {1: 1e-3, 300: 1e-6}})
+    write_detailed_logs(runs[0], np.ones((300, 4)), 400)
+    (runs[1] / 'train.log').write_text(''.join(LOG_LINE.format(step, 2 / step, 50) for step in steps))
+    process = visualize_script('curves', *runs)
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+    assert process.stdout.startswith('4 scalars of 2 run(s)')
+    assert Image.open(runs[0] / 'curves.png').width == 1800
+    assert_one_sentence(visualize_script('curves', runs[0], tmp_path / 'nowhere'), 'nowhere')
+    (tmp_path / 'empty').mkdir()
+    assert_one_sentence(visualize_script('curves', tmp_path / 'empty'), 'empty', 'no training curves')
+    (runs[0] / 'log_fids.npy').write_bytes(b'\x93NUMPY')
+    assert_one_sentence(visualize_script('curves', runs[0]), 'log_fids.npy')
+
+
+def test_smoothing():
+    from matplotlib.figure import Figure
+    panel = Figure().subplots()
+    y = np.random.default_rng(0).normal(size=20)
+    visualize.draw_scalar(panel, dict(enumerate(y, 1)), {'color': 'C0', 'linestyle': '-'}, 5)
+    raw, smooth = panel.lines
+    assert np.array_equal(raw.get_ydata(), y)
+    assert np.allclose(smooth.get_ydata(), [y[i:i + 5].mean() for i in range(16)])
+    assert smooth.get_xdata().tolist() == list(range(3, 19))  # The middles of the windows.
+    visualize.draw_scalar(panel, {}, {'color': 'C0', 'linestyle': '-'}, None)
