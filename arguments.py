@@ -157,7 +157,7 @@ def make_parser():
         '(0.9, as before)')
     add('--weight_decay', type=non_negative_float, default=0.0, metavar='W', help='times each variable is added to its '
         "gradient, as PyTorch's Adam does (%(default)s)")
-    add('--gradient_clip', type=positive_float, metavar='NORM', help='scale gradients that are longer than this (never)')
+    add('--gradient_clip', type=positive_float, metavar='NORM', help='scale longer gradients to this (never)')
     add('--freeze_body_iterations', type=non_negative_int, default=0, metavar='N', help='train only the head at first; '
         "the body's batch norm stays as it is too (%(default)s)")
 

@@ -136,7 +136,8 @@ def erase(image, seed):
     areas, aspects, tops, lefts = tf.unstack(tf.random.stateless_uniform([4, ERASING_TRIES], seed))
     areas = height * width * (0.02 + 0.38 * areas)
     aspects = 0.3 + (1 / 0.3 - 0.3) * aspects
-    heights, widths = (tf.cast(tf.round(size), tf.int32) for size in (tf.sqrt(areas * aspects), tf.sqrt(areas / aspects)))
+    heights = tf.cast(tf.round(tf.sqrt(areas * aspects)), tf.int32)
+    widths = tf.cast(tf.round(tf.sqrt(areas / aspects)), tf.int32)
     fits = (heights < height) & (widths < width)
     first = tf.argmax(tf.cast(fits, tf.int32))
     rows = tf.range(height) - tf.cast(tops[first] * tf.cast(height - heights[first] + 1, tf.float32), tf.int32)

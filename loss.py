@@ -73,7 +73,7 @@ def has_triplet(positive, negative):
 
 
 def log_sum_exp(values, mask):
-    """log Σ exp(values) over the entries of each row [B1, B2] that the mask names; very negative where it names none."""
+    """log Σ exp(values) over what the mask names in each row, [B1, B2] -> [B1]; very negative where that is nothing."""
     return tf.reduce_logsumexp(tf.where(mask, values, -1e9), axis=1)
 
 

@@ -118,7 +118,7 @@ def learning_rate(step, args):
     """The learning rate at a step.
 
     It rises in a straight line from 1/W of its full value over the W iterations of the warm-up, and falls by schedule:
-    `exponential` (paper, section 4.1): from the start of the decay on, to a thousandth of it at the end of the training.
+    `exponential` (paper, section 4.1): from the start of the decay on, to a thousandth at the end of the training.
     `cosine`: from the start of the decay on, along half a cosine to 0 at the end (Loshchilov and Hutter, ICLR 2017).
     `step`: times a factor at each of the given iterations.
     `constant`: not at all.

@@ -137,7 +137,8 @@ def train(args, train_set, validator, strategy, interruption, log):
             batch_pids = batch['pids'][::args.frames_per_tracklet]
             dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
             seed = batches.stream_seed(args.seed, batches.LOSS, global_step)
-            losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin, seed)
+            losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin,
+                               seed)
             loss, xent = args.metric_weight * distribute.share_of_mean(losses), 0.0
             if args.xent_weight:
                 of_images = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)

@@ -40,7 +40,7 @@ def best_step(root):
 class Validation:
     """Embeds and evaluates the images of --eval_query and --eval_gallery with the project's own engine.
 
-    Images are loaded as in embed.py: resized to the net's input, or with --crop_augment the centre of the pre-crop size.
+    Images are loaded as in embed.py: resized to the net's input; with --crop_augment, centre crops of the pre-crop size.
     """
 
     def __init__(self, args):

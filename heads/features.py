@@ -1,4 +1,4 @@
-"""The embedding is the net's features; where an embedding of another size is asked for, a dense layer away from them."""
+"""The embedding is the net's features; one of another size than theirs is a dense layer away from them."""
 from heads import _dense
 
 

@@ -1,4 +1,4 @@
-"""ResNet-50 with mid-level features (Yu et al., The Devil is in the Middle, arXiv 1711.08106), as deep-person-reid has it.
+"""ResNet-50 with mid-level features (Yu et al., The Devil is in the Middle, arXiv 1711.08106), as in deep-person-reid.
 
 The averages of the last stage's first two blocks are fused by a dense layer, and stand beside those of its last block.
 """

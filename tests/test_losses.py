@@ -1,4 +1,4 @@
-"""Losses and distances against plain loops over triplets, in NumPy and float64: values, and gradients by differences."""
+"""Losses and distances against plain loops over triplets in float64: values, and gradients by finite differences."""
 import itertools
 import math
 
