@@ -174,7 +174,7 @@ def make_parser():
     add('--checkpoint_frequency', type=non_negative_int, default=1000, metavar='N', help='iterations between '
         'checkpoints; 0: only the final one (%(default)s)')
     add('--keep_checkpoints', type=non_negative_int, default=0, metavar='N', help='how many checkpoints stay, the '
-        'newest ones besides the one that the run was resumed from; 0: all (%(default)s)')
+        'newest ones besides the best one and the one that the run was resumed from; 0: all (%(default)s)')
     add('--summary_frequency', type=positive_int, default=1, metavar='N', help='iterations between histograms in '
         'TensorBoard (%(default)s)')
     add('--detailed_logs', action='store_true', help='keep embeddings, losses and file ids of every batch as .npy')

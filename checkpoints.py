@@ -3,6 +3,7 @@
 A checkpoint N is the two files `checkpoint-N.index` and `checkpoint-N.data-00000-of-00001`; the file `checkpoint`
 names the newest one. With one format there is one way to read our own, the original's, and TF-Slim's (V1 or V2).
 """
+import contextlib
 import glob
 import os
 import re
@@ -84,7 +85,8 @@ def _remove_all_but(root, newest_step, keep, resumed_from):
     for step in old:
         if step not in (resumed_from, validation.best_step(root)):
             for ending in ('.index', DATA_SUFFIX):
-                os.remove(prefix(root, step) + ending)
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(prefix(root, step) + ending)
     write_state(root, newest_step)
 
 

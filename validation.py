@@ -27,7 +27,7 @@ def results(root):
         with open(path, encoding='utf-8') as file:
             return [{'step': int(entry['step']), 'mAP': float(entry['mAP']), 'top1': float(entry['top1'])}
                     for entry in json.load(file)['validations']]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f'{path} is damaged ({error}). Without this file, validation begins anew.') from error
 
 
@@ -40,7 +40,7 @@ def best_step(root):
 class Validation:
     """Embeds and evaluates the images of --eval_query and --eval_gallery with the project's own engine.
 
-    Images are loaded as in embed.py: resized to the net's input; with --crop_augment, centre crops of the pre-crop size.
+    Images are loaded as in embed.py: resized to the net's input; with --crop_augment, their centre is cropped.
     """
 
     def __init__(self, args):
