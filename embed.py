@@ -30,6 +30,11 @@ def make_parser():
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
     add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
         'beside the .h5 and leave them out')
+    add('--mixed_precision', choices=('none', 'bfloat16', 'float16'), default='none', help='compute the net in 16 bits, '
+        'whatever it was trained in (%(default)s)')
+    add('--distribute', choices=('none', 'mirrored'), default='none', help='mirrored: divide the images among the GPUs '
+        'of this host (%(default)s)')
+    add('--devices', type=arguments.positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
 
@@ -58,7 +63,8 @@ def main():
     if args.pool_tracklets and dataset.tracklets is None:
         raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
-        import tensorflow  # noqa: F401
+        import distribute
+    strategy = distribute.strategy(args.distribute, args.devices)
     import images
     name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
     filename = os.path.join(args.experiment_root, name)
@@ -83,13 +89,16 @@ def main():
     net_size = (trained.net_input_height, trained.net_input_width)
     load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
     input_size = load_size if args.crop_augment == 'avgpool' else net_size
-    network, checkpoint = model.from_experiment(args.experiment_root, args.checkpoint, input_size)
+    model.set_precision(args.mixed_precision)
+    with strategy.scope():
+        network, checkpoint = model.from_experiment(args.experiment_root, args.checkpoint, input_size)
     if not args.quiet:
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
     aggregate = AGGREGATORS[args.aggregator or 'mean']
-    parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'image_root': image_root,
+    parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
+                  'devices': None, 'image_root': image_root,
                   'checkpoint': os.path.basename(checkpoint)}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset),
               'checkpoint_sha256': provenance.file_hash(checkpoint + '.index')}
@@ -101,7 +110,8 @@ def main():
         order = np.argsort(row_of_image, kind='stable')
         order = order[row_of_image[order] >= writer.rows_done]
         embedded = model.embed_files(network, images.paths(dataset.take(order), image_root), load_size,
-                                     args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment)
+                                     args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment,
+                                     strategy)
         # The aggregate goes before the variants, so that both are pooled alike.
         embedded = (np.concatenate([aggregate(embs)[None], embs]) for embs in embedded)
         if args.pool_tracklets:

@@ -1,4 +1,5 @@
 """Net and head become one Keras model, whose variables are known by their TensorFlow 1 names."""
+import functools
 import inspect
 import os
 import re
@@ -114,16 +115,18 @@ def from_experiment(root, checkpoint=None, input_size=None):
     return network, path
 
 
-def embed_files(network, paths, load_size, batch_size=256, loading_threads=8, flip=False, crop=None):
+def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
+                strategy=None):
     """Embed image files, a batch at a time, while the next ones are being loaded.
 
     Args:
         network: as `build` or `from_experiment` gives it.
         paths: image files, list of str [N].
-        load_size: (height, width) that the images are resized to. Without crops that is the network's input.
-        batch_size: how many images, variants counted, go through the network at once.
+        load_size: (height, width) that the images are resized to before they are cropped; None: the network's input.
+        batch_size: how many images, variants counted, go through the network at once, on each device.
         loading_threads: how many are loaded at a time.
         flip, crop: test-time variants, see `images.variants`.
+        strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
 
     Yields: float32 arrays [A, B, D], A variants (1 without augmentation) of the next B images.
 
@@ -131,31 +134,41 @@ def embed_files(network, paths, load_size, batch_size=256, loading_threads=8, fl
         InputError: an image that cannot be read, or an embedding that is not finite; it names the file.
     """
     input_size = network.input_shape[1:3]
+    load_size = load_size or input_size
     variants = len(images.variant_names(flip, crop))
-    images_per_batch = max(1, batch_size // variants)
+    strategy = strategy or tf.distribute.get_strategy()
+    images_per_device = max(1, batch_size // variants)
+    images_per_batch = images_per_device * strategy.num_replicas_in_sync
 
     def load(path):
         return images.variants(images.load(path, load_size), flip, crop, input_size)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, *input_size, 3])])
-    def embed(batch):
-        embs = network(tf.reshape(batch, [-1, *input_size, 3]), training=False)['emb']
-        return tf.transpose(tf.reshape(embs, [-1, variants, embs.shape[-1]]), [1, 0, 2])
-
     loaded = tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=loading_threads)
-    batches = iter(loaded.batch(images_per_batch).prefetch(2))
+    parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
+    batches = iter(strategy.distribute_datasets_from_function(lambda _: parts))
+    embed = _embedding_function(network, strategy, batches.element_spec)
     for start in range(0, len(paths), images_per_batch):
         of_batch = paths[start:start + images_per_batch]
         try:
             batch = next(batches)
         except tf.errors.OpError as error:
             raise images.broken_image(of_batch, error) from error
-        embs = embed(batch).numpy()
+        embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)
         finite = np.isfinite(embs).all(axis=(0, 2))
         if not finite.all():
             raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
                              f'checkpoint cannot be used.')
         yield embs
+
+
+@functools.lru_cache(maxsize=1)
+def _embedding_function(network, strategy, batch_spec):
+    """From images [B, A, H, W, 3] to embeddings [A, B, D] on each device; traced once for the many times of a training."""
+    def embed_part(batch):
+        embs = network(tf.reshape(batch, [-1, *network.input_shape[1:]]), training=False)['emb']
+        return tf.transpose(tf.reshape(embs, [-1, tf.shape(batch)[1], embs.shape[-1]]), [1, 0, 2])
+
+    return tf.function(lambda batch: strategy.run(embed_part, [batch]), [batch_spec], autograph=False)
 
 
 def load_body(network, path):
