@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 
 
 @contextlib.contextmanager
@@ -17,12 +18,35 @@ def written_whole(path):
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.partial')
     try:
         yield temporary
-        with open(temporary, 'rb') as written:
-            os.fsync(written.fileno())
+        _sync_file(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def folder_written_whole(path):
+    """As `written_whole`, for a folder: yield an empty one that becomes `path`, in place of what is there."""
+    parent, name = os.path.split(os.path.abspath(path))
+    temporary, old = (os.path.join(parent, f'.{name}.{secrets.token_hex(4)}.{kind}') for kind in ('partial', 'old'))
+    os.mkdir(temporary)
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for file in files:
+                _sync_file(os.path.join(folder, file))
+        if os.path.exists(path):
+            os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_file(path):
+    with open(path, 'rb') as written:
+        os.fsync(written.fileno())
 
 
 def sync_folder(folder):

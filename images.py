@@ -80,8 +80,12 @@ def resize(image, size):
 
     Returns: [height, width, 3] float32 in 0..255.
     """
-    resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)[0]
-    return tf.ensure_shape(resized, [*size, 3])
+    return tf.ensure_shape(resize_batch(image[None], size)[0], [*size, 3])
+
+
+def resize_batch(batch, size):
+    """As `resize`, for images of one size: [B, H, W, 3] uint8 or float32 -> [B, height, width, 3] float32."""
+    return tf.raw_ops.ResizeBilinear(images=batch, size=size, align_corners=False, half_pixel_centers=False)
 
 
 FIVE_CROPS = ('center', 'top_left', 'top_right', 'bottom_left', 'bottom_right')
@@ -103,14 +107,14 @@ def variants(image, flip, crop, net_size):
     """The variants of an image at test time, in the order of `variant_names`.
 
     Args:
-        image: [H, W, 3].
+        image: [..., H, W, 3], one or a batch.
         flip: bool.
         crop: 'center', 'avgpool', 'five' or None.
         net_size: (height, width) of the crops, at most (H, W).
 
-    Returns: [A, H', W', 3].
+    Returns: [A, ..., H', W', 3].
     """
-    flipped = [image, tf.reverse(image, [1])] if flip else [image]
+    flipped = [image, tf.reverse(image, [-2])] if flip else [image]
     if crop in ('center', 'five'):
         names = FIVE_CROPS if crop == 'five' else ('center',)
         return tf.stack([_crop(mirror, net_size, name) for mirror in flipped for name in names])
@@ -119,13 +123,13 @@ def variants(image, flip, crop, net_size):
 
 def _crop(image, size, name):
     """One of FIVE_CROPS. An odd margin is split with the smaller half above and to the left of the centre."""
-    margins = [full - cropped for full, cropped in zip(image.shape[:2], size)]
+    margins = [full - cropped for full, cropped in zip(image.shape[-3:-1], size)]
     if name == 'center':
         top, left = (margin // 2 for margin in margins)
     else:
         top = margins[0] if 'bottom' in name else 0
         left = margins[1] if 'right' in name else 0
-    return image[top:top + size[0], left:left + size[1]]
+    return image[..., top:top + size[0], left:left + size[1], :]
 
 
 def broken_image(image_paths, error):
