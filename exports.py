@@ -1,0 +1,179 @@
+"""A model in the file formats of others, written and read back. The ending of a path says which format it is."""
+import collections
+import contextlib
+import importlib.util
+import os
+import warnings
+
+from errors import InputError
+from files import folder_written_whole, tensorflow_os_errors, written_whole
+
+# embed: NumPy array of images -> embeddings [B, D] float32. input_shape: (B, H, W, 3), None where any number will do.
+Loaded = collections.namedtuple('Loaded', 'embed input_shape input_dtype')
+
+
+def save_saved_model(module, path):
+    """Write a folder in TensorFlow's SavedModel format, with one signature.
+
+    Args:
+        module: tf.Module whose `embed` is a tf.function with an input signature, images -> {'emb': [B, D]}, and which
+            holds the variables that this uses.
+        path: folder, empty or not there.
+    """
+    import tensorflow as tf
+    with tensorflow_os_errors(path):
+        tf.saved_model.save(module, path, signatures=module.embed)
+
+
+def load_saved_model(path):
+    """Returns: Loaded."""
+    import tensorflow as tf
+    module = tf.saved_model.load(path)
+    signature = module.signatures['serving_default']
+    (name, spec), = signature.structured_input_signature[1].items()
+
+    def embed(images):
+        # Through the module, which the variables live and die with.
+        return module.signatures['serving_default'](**{name: tf.constant(images)})['emb'].numpy()
+
+    return Loaded(embed, tuple(spec.shape), spec.dtype.as_numpy_dtype)
+
+
+def save_tflite(module, path):
+    """Write a TensorFlow Lite file in float32, with one signature; `module` as for `save_saved_model`."""
+    import tensorflow as tf
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.embed.get_concrete_function()], module)
+    _write(path, converter.convert())
+
+
+def load_tflite(path):
+    """Returns: Loaded."""
+    import tensorflow as tf
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # It is to move to a package of its own.
+        interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
+    embed = interpreter.get_signature_runner()
+    (name, details), = embed.get_input_details().items()
+    shape = tuple(None if side < 0 else int(side) for side in details['shape_signature'])
+    return Loaded(lambda images: embed(**{name: images})['emb'], shape, details['dtype'])
+
+
+def save_onnx(module, path):
+    """Write an ONNX file; `module` as for `save_saved_model`."""
+    import tf2onnx
+    onnx_model, _ = tf2onnx.convert.from_function(module.embed, module.embed.input_signature)
+    _write(path, onnx_model.SerializeToString())
+
+
+def load_onnx(path):
+    """Returns: Loaded."""
+    import numpy as np
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    taken = session.get_inputs()[0]
+    shape = tuple(side if isinstance(side, int) else None for side in taken.shape)
+    dtype = np.uint8 if taken.type == 'tensor(uint8)' else np.float32
+    return Loaded(lambda images: session.run(['emb'], {taken.name: images})[0], shape, dtype)
+
+
+def save_frozen_graph(module, path):
+    """Write a TensorFlow 1 graph with its weights as constants, with the original's names: `input`, `head/out_emb`.
+
+    `module` as for `save_saved_model`.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    frozen = convert_variables_to_constants_v2(module.embed.get_concrete_function())
+    with tf.Graph().as_default() as graph:
+        images = tf.compat.v1.placeholder(frozen.inputs[0].dtype, frozen.inputs[0].shape, 'input')
+        emb, = tf.graph_util.import_graph_def(frozen.graph.as_graph_def(), {frozen.inputs[0].name: images},
+                                              [frozen.outputs[0].name])
+        tf.identity(emb, 'head/out_emb')
+    _write(path, graph.as_graph_def().SerializeToString())
+
+
+def load_frozen_graph(path):
+    """Returns: Loaded."""
+    import tensorflow as tf
+    graph_def = tf.compat.v1.GraphDef()
+    with open(path, 'rb') as file:
+        graph_def.ParseFromString(file.read())
+    imported = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph_def, name=''), [])
+    embed = imported.prune('input:0', 'head/out_emb:0')
+    taken, = embed.inputs
+    return Loaded(lambda images: embed(tf.constant(images)).numpy(), tuple(taken.shape), taken.dtype.as_numpy_dtype)
+
+
+def _write(path, content):
+    with open(path, 'wb') as file:
+        file.write(content)
+
+
+Format = collections.namedtuple('Format', 'name save load libraries')
+
+FORMATS = {
+    '': Format('SavedModel', save_saved_model, load_saved_model, ()),
+    '.tflite': Format('TFLite', save_tflite, load_tflite, ()),
+    '.onnx': Format('ONNX', save_onnx, load_onnx, ('tf2onnx', 'onnxruntime')),
+    '.pb': Format('frozen graph', save_frozen_graph, load_frozen_graph, ()),
+}
+
+
+def format_of(path):
+    """The Format that a path's ending means. Raises InputError when it means none, or needs what is not installed."""
+    ending = os.path.splitext(os.path.basename(os.path.normpath(path)))[1]
+    if ending not in FORMATS:
+        raise InputError(f'{path}: there is no format {ending}. Name a file {", ".join(filter(None, FORMATS))}, or a '
+                         f'folder for a SavedModel, without an ending.')
+    missing = [library for library in FORMATS[ending].libraries if importlib.util.find_spec(library) is None]
+    if missing:
+        raise InputError(f'{path}: {ending} files need {" and ".join(missing)}, which '
+                         f'{"are" if missing[1:] else "is"} not installed: pip install -r requirements-export.txt')
+    return FORMATS[ending]
+
+
+def check_writable(path):
+    """Raises InputError when an export cannot be written to that path, or would replace what is none."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise InputError(f'{path} cannot be written: there is no folder {folder}.')
+    if not os.access(folder, os.W_OK):
+        raise InputError(f'{path} cannot be written: no permission to write to {folder}.')
+    is_folder = format_of(path) is FORMATS['']
+    if is_folder and os.path.exists(path) and not os.path.isfile(os.path.join(path, 'saved_model.pb')):
+        raise InputError(f'{path} is there and is no SavedModel that could be replaced: name another folder.')
+    if not is_folder and os.path.isdir(path):
+        raise InputError(f'{path} is a folder: name a file.')
+
+
+@contextlib.contextmanager
+def written(path, module):
+    """Write an export under a temporary name, yield it loaded, and give it its name if nothing was raised meanwhile.
+
+    Args:
+        path: where to; its ending says the format.
+        module: as for `save_saved_model`.
+    """
+    form = format_of(path)
+    whole = folder_written_whole if form is FORMATS[''] else written_whole
+    with whole(path) as temporary:
+        form.save(module, temporary)
+        yield form.load(temporary)
+
+
+def load(path):
+    """Read an export.
+
+    Returns: Loaded.
+
+    Raises:
+        InputError: it is not there, damaged, or takes and gives something else than an export of this project.
+    """
+    form = format_of(path)
+    if not os.path.exists(path):
+        raise InputError(f'There is no {path}.')
+    try:
+        return form.load(path)
+    except Exception as error:  # Each library has its own kinds.
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{path} cannot be read as {form.name} of an embedding: {reason}') from error

@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+"""Take a trained model elsewhere: export a checkpoint as SavedModel, TFLite, ONNX or frozen graph, and time that."""
+import argparse
+import os
+import tempfile
+import time
+
+import arguments
+import exports
+import plugins
+import quiet
+from errors import InputError, exit_with
+
+TOLERANCE = 1e-4
+CHECKED_IMAGES = 16
+# Without an args.json to tell what the model is, flags do; these are the original's defaults of them.
+MODEL_FLAGS = {'model_name': 'resnet_v1_50', 'head_name': 'fc1024_normalize', 'embedding_dim': 128,
+               'net_input_height': 256, 'net_input_width': 128}
+
+
+def make_parser():
+    """The parser of freeze.py's command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    source = parser.add_argument_group('the model').add_mutually_exclusive_group()
+    source.add_argument('--experiment_root', metavar='DIR', help='where the training run is kept')
+    source.add_argument('--checkpoint_name', metavar='PATH', help='or a checkpoint alone, which the next five describe')
+    source.add_argument('--describe', metavar='CHECKPOINT', help="an experiment root, one of its checkpoints, or a file "
+                        "of TF-Slim's: only list what it holds and which net and head it fits")
+    add = parser.add_argument
+    add('--model_name', choices=plugins.choices('nets'), help=f'({MODEL_FLAGS["model_name"]})')
+    add('--head_name', choices=plugins.choices('heads'), help=f'({MODEL_FLAGS["head_name"]})')
+    add('--embedding_dim', type=arguments.positive_int, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
+    add('--net_input_height', type=arguments.positive_int, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
+    add('--net_input_width', type=arguments.positive_int, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
+    add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+
+    add = parser.add_argument_group('the export').add_argument
+    add('--frozen_model_path', nargs='+', metavar='PATH', help='what to write: .tflite, .onnx and .pb (a frozen graph) '
+        'are files, a path without an ending is a SavedModel folder (frozen, beside the checkpoint)')
+    add('--input_dtype', choices=('float32', 'uint8'), default='float32', help='of the images (%(default)s)')
+    add('--any_size', action='store_true', help='take images of any size and resize them inside')
+    add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
+    add('--crop_augment', choices=('center', 'avgpool', 'five'), help='take images of the pre-crop size and embed the '
+        'centre crop, the whole image, or the centre and the four corners, which needs an aggregator')
+    add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
+    add('--check_dataset', metavar='CSV', help=f'the export must embed the first {CHECKED_IMAGES} images of this csv '
+        'file as embed.py does (generated images)')
+    add('--image_root', metavar='DIR', help='folder that its paths are relative to (that of the training run)')
+    add('--save_graph', action='store_true', help="write the graph for TensorBoard as well, to the folder logs")
+
+    add = parser.add_argument_group('speed').add_argument
+    add('--benchmark', action='store_true', help='time the exports')
+    add('--load', action='store_true', help='only time exports that are there already')
+    add('--batch_size', type=arguments.positive_int, nargs='+', default=[16], metavar='B', help='images at a time, one '
+        'number or several (16)')
+    add('--runs', type=arguments.positive_int, default=100, metavar='N', help='batches to time (%(default)s)')
+    return parser
+
+
+def check(args, parser):
+    """Check what one argument alone cannot tell; ends through `parser.error`."""
+    if not (args.experiment_root or args.checkpoint_name or args.load):
+        parser.error('name an --experiment_root or a --checkpoint_name')
+    if args.load and not (args.frozen_model_path or args.experiment_root or args.checkpoint_name):
+        parser.error('--load needs to know what: name a --frozen_model_path')
+    given = [name for name in MODEL_FLAGS if getattr(args, name) is not None]
+    if given and args.experiment_root:
+        parser.error(f'--{given[0]} is for a --checkpoint_name alone: an --experiment_root has its args.json')
+    if args.checkpoint and not args.experiment_root:
+        parser.error('--checkpoint is a name in an --experiment_root')
+    if args.crop_augment and not args.experiment_root:
+        parser.error('--crop_augment needs the pre-crop size of an --experiment_root')
+    several_variants = args.flip_augment or args.crop_augment == 'five'
+    if several_variants and not args.aggregator:
+        parser.error('--flip_augment and --crop_augment five give several embeddings an image: name an --aggregator')
+    if args.aggregator and not several_variants:
+        parser.error('--aggregator has nothing to aggregate without --flip_augment or --crop_augment five')
+    if args.check_dataset and not (args.image_root or args.experiment_root):
+        parser.error('--check_dataset needs an --image_root')
+
+
+def main():
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.describe:
+        with quiet.tensorflow_import():
+            import description
+        for line in description.describe(args.describe):
+            print(line)
+        return
+    check(args, parser)
+    root = args.experiment_root or os.path.dirname(args.checkpoint_name or '')
+    targets = args.frozen_model_path or [os.path.join(root, 'frozen')]
+    for path in targets:
+        exports.format_of(path)
+        if not args.load:
+            exports.check_writable(path)
+
+    # The model. What it is stands in its args.json, or on the command line.
+    trained = argparse.Namespace(**{name: getattr(args, name) or value for name, value in MODEL_FLAGS.items()})
+    if args.experiment_root:
+        trained, _ = arguments.load(args.experiment_root)
+    net_size = (trained.net_input_height, trained.net_input_width)
+    load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
+    input_size = load_size if args.crop_augment == 'avgpool' else net_size
+
+    if not args.load:
+        paths = []
+        if args.check_dataset:
+            from dataset import check_files, load_dataset
+            dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
+            image_root = args.image_root or trained.image_root
+            check_files(dataset, image_root)
+            paths = [os.path.join(image_root, fid) for fid in dataset.fids]
+        with quiet.tensorflow_import():
+            import tensorflow as tf
+        import checkpoints
+        import model
+        # Within 1e-4 of the other formats, which have no such thing as a GPU's multiplication with 10 bits.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        if args.experiment_root:
+            network, checkpoint = model.from_experiment(args.experiment_root, args.checkpoint, input_size)
+        else:
+            checkpoint = checkpoints.find(args.checkpoint_name)
+            network = model.build(trained.model_name, trained.head_name, trained.embedding_dim, (*input_size, 3))
+            checkpoints.load(checkpoint, model.named_variables(network))
+        print(f'Exporting {checkpoint}.')
+
+        # Each export takes its name once it has embedded some images as embed.py does.
+        module = embedder(network, load_size, args)
+        with tempfile.TemporaryDirectory() as folder:
+            batches, expected = what_embed_gives(network, paths or generated_images(folder, load_size), load_size, args)
+        for path in targets:
+            with exports.written(path, module) as export:
+                difference = max_difference(export, batches, expected)
+            print(f'Saved {path} ({exports.format_of(path).name}): it differs from embed.py by {difference:.1e} at '
+                  f'most on {len(expected)} images, with embeddings up to {abs(expected).max():.3g}.')
+        if args.save_graph:
+            with tf.summary.create_file_writer('logs').as_default():
+                tf.summary.graph(module.embed.get_concrete_function().graph)
+
+    # Speed, on images of the size that was exported.
+    if args.benchmark or args.load:
+        with quiet.tensorflow_import():
+            import tensorflow  # noqa: F401
+        for path in targets:
+            export = exports.load(path)
+            for batch_size in args.batch_size:
+                seconds = seconds_per_batch(export, batch_size, load_size, args.runs)
+                print(f'{path}: {seconds * 1000:.2f} ms for {batch_size} images, {batch_size / seconds:.1f} images/s '
+                      f'(median of {args.runs} runs)')
+
+
+def embedder(network, load_size, args):
+    """The network with all that embed.py does around it, as one function.
+
+    Args:
+        network: as `model.from_experiment` gives it.
+        load_size: (height, width) of the images before they are cropped.
+        args: as parsed; any_size, input_dtype and the test-time augmentation count.
+
+    Returns: tf.Module for `exports`: its `embed` takes images [B, *load_size, 3] (or with any_size [B, H, W, 3]) of RGB
+        0..255 and gives {'emb': [B, D] float32}.
+    """
+    import tensorflow as tf
+
+    from images import resize_batch, variants
+    input_size = network.input_shape[1:3]
+    taken_size = (None, None) if args.any_size else load_size
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *taken_size, 3], args.input_dtype, name='images')])
+    def embed(images):
+        images = tf.cast(images, tf.float32)
+        if args.any_size:
+            images = tf.ensure_shape(resize_batch(images, load_size), [None, *load_size, 3])
+        augmented = variants(images, args.flip_augment, args.crop_augment, input_size)  # [A, B, H, W, 3]
+        embs = network(tf.reshape(augmented, [-1, *input_size, 3]), training=False)['emb']
+        embs = tf.reshape(embs, [augmented.shape[0], -1, embs.shape[-1]])
+        emb = tf.reduce_mean(embs, axis=0)
+        if args.aggregator == 'normalized_mean':
+            lengths = tf.norm(emb, axis=-1, keepdims=True)
+            emb /= tf.where(lengths > 0, lengths, 1)
+        return {'emb': emb}
+
+    module = tf.Module()
+    module.weights, module.embed = [variable.value for variable in network.variables], embed
+    return module
+
+
+def generated_images(folder, size):
+    """Write images of colours and noise, each of its own size from `size` to twice that; returns their paths."""
+    import numpy as np
+    from PIL import Image
+    random = np.random.default_rng(0)
+    paths = [os.path.join(folder, f'{number}.png') for number in range(CHECKED_IMAGES)]
+    for path in paths:
+        height, width = (int(random.integers(side, 2 * side)) for side in size)
+        colours = Image.fromarray(random.integers(0, 256, (4, 3, 3), np.uint8)).resize((width, height))
+        noise = random.integers(-20, 21, (height, width, 3))
+        Image.fromarray((colours + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return paths
+
+
+def what_embed_gives(network, paths, load_size, args):
+    """Images as an export takes them, and what embed.py makes of their files.
+
+    Returns: (batches, embs): arrays [B, H, W, 3] of the input_dtype, and [N, D] float32 of all their images in order.
+    """
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image
+
+    import images
+    import model
+    from aggregators import AGGREGATORS
+    with tempfile.TemporaryDirectory() as folder:
+        if args.input_dtype == 'uint8' and not args.any_size:
+            # To 8 bits only after the resizing: files of that size, so that embed.py sees the same.
+            originals, paths = paths, [os.path.join(folder, f'{number}.png') for number in range(len(paths))]
+            for original, path in zip(originals, paths):
+                Image.fromarray(np.uint8(np.rint(images.load(original, load_size)))).save(path)
+        embs = list(model.embed_files(network, paths, load_size, flip=args.flip_augment, crop=args.crop_augment))
+        if args.any_size:
+            batches = [images.decode(tf.io.read_file(path))[None] for path in paths]
+        else:
+            loaded = np.stack([images.load(path, load_size) for path in paths])
+            batches = [loaded[:1], loaded[1:]]
+    batches = [np.asarray(batch, args.input_dtype) for batch in batches if len(batch)]
+    return batches, AGGREGATORS[args.aggregator or 'mean'](np.concatenate(embs, axis=1))
+
+
+def max_difference(export, batches, expected):
+    """By how much the embeddings of an export differ from those expected, at most.
+
+    Raises:
+        InputError: by more than TOLERANCE, of the largest number in an embedding where that is above 1: more is not
+            to be had from 24 bits.
+    """
+    import numpy as np
+    embs = np.concatenate([export.embed(batch) for batch in batches])
+    difference = abs(embs - expected).max()
+    if not difference <= TOLERANCE * max(1, abs(expected).max()):
+        raise InputError(f'The export differs from embed.py by up to {difference:.1e}, with embeddings up to '
+                         f'{abs(expected).max():.3g}, so it is not kept.')
+    return difference
+
+
+def seconds_per_batch(export, batch_size, size, runs):
+    """Median duration of embedding a batch of random images, after a first batch that does not count.
+
+    Args:
+        export: as `exports.load` gives it.
+        size: (height, width) of the images, if the export takes any.
+    """
+    import numpy as np
+    height, width = (taken or ours for taken, ours in zip(export.input_shape[1:3], size))
+    batch = np.random.default_rng(0).integers(0, 256, (batch_size, height, width, 3)).astype(export.input_dtype)
+    durations = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        export.embed(batch)
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations[1:]))
+
+
+if __name__ == '__main__':
+    exit_with(main)
