@@ -90,11 +90,12 @@ class Run:
     pid: its process. output: what it has written so far, both streams together.
     """
 
-    def __init__(self, script, *arguments, fault=None):
+    def __init__(self, script, *arguments, fault=None, environment={}):
         start_fork_server()
         self._output = tempfile.TemporaryFile()
         descriptor = multiprocessing.reduction.DupFd(self._output.fileno())
-        self._process = FORKS.Process(target=_main, args=(script, [str(each) for each in arguments], fault, descriptor))
+        self._process = FORKS.Process(target=_main, args=(script, [str(each) for each in arguments], fault, descriptor,
+                                                   environment))
         self._process.start()
         self.pid = self._process.pid
 
@@ -117,7 +118,8 @@ class Run:
             time.sleep(0.01)
 
 
-def _main(script, arguments, fault, output):
+def _main(script, arguments, fault, output, environment):
+    os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(output.detach() if stream == 1 else 1, stream)
     sys.argv = [script, *arguments]
