@@ -60,10 +60,15 @@ class Embeddings:
             raise InputError(f'{self.path}: "{name}" is {self.emb.dtype} of shape {self.emb.shape} where floats '
                              f'[rows, dimensions] are expected.')
         self.shape = self.emb.shape
-        if 'fids' in self._file and not (self._is_own_array('fids') and self._file['fids'].shape == self.shape[:1]):
-            raise ValueError('"fids" is not one string a row')
+        if 'fids' in self._file:
+            if not (self._is_own_array('fids') and self._file['fids'].shape == self.shape[:1]):
+                raise ValueError('"fids" is not one string a row')
+            _check_fixed_length('fids', self._file['fids'].dtype)
         self.pooled = 'tracklets' in self._file
-        self.parameters = json.loads(self._file.attrs.get('parameters', '{}'))
+        self.parameters = {}
+        if 'parameters' in self._file.attrs:
+            _check_fixed_length('parameters', self._file.attrs.get_id('parameters').dtype)
+            self.parameters = json.loads(self._file.attrs['parameters'])
         if not isinstance(self.parameters, dict):
             raise ValueError('"parameters" is not a JSON object')
 
@@ -142,6 +147,18 @@ class Embeddings:
                 row = start + different[0]
                 raise InputError(f'{self.path} was made from other rows than {dataset.path}: row {row} (counted from '
                                  f'0) is {fids[different[0]]} there and {dataset.fids[row]} in the csv file.')
+
+
+def _check_fixed_length(name, dtype):
+    # Texts of any length lie in a heap of their own, in which HDF5 runs in circles when it is damaged.
+    if dtype.kind != 'S':
+        raise ValueError(f'"{name}" is {dtype} where text of a fixed length is expected')
+
+
+def _fixed_length(texts):
+    """Strings as an array of UTF-8 texts of one length, with the HDF5 type that says so."""
+    encoded = np.array([text.encode() for text in texts])
+    return encoded.astype(h5py.string_dtype('utf-8', max(1, encoded.itemsize)))
 
 
 def open_with_dataset(path, dataset):
@@ -239,7 +256,7 @@ class EmbeddingWriter:
     def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
         variants = len(augmentation_types) if len(augmentation_types) > 1 else 0
         # A disk without room for all of the rows says so now, and not after hours.
-        reserve(self._file, (1 + variants) * len(dataset) * dim * 4 + sum(map(len, dataset.fids)) + (1 << 16))
+        reserve(self._file, (1 + variants) * len(dataset) * dim * 4 + (1 << 16))
         with h5py.File(self.temporary, 'w', locking=False) as file:
             # Contiguous arrays of the final size, whose place in the file is known from here on.
             early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -251,11 +268,11 @@ class EmbeddingWriter:
                 file.create_dataset('emb_aug', (variants, len(dataset), dim), '<f4', dcpl=early)
             if augmentation_types:
                 file['augmentation_types'] = np.array(augmentation_types, dtype='S')
-            file.create_dataset('fids', data=dataset.fids, dtype=h5py.string_dtype())
+            file['fids'] = _fixed_length(dataset.fids)
             if pooled:
-                file.create_dataset('tracklets', data=dataset.tracklets, dtype=h5py.string_dtype())
-            file.attrs['parameters'] = json.dumps(parameters, sort_keys=True)
-            file.attrs['provenance'] = json.dumps(provenance or {}, sort_keys=True)
+                file['tracklets'] = _fixed_length(dataset.tracklets)
+            file.attrs['parameters'] = _fixed_length([json.dumps(parameters, sort_keys=True)])[0]
+            file.attrs['provenance'] = _fixed_length([json.dumps(provenance or {}, sort_keys=True)])[0]
         self._end = os.path.getsize(self.temporary)
         reserve(self._file, self._end + COUNT_BYTES)
 

@@ -18,6 +18,8 @@ import plugins
 from errors import InputError
 from nets import trinet
 
+MAX_NPZ_BYTES = 4 << 30
+
 
 def set_precision(precision):
     """Let the models that are built from now on compute in 'none' (float32), 'bfloat16' or 'float16'.
@@ -143,7 +145,9 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     def load(path):
         return images.variants(images.load(path, load_size), flip, crop, input_size)
 
-    loaded = tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=loading_threads)
+    # Several devices want equal parts, so the last image is repeated; what comes of that is dropped again.
+    missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
+    loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing).map(load, num_parallel_calls=loading_threads)
     parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
     batches = iter(strategy.distribute_datasets_from_function(lambda _: parts))
     embed = _embedding_function(network, strategy, batches.element_spec)
@@ -153,7 +157,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
             batch = next(batches)
         except tf.errors.OpError as error:
             raise images.broken_image(of_batch, error) from error
-        embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)
+        embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
         finite = np.isfinite(embs).all(axis=(0, 2))
         if not finite.all():
             raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
@@ -254,6 +258,10 @@ def load_trinet(path, variables):
 def _read_arrays(path):
     """The arrays arr_0, arr_1, … of an `.npz`, a list; nothing is ever unpickled."""
     try:
+        with zipfile.ZipFile(path) as file:
+            declared = sum(entry.file_size for entry in file.infolist())
+        if declared > MAX_NPZ_BYTES:
+            raise InputError(f'{path} unpacks to {declared} bytes; the weights of the TriNet are a tenth of a gigabyte.')
         with np.load(path, allow_pickle=False) as file:
             return [file[f'arr_{i}'] for i in range(len(file.files))]
     except FileNotFoundError as error:
@@ -261,7 +269,8 @@ def _read_arrays(path):
     except KeyError as error:
         raise InputError(f'{path} holds arrays of other names than arr_0, arr_1, … without a gap.') from error
     # An array by itself, as of an .npy file, is no context manager (TypeError, AttributeError before Python 3.11).
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, MemoryError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise InputError(f'{path} is no readable .npz file of plain arrays: {error}.') from error
 
 
