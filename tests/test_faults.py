@@ -1,0 +1,282 @@
+"""Faults from outside: a full disk, a lost folder, a second run, damaged checkpoints, numbers that are not finite."""
+import logging
+import os
+import resource
+import signal
+import subprocess
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+import experiment
+import validation
+from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from errors import InputError
+from files import write_json
+
+LOG = logging.getLogger('test')
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    return make_people(tmp_path_factory.mktemp('people'))
+
+
+@pytest.fixture(scope='module')
+def finished(people, tmp_path_factory):
+    """The root of a run that nothing happened to."""
+    root = tmp_path_factory.mktemp('finished') / 'run'
+    run = Run('train.py', *train_arguments(people, root))
+    assert run.wait() == 0, run.output
+    return root
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function (size) -> the folder of a disk of that size; called again it makes the disk larger."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+
+    def resize(size):
+        options = ['-o', f'remount,size={size}'] if os.path.ismount(folder) else ['-o', f'size={size}']
+        if subprocess.run(['mount', '-t', 'tmpfs', *options, 'tmpfs', str(folder)], capture_output=True).returncode:
+            pytest.skip('only root may mount a disk')
+        return folder
+
+    yield resize
+    subprocess.run(['umount', str(folder)], capture_output=True)
+
+
+def goes_on_to_the_same_end(root, finished):
+    run = Run('train.py', '--experiment_root', root, '--resume')
+    assert run.wait() == 0, run.output
+    assert left_behind(root, 20) == left_behind(finished, 20)
+
+
+def files_stay_small():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+
+
+def test_full_disk_in_training(people, finished, small_disk):
+    one_checkpoint = sum(file.stat().st_size for file in finished.glob('checkpoint-4.*'))
+    root = small_disk(3 * one_checkpoint) / 'run'
+    ended_in_one_sentence(Run('train.py', *train_arguments(people, root)), 'No space left on device', '--resume')
+    assert not list(root.glob('.checkpoint*')), 'unfinished files still take room'
+    small_disk(20 * one_checkpoint + (1 << 20))
+    goes_on_to_the_same_end(root, finished)
+
+
+@pytest.mark.parametrize('place', [6, 8])
+def test_write_errors_in_training(people, finished, tmp_path, place):
+    """As on a full disk, for everybody: files stop growing at some step; step 8 is followed by a checkpoint."""
+    root = tmp_path / 'run'
+    run = Run('train.py', *train_arguments(people, root), fault=Fault(files_stay_small, 'step', place))
+    ended_in_one_sentence(run, 'File too large', '--resume')
+    goes_on_to_the_same_end(root, finished)
+
+
+def test_log_on_a_full_disk(tmp_path):
+    (tmp_path / experiment.LOG_FILE).symlink_to('/dev/full')
+    log = experiment.open_log(tmp_path)
+    with pytest.raises(OSError, match='No space left on device') as raised:
+        log.info('hello')
+    assert raised.value.filename == str(tmp_path / experiment.LOG_FILE)
+
+
+def test_lost_folder(people, finished, tmp_path):
+    root, away = tmp_path / 'run', tmp_path / 'away'
+    run = Run('train.py', *train_arguments(people, root), fault=Fault(_Rename(root, away), 'step', 6))
+    ended_in_one_sentence(run, 'No such file or directory', root)
+    away.rename(root)
+    goes_on_to_the_same_end(root, finished)
+
+
+class _Rename:
+    def __init__(self, old, new):
+        self.old, self.new = old, new
+
+    def __call__(self):
+        os.rename(self.old, self.new)
+
+
+def test_a_second_run_is_refused_and_a_second_signal_ends_at_once(people, tmp_path):
+    root = tmp_path / 'run'
+    first = Run('train.py', *train_arguments(people, root, iterations=100_000, checkpoint_frequency=0))
+    first.wait_for('iter:')
+    second = Run('train.py', '--experiment_root', root, '--resume')
+    ended_in_one_sentence(second, 'Another run works in', f'process {first.pid}')
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    # The lock of a dead process is none. And a hanging step, as on a dead network drive, hears the signals too.
+    hanging = Run('train.py', '--experiment_root', root, '--resume', fault=Fault(_hang_in_c, 'step', 3))
+    hanging.wait_for('hanging')
+    os.kill(hanging.pid, signal.SIGTERM)
+    os.kill(hanging.pid, signal.SIGINT)
+    assert hanging.wait(20) in (128 + signal.SIGINT, 128 + signal.SIGTERM), hanging.output
+
+
+def _hang_in_c():
+    import ctypes
+    print('hanging')
+    ctypes.CDLL(None).sleep(1000)  # Without Python's lock, as TensorFlow's calls. A signal cuts a sleep short:
+    ctypes.CDLL(None).sleep(1000)
+    ctypes.CDLL(None).sleep(1000)
+
+
+def test_a_lock_of_another_host(tmp_path):
+    lock, log = tmp_path / experiment.LOCK_FILE, tmp_path / experiment.LOG_FILE
+    lock.write_text('host elsewhere process 1\n')
+    log.write_text('')
+    with pytest.raises(InputError, match='on another host works in .*host elsewhere process 1.* remove'):
+        with experiment.locked(tmp_path):
+            pass
+    silent_since = time.time() - experiment.SILENCE_OF_THE_DEAD - 1
+    os.utime(log, (silent_since, silent_since))
+    with experiment.locked(tmp_path):
+        assert f'process {os.getpid()}' in lock.read_text()
+
+
+def test_killed_before_the_first_checkpoint(people, finished, tmp_path):
+    root = tmp_path / 'run'
+    run = Run('train.py', *train_arguments(people, root), fault=Fault(signal.SIGKILL, 'file', 5))
+    assert run.wait() == -signal.SIGKILL and (root / 'args.json').exists(), run.output
+    assert not list(root.glob('checkpoint*'))
+    goes_on_to_the_same_end(root, finished)
+
+
+def test_not_finite(people, tmp_path):
+    root = tmp_path / 'run'
+    run = Run('train.py', *train_arguments(people, root), '--learning_rate', 1e30, '--loss', 'batch_hard')
+    ended_in_one_sentence(run, 'not finite' if 'is not finite' in run.output else 'Iteration')
+    kept = {path.name for path in root.glob('checkpoint-*.index')}
+    assert kept == {'checkpoint-0.index'}
+
+
+def test_embedding_interrupted(people, finished, tmp_path):
+    arguments = ['--experiment_root', finished, '--dataset', people / 'people.csv', '--batch_size', 4, '--filename']
+    run = Run('embed.py', *arguments, tmp_path / 'whole.h5')
+    assert run.wait() == 0, run.output
+    # One fsync for every four rows: the fault strikes after eight of them.
+    for what, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        part = tmp_path / f'part{status}.h5'
+        run = Run('embed.py', *arguments, part, fault=Fault(what, 'file', 3))
+        assert run.wait() == status, run.output
+        assert 'Traceback' not in run.output and not part.exists()
+        run = Run('embed.py', *arguments, part, '--resume')
+        assert run.wait() == 0 and 'behind 8 rows' in run.output, run.output
+        with h5py.File(part) as resumed, h5py.File(tmp_path / 'whole.h5') as whole:
+            assert np.array_equal(resumed['emb'], whole['emb']) and np.array_equal(resumed['fids'], whole['fids'])
+
+
+def test_full_disk_in_embedding(people, finished, small_disk):
+    folder = small_disk(100_000)
+    arguments = ['--experiment_root', finished, '--dataset', people / 'people.csv', '--filename', folder / 'a.h5']
+    filler = folder / 'filler'
+    filler.write_bytes(bytes(99_000 // 4096 * 4096))
+    ended_in_one_sentence(Run('embed.py', *arguments), 'No space left on device', folder / 'a.h5')
+    assert os.listdir(folder) == ['filler']
+    filler.unlink()
+    small_disk(1 << 20)
+    run = Run('embed.py', *arguments)
+    assert run.wait() == 0, run.output
+    with h5py.File(folder / 'a.h5') as file:
+        assert np.isfinite(file['emb'][()]).all() and file['emb'].shape == (24, 4)
+
+
+def test_full_disk_keeps_the_old_file(small_disk):
+    folder = small_disk(16384)
+    write_json(folder / 'a.json', {'mAP': 0.5})
+    with pytest.raises(OSError, match='No space left'):
+        write_json(folder / 'a.json', {'aps': list(range(10000))})
+    assert os.listdir(folder) == ['a.json'] and '0.5' in (folder / 'a.json').read_text()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A root with the checkpoints 0, 10 and 20, whose variable counts the steps."""
+    import tensorflow as tf
+
+    import checkpoints
+    for step in (0, 10, 20):
+        checkpoints.save(tmp_path, step, {'a/weights': tf.fill([100, 3], float(step))})
+    return tmp_path
+
+
+def restored(root):
+    import tensorflow as tf
+
+    import checkpoints
+    variable = tf.Variable(tf.zeros([100, 3]))
+    checkpoints.load_newest(root, {'a/weights': variable}, LOG)
+    assert np.ptp(variable.numpy()) == 0
+    return variable.numpy()[0, 0]
+
+
+@pytest.mark.parametrize('ending', ['.index', '.data-00000-of-00001'])
+@pytest.mark.parametrize('damage', ['cut', 'empty', 'zeros', 'bit', 'gone'])
+def test_damaged_newest_checkpoint(saved, ending, damage, caplog):
+    path = saved / f'checkpoint-20{ending}'
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes({'cut': content[:len(content) // 2], 'empty': b'', 'zeros': bytes(len(content)),
+                      'bit': content, 'gone': b''}[damage])
+    if damage == 'gone':
+        path.unlink()
+    assert restored(saved) == 10
+    # An index that is gone leaves no checkpoint to warn of.
+    assert 'Falling back to the one before' in caplog.text or (ending, damage) == ('.index', 'gone')
+
+
+@pytest.mark.parametrize('state', [None, b'', b'\xff\0', b'model_checkpoint_path: "checkpoint-999"\n',
+                                   b'model_checkpoint_path: "/somewhere/else/checkpoint-20"\n',
+                                   b'model_checkpoint_path: "../../etc/passwd"\n'])
+def test_state_file_missing_or_garbage(saved, state):
+    (saved / 'checkpoint').unlink()
+    if state is not None:
+        (saved / 'checkpoint').write_bytes(state)
+    assert restored(saved) == 20
+
+
+def test_no_checkpoint_is_whole(saved):
+    for path in saved.glob('*.index'):
+        path.write_bytes(b'')
+    with pytest.raises(InputError, match='No checkpoint in .* is whole'):
+        restored(saved)
+
+
+def test_a_checkpoint_that_cannot_be_written(saved):
+    import tensorflow as tf
+
+    import checkpoints
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match='File too large') as raised:
+            checkpoints.save(saved, 30, {'a/weights': tf.zeros([100, 3])})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(saved / 'checkpoint-30')
+    assert restored(saved) == 20 and not list(saved.glob('.*'))
+
+
+def test_not_finite_is_never_saved(saved):
+    import tensorflow as tf
+
+    import checkpoints
+    with pytest.raises(InputError, match='a/weights is not finite after 30 iterations'):
+        checkpoints.save(saved, 30, {'a/weights': tf.fill([100, 3], float('nan'))})
+    assert restored(saved) == 20
+
+
+def test_keep_checkpoints(saved):
+    import tensorflow as tf
+
+    import checkpoints
+    validation.note(saved, 0, {'mAP': 0.9, 'top1': 0.9})
+    validation.note(saved, 20, {'mAP': 0.8, 'top1': 0.9})
+    for step in (30, 40, 50):
+        checkpoints.save(saved, step, {'a/weights': tf.fill([100, 3], float(step))}, keep=2, resumed_from=10)
+    assert sorted(checkpoints.steps_in(saved)) == [0, 10, 40, 50], 'the best, the one resumed from, the newest two'
+    assert restored(saved) == 50 and (saved / 'checkpoint').read_text().count('all_model_checkpoint_paths') == 4
