@@ -147,7 +147,8 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
 
     # Several devices want equal parts, so the last image is repeated; what comes of that is dropped again.
     missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
-    loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing).map(load, num_parallel_calls=loading_threads)
+    loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
+    loaded = loaded.map(load, num_parallel_calls=loading_threads)
     parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
     batches = iter(strategy.distribute_datasets_from_function(lambda _: parts))
     embed = _embedding_function(network, strategy, batches.element_spec)

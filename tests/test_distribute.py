@@ -1,0 +1,147 @@
+"""Several devices and several hosts: the numbers of one device, checkpoints for any number, workers that go away."""
+import json
+import shutil
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+import cluster
+from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from conftest import assert_one_sentence, run_script
+from errors import InputError
+
+ITERATIONS = 10
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    return make_people(tmp_path_factory.mktemp('people'))
+
+
+@pytest.fixture(scope='module')
+def one_device(people, tmp_path_factory):
+    """The experiment root of ten steps on one device."""
+    root = tmp_path_factory.mktemp('runs') / 'one'
+    run = Run('train.py', *train_arguments(people, root, ITERATIONS))
+    assert run.wait() == 0, run.output
+    return root
+
+
+@pytest.fixture(scope='module')
+def mirrored(people, one_device):
+    """The same on two parts of the CPU."""
+    root = one_device.parent / 'mirrored'
+    run = Run('train.py', *train_arguments(people, root, ITERATIONS), '--distribute', 'mirrored', '--devices', 2)
+    assert run.wait() == 0, run.output
+    assert '2 replicas' in run.output
+    return root
+
+
+def free_addresses(count):
+    sockets = [socket.create_server(('localhost', 0)) for _ in range(count)]
+    addresses = [f'localhost:{each.getsockname()[1]}' for each in sockets]
+    for each in sockets:
+        each.close()
+    return addresses
+
+
+def start_workers(*arguments, count=2):
+    """Processes that train together over the loopback interface, the chief first."""
+    addresses = free_addresses(count)
+    config = {'cluster': {'worker': addresses}}
+    return [Run('train.py', *arguments, '--distribute', 'multi_worker', environment={
+        'TF_CONFIG': json.dumps({**config, 'task': {'type': 'worker', 'index': index}})}) for index in range(count)]
+
+
+def assert_same_training(root, other):
+    for log, tolerance in (('losses', 1e-5), ('embs', 2e-4)):
+        logs = [np.load(each / f'log_{log}.npy') for each in (root, other)]
+        np.testing.assert_allclose(*logs, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(*(np.load(each / 'log_fids.npy') for each in (root, other)))
+    told = [left_behind(each, ITERATIONS)['log'] for each in (root, other)]
+    assert len(told[0]) == len(told[1]) == ITERATIONS
+
+
+def test_two_processes_give_the_losses_of_one(people, one_device):
+    root = one_device.parent / 'workers'
+    chief, other = start_workers(*train_arguments(people, root, ITERATIONS))
+    assert (chief.wait(), other.wait()) == (0, 0), chief.output + other.output
+    assert_same_training(one_device, root)
+    assert 'iter:' not in other.output and 'Saved' not in other.output, 'only the chief tells of the run'
+    assert len(json.loads((root / 'provenance.json').read_text())) == 1
+
+
+def test_two_devices_give_the_losses_of_one(one_device, mirrored):
+    assert_same_training(one_device, mirrored)
+
+
+def test_checkpoints_are_the_same_for_any_number_of_devices(one_device, mirrored, tmp_path):
+    """What two devices saved after eight of ten steps, one device takes up, and ends where it would have alone."""
+    root = tmp_path / 'root'
+    shutil.copytree(mirrored, root)
+    for file in root.glob('checkpoint-10.*'):
+        file.unlink()
+    (root / 'checkpoint').unlink()
+    np.load(root / 'log_losses.npy', mmap_mode='r+')[8:] = 0
+    run = Run('train.py', '--experiment_root', root, '--resume')
+    assert run.wait() == 0, run.output
+    assert 'checkpoint-8' in run.output and 'on CPU:0' in run.output, run.output
+    assert_same_training(one_device, root)
+
+
+def test_a_worker_is_killed_then_all_are_resumed_then_one_is_told_to_stop(people, tmp_path):
+    """With batch norm, whose statistics differ between the workers and are averaged when they are saved."""
+    root = tmp_path / 'root'
+    arguments = train_arguments(people, root, 100_000)
+    arguments[arguments.index('direct')] = 'fc1024'
+    arguments.remove('--detailed_logs')
+    chief, other = start_workers(*arguments)
+    chief.wait_for('Saved')
+    other._process.kill()
+    ended_in_one_sentence(chief, 'Another worker has ended', '--resume')
+
+    chief, other = start_workers('--experiment_root', root, '--resume')
+    chief.wait_for('iter:')
+    other._process.terminate()
+    assert (chief.wait(), other.wait()) == (0, 0), chief.output + other.output
+    assert 'Resuming from' in chief.output and 'Interrupted by another worker' in chief.output, chief.output
+
+
+def test_devices_divide_the_images_to_embed(people, one_device):
+    embeddings = []
+    for name, more in (('one', []), ('two', ['--distribute', 'mirrored', '--devices', 2])):
+        run = Run('embed.py', '--experiment_root', one_device, '--dataset', people / 'people.csv', '--batch_size', 5,
+                  '--filename', f'{name}.h5', *more)
+        assert run.wait() == 0, run.output
+        import h5py
+        with h5py.File(one_device / f'{name}.h5') as file:
+            embeddings.append(file['emb'][()])
+    np.testing.assert_allclose(*embeddings, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('config', [
+    None, '', '{', '[]', '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}',
+    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+    '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+    '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}'])
+def test_a_cluster_that_is_none(config, monkeypatch):
+    monkeypatch.delenv('TF_CONFIG', raising=False)
+    if config is not None:
+        monkeypatch.setenv('TF_CONFIG', config)
+    with pytest.raises(InputError, match='TF_CONFIG'):
+        cluster.task('multi_worker')
+    assert cluster.task('none') == cluster.task('mirrored') == cluster.Task(0, 1)
+
+
+def test_a_batch_that_cannot_be_divided(people, tmp_path):
+    run = Run('train.py', *train_arguments(people, tmp_path / 'root'), '--distribute', 'mirrored', '--devices', 4)
+    ended_in_one_sentence(run, 'cannot be divided among 4')
+
+
+def test_xla_is_for_one_device(people, tmp_path):
+    arguments = train_arguments(people, tmp_path / 'root')
+    process = run_script('train.py', *arguments, '--jit_compile', '--distribute', 'mirrored')
+    assert_one_sentence(process, '--jit_compile', status=2)
+    assert not (tmp_path / 'root').exists()
