@@ -253,7 +253,7 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
                                 excluder, related, batch_size)
         count = functools.partial(_count_nearer, distances, matches, fids, gallery_embeddings, excluder, batch_size)
         parts = [(part.start, gallery_set.fids[part], None if keep is None else keep[part])
-                 for part in _gallery_parts(len(gallery_pids), workers)]
+                 for part in _batches(len(gallery_pids), GALLERY_AT_ONCE)]
         counts = np.zeros((3, len(matches.query)), np.int64)
         junk = 0
         for part_counts, part_junk in _in_processes(count, parts, workers, 'Gallery'):
@@ -283,12 +283,6 @@ def _query_blocks(most_matches):
         blocks.append(slice(start, stop))
         start = stop
     return blocks
-
-
-def _gallery_parts(count, workers):
-    """Slices of whole chunks; with more than one process, a few for each of them."""
-    chunks_a_part = 1 if workers == 1 else -(-count // (GALLERY_AT_ONCE * workers * 4))
-    return _batches(count, chunks_a_part * GALLERY_AT_ONCE)
 
 
 def _true_matches(distances, query_pids, query_fids, gallery, gallery_pids, gallery_fids, excluder, related, batch_size):
@@ -696,7 +690,7 @@ def k_reciprocal(query_embeddings, gallery_embeddings, metric, k1=20, k2=6, weig
                                    batch_size=batch_size, workers=workers)
     near = neighbours(Distances, k=min(max(k1 + 1, k2), count)).rows
     furthest = -neighbours(_Furthest, k=1).distances[:, 0]
-    furthest[furthest == 0] = 1  # All images have one embedding.
+    furthest[furthest < SMALLEST] = 1  # All images have one embedding.
 
     def reciprocal(k):
         among_first = _table(near[:, :k])

@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""How long evaluation takes and how much memory it needs, beside plain ways to do the same: a table of whole processes.
+
+    benchmarks/evaluate.py                         the size of Market-1501, some minutes
+    benchmarks/evaluate.py --gallery 500000 --references
+
+Embeddings are made up: clusters, one an identity, seen by six cameras; in the gallery also junk and strangers, in the
+proportions of Market-1501, with more strangers in a larger gallery.
+"""
+import argparse
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # Not this folder: `evaluate` is the project's.
+
+MARKET_GALLERY, LABELLED, JUNK = 19732, 13115, 3819  # Images of Market-1501: all, with an identity of the queries, junk.
+NOISE = 1.3  # Standard deviation within an identity; that of the identities is 1.
+NEIGHBOURS = 50
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--queries', type=int, default=3368, help='(%(default)s)')
+    add('--gallery', type=int, default=19732, help='(%(default)s)')
+    add('--dim', type=int, default=128, help='(%(default)s)')
+    add('--identities', type=int, default=750, help='(%(default)s)')
+    add('--repeat', type=int, default=3, help='runs of each, of which the fastest counts (%(default)s)')
+    add('--workers', type=int, help='also with this number of processes')
+    add('--rerank', action='store_true', help='also with re-ranking')
+    add('--references', nargs='*', choices=sorted(REFERENCES), default=sorted(REFERENCES), help='(all of them)')
+    add('--folder', help='where to make the embeddings, and find them the next time (a temporary folder)')
+    add('--run', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        return STEPS[args.run[0]](args, args.run[1])
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(args, args.folder or temporary)
+
+
+def measure(args, folder):
+    """Run everything as processes of their own and print the table."""
+    size = f'{args.queries}, {args.gallery}, {args.dim}, {args.identities}'
+    made = pathlib.Path(folder, 'size.txt')
+    sizes = ['--queries', args.queries, '--gallery', args.gallery, '--dim', args.dim, '--identities', args.identities]
+    if not made.exists() or made.read_text() != size:
+        # In a process of its own too: a process starts with the peak memory of the one that started it.
+        run([__file__, *sizes, '--run', 'make', folder])
+        made.write_text(size)
+
+    evaluate = [ROOT / 'evaluate.py', '--excluder', 'market1501', '--metric', 'euclidean']
+    for role in ('query', 'gallery'):
+        evaluate += [f'--{role}_dataset', f'{folder}/{role}.csv', f'--{role}_embeddings', f'{folder}/{role}.h5']
+    runs = {'evaluate.py': evaluate}
+    if args.workers:
+        runs[f'evaluate.py --workers {args.workers}'] = [*evaluate, '--workers', args.workers]
+    if args.rerank:
+        runs['evaluate.py --rerank'] = [*evaluate, '--rerank']
+    runs.update({name: [__file__, '--run', name, folder] for name in args.references})
+
+    print(f'{args.queries} queries, {args.gallery} gallery images, {args.dim} dimensions, {os.cpu_count()} cores\n')
+    print('| whole process | seconds | of evaluate.py | MB | result |\n| --- | --- | --- | --- | --- |')
+    fastest = None
+    for name, command in runs.items():
+        results = [run(command) for _ in range(args.repeat)]
+        seconds, megabytes, output = min(results)
+        fastest = fastest or seconds
+        output = output.replace(' |', ',')  # These would end a cell of the table.
+        print(f'| {name} | {seconds:.2f} | {seconds / fastest:.1f} × | {megabytes:.0f} | {output} |', flush=True)
+
+
+def run(command):
+    """Seconds, peak memory in MB (of its largest process) and last line of output of a Python script."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    stdout, stderr = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        return float('inf'), usage.ru_maxrss / 1000, (stderr.splitlines() or ['killed'])[-1]
+    return seconds, usage.ru_maxrss / 1000, (stdout.splitlines() or [''])[-1]
+
+
+# --- What the processes do --------------------------------------------------------------------------------------------
+
+def make(args, folder):
+    """Write query.csv, query.h5, gallery.csv and gallery.h5."""
+    import numpy as np
+    random = np.random.default_rng(0)
+    os.makedirs(folder, exist_ok=True)
+    centres = random.standard_normal((args.identities + 1, args.dim)).astype(np.float32)
+    stranger, junk = 0, -1
+    person = random.integers(1, args.identities + 1, args.queries)
+    write(folder, 'query', person, centres, random)
+    share = min(1, args.gallery / MARKET_GALLERY)
+    labelled, junk_count = int(share * LABELLED), int(share * JUNK)
+    person = np.full(args.gallery, stranger)
+    person[:labelled] = random.integers(1, args.identities + 1, labelled)
+    person[labelled:labelled + junk_count] = junk
+    write(folder, 'gallery', random.permutation(person), centres, random)
+
+
+def write(folder, role, person, centres, random):
+    import numpy as np
+    from dataset import load_dataset
+    from embeddings import EmbeddingWriter
+    with open(f'{folder}/{role}.csv', 'w') as file:
+        for row, (number, camera) in enumerate(zip(person, random.integers(1, 7, len(person)))):
+            pid = '-1' if number < 0 else f'{number:04}'
+            file.write(f'{pid},{role}/{pid}_c{camera}s1_{row:08}_00.jpg\n')
+    dataset = load_dataset(f'{folder}/{role}.csv')
+    dim = centres.shape[1]
+    with EmbeddingWriter(f'{folder}/{role}.h5', dataset, dim, (), {}) as writer:
+        for start in range(0, len(person), 1 << 16):
+            some = person[start:start + (1 << 16)]
+            known = np.where(some > 0, some, 0)
+            own = random.standard_normal((len(some), dim), np.float32)
+            centre = np.where(some[:, None] > 0, centres[known], own)
+            writer.append(centre + NOISE * random.standard_normal((len(some), dim), np.float32))
+
+
+def read(folder, role):
+    """Identities, file ids and embeddings [N, D] of a csv and an .h5 file, at once."""
+    import h5py
+    import numpy as np
+    with open(f'{folder}/{role}.csv') as file:
+        pids, fids = (np.array(column, object) for column in zip(*csv.reader(file)))
+    with h5py.File(f'{folder}/{role}.h5') as file:
+        return pids, fids, file['emb'][()]
+
+
+def scikit_learn(_, folder):
+    """Form the matrix of distances, and call scikit-learn for every query."""
+    import numpy as np
+    from sklearn.metrics import average_precision_score
+
+    import excluders
+    query_pids, query_fids, queries = read(folder, 'query')
+    gallery_pids, gallery_fids, gallery = read(folder, 'gallery')
+    sizes = (queries ** 2).sum(axis=1)[:, None] + (gallery ** 2).sum(axis=1)
+    distances = np.sqrt(np.maximum(sizes - 2 * queries @ gallery.T, 1e-12))
+    ignored = excluders.load('market1501')(gallery_fids)(query_fids)
+    aps, cmc = [], np.zeros(len(gallery_pids))
+    for q in range(len(queries)):
+        valid = ~ignored[q]
+        matches = gallery_pids[valid] == query_pids[q]
+        if matches.any():
+            aps.append(average_precision_score(matches, -distances[q, valid]))
+            cmc[np.argmax(matches[np.argsort(distances[q, valid])]):] += 1
+    print(f'mAP: {np.mean(aps):.2%} | top-1: {cmc[0] / len(aps):.2%}')
+
+
+def faiss_neighbours(_, folder):
+    """The nearest neighbours alone, by FAISS's exact index."""
+    import faiss
+    _, _, queries = read(folder, 'query')
+    _, _, gallery = read(folder, 'gallery')
+    index = faiss.IndexFlatL2(gallery.shape[1])
+    index.add(gallery)
+    _, rows = index.search(queries, NEIGHBOURS)
+    print(f'{NEIGHBOURS} neighbours, numbers sum up to {rows.sum()}')
+
+
+def our_neighbours(_, folder):
+    """The same by ranking.py."""
+    import ranking
+    from dataset import load_dataset
+    from embeddings import open_with_dataset
+    queries, query_set = open_with_dataset(f'{folder}/query.h5', load_dataset(f'{folder}/query.csv'))
+    gallery, gallery_set = open_with_dataset(f'{folder}/gallery.h5', load_dataset(f'{folder}/gallery.csv'))
+    found = ranking.nearest(queries, query_set.fids, gallery, gallery_set.fids, NEIGHBOURS, 'sqeuclidean')
+    print(f'{NEIGHBOURS} neighbours, numbers sum up to {found.rows.sum()}')
+
+
+REFERENCES = {'scikit-learn': scikit_learn, 'faiss (neighbours)': faiss_neighbours,
+              'ranking.nearest (neighbours)': our_neighbours}
+STEPS = {'make': make, **REFERENCES}
+
+if __name__ == '__main__':
+    sys.exit(main())

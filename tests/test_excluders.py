@@ -1,0 +1,95 @@
+"""What queries ignore: the rules on the benchmarks' own file names, and against a loop over pairs."""
+import pickle
+
+import numpy as np
+import pytest
+
+import excluders
+from errors import InputError
+
+MARKET = ['0002_c1s1_000451_03.jpg', '0002_c2s1_000301_01.jpg', '0007_c1s6_028546_01.jpg', '-1_c1s1_000401_02.jpg',
+          '0000_c1s1_000151_01.jpg']
+
+
+def ignored(name, gallery, queries):
+    gallery, queries = (np.array(fids, dtype=object) for fids in (gallery, queries))
+    mask = excluders.load(name)(gallery)(queries)
+    assert mask.shape == (len(queries), len(gallery)) and mask.dtype == bool
+    return mask.tolist()
+
+
+def test_market1501_ignores_the_persons_own_camera_and_junk():
+    gallery = ['bounding_box_test/' + name for name in MARKET]
+    assert ignored('market1501', gallery, ['query/0002_c1s1_000776_01.jpg']) == [[True, False, False, True, False]]
+    assert ignored('market1501', gallery, ['query/0002_c2s1_000776_01.jpg']) == [[False, True, False, True, False]]
+    assert ignored('market1501', gallery, ['query/0002_c3s1_000776_01.jpg']) == [[False, False, False, True, False]]
+
+
+def test_market1501_names_junk_that_no_query_looks_at():
+    assert excluders.load('market1501')(MARKET).junk.tolist() == [False, False, False, True, False]
+
+
+def test_duke_ignores_the_persons_own_camera():
+    gallery = ['0005_c2_f0046985.jpg', '0005_c5_f0046985.jpg', '0006_c2_f0046985.jpg', '-1_c2_f0000001.jpg']
+    assert ignored('duke', gallery, ['query/0005_c2_f0047105.jpg']) == [[True, False, False, True]]
+
+
+def test_diagonal_ignores_the_very_same_file():
+    assert ignored('diagonal', ['a/1.jpg', 'b/1.jpg', 'a/1.jpg'], ['a/1.jpg', 'c/1.jpg']) == [
+        [True, False, True], [False, False, False]]
+
+
+def test_pids_are_strings_and_not_numbers():
+    assert ignored('market1501', ['2_c1s1_0.jpg', '0002_c1s1_0.jpg'], ['0002_c1s1_1.jpg']) == [[False, True]]
+
+
+@pytest.mark.parametrize('name, separator', [('market1501', 's1_'), ('duke', '_f')])
+def test_rules_hold_for_every_pair(name, separator):
+    random = np.random.default_rng(0)
+    draw = [(random.choice(['-1', '0000', '0001', '0002']), random.integers(1, 4)) for _ in range(300)]
+    fids = [f'{pid}_c{camera}{separator}{number:06}.jpg' for number, (pid, camera) in enumerate(draw)]
+    expected = [[person == '-1' or (person, camera) == query for person, camera in draw[100:]] for query in draw[:100]]
+    assert ignored(name, fids[100:], fids[:100]) == expected
+
+
+def test_pattern_of_ones_own_is_searched_in_the_file_name():
+    pattern = r'regex:^(?P<cid>\w+)-(?P<pid>\w+)'
+    gallery = ['2/door-anna-1.jpg', '2/hall-anna-1.jpg', 'door-bob.jpg']
+    assert ignored(pattern, gallery, ['1/door-anna-7.jpg']) == [[True, False, False]]
+    assert ignored(r'regex:(?P<pid>-?\d+)_c(?P<cid>\d)', MARKET, MARKET) == ignored('market1501', MARKET, MARKET)
+
+
+def test_pattern_with_a_slash_is_searched_in_the_whole_path():
+    gallery = ['door/anna/1.jpg', 'hall/anna/1.jpg', 'door/bob/1.jpg']
+    assert ignored('regex:^(?P<cid>[^/]+)/(?P<pid>[^/]+)/', gallery, ['door/anna/9.jpg']) == [[True, False, False]]
+
+
+def test_excluders_travel_to_other_processes():
+    for name in ('market1501', 'diagonal', 'regex:(?P<pid>.)(?P<cid>.)'):
+        pickle.loads(pickle.dumps(excluders.load(name)))
+
+
+@pytest.mark.parametrize('name, message', [
+    ('nonsense', 'nonsense'), ('_same_camera', '_same_camera'), ('', 'choose from'), ('../data/duke', 'choose from'),
+    ('regex:', 'pid'), ('regex:(', 'not a regular expression'), (r'regex:(?P<pid>\d+)', 'cid'),
+])
+def test_excluders_that_there_are_not(name, message):
+    with pytest.raises(InputError, match=message):
+        excluders.load(name)
+
+
+@pytest.mark.parametrize('name, fid', [
+    ('market1501', 'query/0002_c1_f000451.jpg'), ('market1501', 'query/0002.jpg'), ('duke', '0005_c2s1_f0046985.jpg'),
+    (r'regex:^(?P<pid>\d+)(_(?P<cid>\d+))?', '12.jpg'),
+])
+def test_file_name_that_does_not_fit_is_shown_with_the_pattern(name, fid):
+    excluder = excluders.load(name)
+    for make_mask in (lambda: excluder([fid]), lambda: excluder([])([fid])):
+        with pytest.raises(InputError) as error:
+            make_mask()
+        assert fid in str(error.value) and '(?P<pid>' in str(error.value)
+
+
+@pytest.mark.parametrize('name', excluders.names())
+def test_nothing_in_query_or_gallery(name):
+    assert excluders.load(name)([])([]).shape == (0, 0)

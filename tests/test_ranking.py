@@ -1,0 +1,311 @@
+"""Ranks, average precisions and neighbours against brute force; re-ranking against the paper's dense form."""
+from unittest import mock
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+import excluders
+import ranking
+from dataset import Dataset
+from errors import InputError
+
+KINDS = ('grid', 'normal', 'far from zero', 'few points', 'tiny', 'huge', 'two scales')
+
+
+def cases(count):
+    return hypothesis.settings(max_examples=count, derandomize=True, deadline=None, database=None)
+
+
+def make_embeddings(kind, count, dim, random):
+    normal = random.standard_normal((count, dim))
+    if kind == 'grid':
+        normal = random.integers(-1, 3, (count, dim))
+    if kind == 'far from zero':
+        normal = 1000 + 0.01 * normal
+    if kind == 'few points':
+        normal = np.random.default_rng(7).standard_normal((3, dim))[random.integers(0, 3, count)]
+    if kind == 'two scales':
+        normal = normal * 10.0 ** random.integers(-6, 7, (count, 1))
+    scale = {'tiny': 1e-25, 'huge': 1e15}.get(kind, 1)
+    return (scale * normal).astype(np.float32)
+
+
+def make_dataset(count, random):
+    """Few identities in few cameras, junk among them, so that much is excluded and some queries have no match."""
+    pids = random.integers(-1, 4, count)
+    cameras = random.integers(1, 4, count)
+    fids = [f'{pid}_c{camera}s1_{number}.jpg' for number, (pid, camera) in enumerate(zip(pids, cameras))]
+    return Dataset('made up', pids.astype(str).astype(object), np.array(fids, object))
+
+
+@st.composite
+def problems(draw, metrics=ranking.METRICS):
+    """Queries and gallery as `rank` takes them, and sizes of chunks and batches."""
+    random = np.random.default_rng(draw(st.integers(0, 2 ** 32)))
+    query_count, gallery_count, dim = draw(st.integers(1, 4)), draw(st.integers(1, 30)), draw(st.integers(1, 5))
+    kind, metric = draw(st.sampled_from(KINDS)), draw(st.sampled_from(metrics))
+    queries, gallery = (make_embeddings(kind, count, dim, random) for count in (query_count, gallery_count))
+    if metric == 'cosine':
+        queries[~queries.any(axis=1)] = 1
+        gallery[~gallery.any(axis=1)] = 1
+    sizes = {'GALLERY_AT_ONCE': draw(st.sampled_from((1, 4, 1000))),
+             'QUERIES_AT_ONCE': draw(st.sampled_from((1, 3, 1000))),
+             'MATCHES_AT_ONCE': draw(st.sampled_from((1, 10, 1000)))}
+    excluder = excluders.load(draw(st.sampled_from(('market1501', 'diagonal'))))
+    return {'queries': queries, 'query_set': make_dataset(query_count, random), 'gallery': gallery,
+            'gallery_set': make_dataset(gallery_count, random), 'excluder': excluder, 'metric': metric,
+            'batch_size': draw(st.sampled_from((1, 2, 256))), 'sizes': sizes}
+
+
+def distances_of(query, gallery, metric):
+    """Exact comparable distances, float64 [G], of one query [D] to a gallery [G, D]."""
+    query, gallery = query.astype(np.float64), gallery.astype(np.float64)
+    if metric == 'cosine':
+        query = query / np.sqrt((query ** 2).sum())
+        gallery = gallery / np.sqrt((gallery ** 2).sum(axis=1, keepdims=True))
+    return (abs(query - gallery) if metric == 'cityblock' else (query - gallery) ** 2).sum(axis=1)
+
+
+def market_ap(hits):
+    """Average precision as in the benchmark's script, for a ranked list of hits and misses."""
+    found, ap, precision_before = 0, 0, 1
+    for position, hit in enumerate(hits):
+        found += hit
+        precision = found / (position + 1)
+        if hit:
+            ap += (precision_before + precision) / 2 / sum(hits)
+        precision_before = precision
+    return ap
+
+
+def brute_force(distances, matches, valid):
+    """Number of matches, both APs, ranks of the first and the last match of one query, for arrays [G]."""
+    distances, matches = distances[valid], matches[valid]
+    if not matches.any():
+        return 0, np.nan, np.nan, 0, 0
+    hits = matches[np.argsort(distances, kind='stable')]
+    ranks = np.flatnonzero(hits) + 1
+    # The order of distances and no more: scikit-learn looks at scores in float32 precision here and there.
+    scores = -np.unique(distances, return_inverse=True)[1]
+    return len(ranks), average_precision_score(matches, scores), market_ap(hits), ranks[0], ranks[-1]
+
+
+def expected_ranks(queries, query_set, gallery, gallery_set, excluder, metric, keep=True, **_):
+    ignored = excluder(gallery_set.fids)(query_set.fids)
+    return [brute_force(distances_of(query, gallery, metric), gallery_set.pids == pid, ~ignored[q] & keep)
+            for q, (query, pid) in enumerate(zip(queries, query_set.pids))]
+
+
+def computed_ranks(problem, **more):
+    names = ('queries', 'query_set', 'gallery', 'gallery_set', 'excluder', 'metric', 'batch_size')
+    with mock.patch.multiple(ranking, **problem['sizes']):
+        return ranking.rank(*(problem[name] for name in names), **more)
+
+
+def as_rows(ranks):
+    return list(zip(ranks.matches, ranks.ap_sklearn, ranks.ap_market1501, ranks.first_match_rank, ranks.last_match_rank))
+
+
+@cases(1200)
+@hypothesis.given(problems())
+def test_ranks_are_those_of_brute_force(problem):
+    ranks = computed_ranks(problem)
+    np.testing.assert_allclose(as_rows(ranks), expected_ranks(**problem), rtol=0, atol=1e-12)
+    firsts = ranks.first_match_rank[ranks.matched]
+    if len(firsts):
+        count = len(problem['gallery'])
+        np.testing.assert_array_equal(ranks.cmc(count), [np.mean(firsts <= k + 1) for k in range(count)])
+
+
+@cases(300)
+@hypothesis.given(problems(), st.integers(0, 2 ** 32))
+def test_part_of_a_gallery_is_ranked_as_if_it_were_all(problem, seed):
+    keep = np.random.default_rng(seed).random(len(problem['gallery'])) < 0.5
+    np.testing.assert_allclose(as_rows(computed_ranks(problem, keep=keep)), expected_ranks(**problem, keep=keep),
+                               rtol=0, atol=1e-12)
+
+
+@cases(800)
+@hypothesis.given(problems(), st.integers(1, 8), st.booleans())
+def test_neighbours_are_those_of_brute_force(problem, k, keep_excluded):
+    query_fids, gallery_fids = problem['query_set'].fids, problem['gallery_set'].fids
+    with mock.patch.multiple(ranking, **problem['sizes']):
+        found = ranking.nearest(problem['queries'], query_fids, problem['gallery'], gallery_fids, k, problem['metric'],
+                                problem['excluder'], keep_excluded, problem['batch_size'])
+    ignored = problem['excluder'](gallery_fids)(query_fids)
+    for q, query in enumerate(problem['queries']):
+        distances = distances_of(query, problem['gallery'], problem['metric'])
+        allowed = np.flatnonzero(~ignored[q] | keep_excluded)
+        rows = allowed[np.argsort(distances[allowed], kind='stable')][:k]
+        missing = k - len(rows)
+        assert found.rows[q].tolist() == [*rows, *[-1] * missing]
+        assert found.excluded[q].tolist() == [*ignored[q, rows], *[False] * missing]
+        shown = {'euclidean': np.sqrt(distances + 1e-12), 'cosine': distances / 2}.get(problem['metric'], distances)
+        assert found.distances[q].tolist() == [*shown[rows], *[np.inf] * missing]
+
+
+def test_hand_derived_scores():
+    # Ranked: match, other, match and other at one distance, match. Gallery order puts the tied match first.
+    gallery = np.array([[1], [2], [3], [-3], [4]], np.float32)
+    pids = np.array(['a', 'b', 'a', 'b', 'a'], object)
+    fids = np.array(list('vwxyz'), object)
+    query = Dataset('', np.array(['a'], object), np.array(['q'], object))
+    ranks = ranking.rank(np.zeros((1, 1)), query, gallery, Dataset('', pids, fids), excluders.load('diagonal'),
+                         'euclidean')
+    assert ranks.ap_sklearn[0] == pytest.approx((1 / 1 + 2 / 4 + 3 / 5) / 3)
+    assert ranks.ap_market1501[0] == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2 + (2 / 4 + 3 / 5) / 2) / 3)
+    assert (ranks.first_match_rank[0], ranks.last_match_rank[0], ranks.inp[0]) == (1, 5, 3 / 5)
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'sqeuclidean', 'cityblock'])
+def test_scores_are_those_of_the_original(metric):
+    """The original: the whole float32 matrix of distances, infinite where ignored; scikit-learn; an argsort."""
+    random = np.random.default_rng(1)
+    centres = random.standard_normal((20, 32))
+    query_pids, gallery_pids = random.integers(0, 20, 40), random.integers(0, 20, 400)
+    queries = (centres[query_pids] + 1.5 * random.standard_normal((40, 32))).astype(np.float32)
+    gallery = (centres[gallery_pids] + 1.5 * random.standard_normal((400, 32))).astype(np.float32)
+    sets = [Dataset('', pids.astype(str).astype(object),
+                    np.array([f'{pid}_c{random.integers(1, 5)}_{i}.jpg' for i, pid in enumerate(pids)], object))
+            for pids in (query_pids, gallery_pids)]
+    excluder = excluders.load('duke')
+
+    differences = queries[:, None] - gallery[None]
+    distances = abs(differences).sum(axis=2) if metric == 'cityblock' else (differences ** 2).sum(axis=2)
+    if metric == 'euclidean':
+        distances = np.sqrt(distances + np.float32(1e-12))
+    ignored = excluder(sets[1].fids)(sets[0].fids)
+    distances[ignored] = np.inf
+    matches = (query_pids[:, None] == gallery_pids) & ~ignored
+    mean_ap = np.mean([average_precision_score(match, 1 / (1 + d)) for match, d in zip(matches, distances)])
+    hits = np.take_along_axis(matches, np.argsort(distances, axis=1), axis=1)
+    cmc = np.mean(np.cumsum(hits, axis=1) > 0, axis=0)
+
+    ranks = ranking.rank(queries, sets[0], gallery, sets[1], excluder, metric)
+    assert ranks.ap_sklearn.mean() == pytest.approx(mean_ap, abs=1e-6)
+    np.testing.assert_allclose(ranks.cmc(400), cmc, atol=1e-6)
+
+
+def scene(query_count, gallery_count, dim, seed=0):
+    """Clustered embeddings with many exact duplicates, and their datasets."""
+    random = np.random.default_rng(seed)
+    query_set, gallery_set = make_dataset(query_count, random), make_dataset(gallery_count, random)
+    gallery = random.standard_normal((gallery_count, dim)).astype(np.float32) + 5
+    gallery[random.integers(0, gallery_count, gallery_count // 2)] = gallery[0]
+    queries = np.concatenate([gallery[:query_count // 2], random.standard_normal((query_count, dim)) + 5])
+    return queries[:query_count].astype(np.float32), query_set, gallery, gallery_set
+
+
+@pytest.mark.parametrize('metric', ranking.METRICS)
+def test_no_size_of_chunk_or_batch_changes_a_bit(metric):
+    queries, query_set, gallery, gallery_set = scene(30, 1500, 128)
+    all_ranks = []
+    for at_once, batch_size in ((10 ** 6, 256), (700, 7), (97, 1)):
+        with mock.patch.object(ranking, 'GALLERY_AT_ONCE', at_once):
+            all_ranks.append(ranking.rank(queries, query_set, gallery, gallery_set, excluders.load('market1501'),
+                                          metric, batch_size))
+    for ranks in all_ranks[1:]:
+        assert ranks.junk == all_ranks[0].junk == (gallery_set.pids == '-1').sum()
+        np.testing.assert_array_equal(as_rows(ranks), as_rows(all_ranks[0]))
+
+
+def test_a_collapsed_net_ranks_everything_as_tied():
+    _, query_set, _, gallery_set = scene(20, 1000, 8)
+    excluder = excluders.load('market1501')
+    ranks = ranking.rank(np.full((20, 8), 3.3), query_set, np.full((1000, 8), 3.3), gallery_set, excluder, 'euclidean')
+    valid = ~excluder(gallery_set.fids)(query_set.fids)
+    shares = [np.mean(gallery_set.pids[valid[q]] == pid) for q, pid in enumerate(query_set.pids)]
+    np.testing.assert_allclose(ranks.ap_sklearn[ranks.matched], np.array(shares)[ranks.matched])
+
+
+@pytest.mark.parametrize('metric', ranking.METRICS)
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dim', [1, 100, 3000])
+def test_approximate_distances_are_within_their_error_bound(metric, kind, dim):
+    random = np.random.default_rng(0)
+    queries, gallery = make_embeddings(kind, 20, dim, random), make_embeddings(kind, 30, dim, random)
+    if metric == 'cosine':
+        queries[~queries.any(axis=1)] = 1
+        gallery[~gallery.any(axis=1)] = 1
+    distances = ranking.Distances(queries, metric)
+    chunk = distances.prepare(np.arange(30), gallery)
+    approximate, error = distances.approximate(np.arange(20), chunk)
+    exact = [distances_of(query, gallery, metric) for query in queries]
+    assert (abs(approximate - exact) <= error[:, None]).all()
+    pairs = np.repeat(np.arange(20), 30), np.tile(np.arange(30), 20)
+    assert distances.exact(pairs[0], chunk, pairs[1]).reshape(20, 30).tolist() == np.array(exact).tolist()
+
+
+@pytest.mark.parametrize('queries, gallery, metric, message', [
+    (np.ones((2, 3)), np.ones((5, 4)), 'euclidean', 'dimensions'),
+    (np.ones((2, 0)), np.ones((5, 0)), 'euclidean', 'dimensions'),
+    (np.ones((2, 3)), np.zeros((5, 3)), 'cosine', 'zero'),
+    (np.zeros((2, 3)), np.ones((5, 3)), 'cosine', 'zero'),
+    (np.ones((2, 3)), np.full((5, 3), 1e30), 'euclidean', 'too large'),
+    (np.full((2, 3), -1e38), np.ones((5, 3)), 'cityblock', 'too large'),
+])
+def test_embeddings_that_cannot_be_compared(queries, gallery, metric, message):
+    random = np.random.default_rng(0)
+    with pytest.raises(InputError, match=message):
+        ranking.rank(queries, make_dataset(2, random), gallery, make_dataset(5, random), excluders.load('diagonal'),
+                     metric)
+
+
+# --- Re-ranking -------------------------------------------------------------------------------------------------------
+
+def dense_reranking(queries, gallery, metric, k1, k2, weight):
+    """Section 3 of Zhong et al. 2017, image by image and with full matrices: new distances [Q, G]."""
+    images = np.concatenate([queries, gallery])
+    distances = np.stack([distances_of(image, images, metric) for image in images])
+    order = np.argsort(distances, axis=1, kind='stable')
+    distances = distances / distances.max(axis=1, keepdims=True)
+
+    def reciprocal(image, k):
+        return {other for other in order[image, :k + 1] if image in order[other, :k + 1]}
+
+    encodings = np.zeros_like(distances)
+    for image in range(len(images)):
+        members = reciprocal(image, k1)
+        expanded = set(members)
+        for member in members:
+            half = reciprocal(member, round(k1 / 2))
+            if len(half & members) > 2 / 3 * len(half):
+                expanded |= half
+        expanded = sorted(expanded)
+        weights = np.exp(-distances[image, expanded])
+        encodings[image, expanded] = weights / weights.sum()
+    encodings = np.stack([encodings[order[image, :k2]].mean(axis=0) for image in range(len(images))])
+    smaller = np.minimum(encodings[:len(queries), None], encodings[None, len(queries):]).sum(axis=2)
+    # The sum of the larger ones, as the authors compute it. An image that is not among its own neighbours, for as many
+    # others are the same, has no encoding; but for that it is the same.
+    larger = 2 - smaller
+    return weight * distances[:len(queries), len(queries):] + (1 - weight) * (1 - smaller / larger)
+
+
+@cases(60)
+@hypothesis.given(problems(), st.sampled_from((3, 10, 20)), st.sampled_from((1, 3, 6)), st.sampled_from((0.0, 0.3, 1.0)))
+def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
+    queries, gallery, metric = problem['queries'], problem['gallery'], problem['metric']
+    images = np.concatenate([queries, gallery])
+    # Where all distances are 0 the paper's relative distances are 0 / 0.
+    hypothesis.assume(all(distances_of(image, images, metric).max() > 1e-30 for image in images))
+    with mock.patch.multiple(ranking, **problem['sizes']):
+        reranking = ranking.k_reciprocal(queries, gallery, metric, k1, k2, weight)
+    everything = slice(0, len(queries))
+    distances = reranking.applied_to(ranking.Distances(queries, metric), everything)
+    chunk = distances.prepare(np.arange(len(gallery)), gallery)
+    pairs = np.repeat(np.arange(len(queries)), len(gallery)), np.tile(np.arange(len(gallery)), len(queries))
+    exact = distances.exact(pairs[0], chunk, pairs[1]).reshape(len(queries), len(gallery))
+    np.testing.assert_allclose(exact, dense_reranking(queries, gallery, metric, k1, k2, weight), rtol=0, atol=1e-9)
+    approximate, error = distances.approximate(np.arange(len(queries)), chunk)
+    assert (abs(approximate - exact) <= error[:, None]).all()
+
+    # The ranks follow the new distances.
+    ranks = computed_ranks(problem, reranking=reranking)
+    ignored = problem['excluder'](problem['gallery_set'].fids)(problem['query_set'].fids)
+    expected = [brute_force(exact[q], problem['gallery_set'].pids == pid, ~ignored[q])
+                for q, pid in enumerate(problem['query_set'].pids)]
+    np.testing.assert_allclose(as_rows(ranks), expected, rtol=0, atol=1e-12)
