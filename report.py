@@ -87,9 +87,9 @@ def write_page(path, data):
 
 
 def _names(evaluations):
-    """The files' names without their ending; with their folders where two have one name."""
-    paths = [os.path.splitext(evaluation.path)[0] for evaluation in evaluations]
-    names = [os.path.basename(path) for path in paths]
+    """What to call the evaluations: folder and name of their files; the whole path where that is not enough."""
+    paths = [os.path.splitext(os.path.abspath(evaluation.path))[0] for evaluation in evaluations]
+    names = ['/'.join(pathlib.Path(path).parts[-2:]) for path in paths]
     return names if len(set(names)) == len(names) else paths
 
 

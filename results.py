@@ -113,11 +113,12 @@ def open_evaluation(args):
         InputError: a file is not there, is broken, or is not of the same queries and gallery as the others.
     """
     evaluation = read_evaluation(args.evaluation)
-    said = evaluation.parameters
     evaluation.query_embeddings, query = _open_images(
-        args.query_embeddings or said['query_embeddings'], args.query_dataset or said['query_dataset'], args)
+        args.query_embeddings or _file(evaluation, 'query_embeddings'),
+        args.query_dataset or _file(evaluation, 'query_dataset'), args)
     evaluation.gallery_embeddings, gallery = _open_images(
-        args.gallery_embeddings or said['gallery_embeddings'], args.gallery_dataset or said['gallery_dataset'], args)
+        args.gallery_embeddings or _file(evaluation, 'gallery_embeddings'),
+        args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
     _check_queries(evaluation, query.dataset)
     return evaluation, query, gallery
 
@@ -133,9 +134,18 @@ def open_other_evaluation(path, evaluation, query, gallery):
     if bool(other.parameters.get('use_market_ap')) != bool(evaluation.parameters.get('use_market_ap')):
         raise InputError(f'{path} and {evaluation.path} have different definitions of AP: only one of them was made '
                          f'with --use_market_ap. Evaluate one again.')
-    other.query_embeddings, _ = open_with_dataset(other.parameters['query_embeddings'], query.dataset)
-    other.gallery_embeddings, _ = open_with_dataset(other.parameters['gallery_embeddings'], gallery.dataset)
+    other.query_embeddings, _ = open_with_dataset(_file(other, 'query_embeddings'), query.dataset)
+    other.gallery_embeddings, _ = open_with_dataset(_file(other, 'gallery_embeddings'), gallery.dataset)
     return other
+
+
+def _file(evaluation, flag):
+    """The path that evaluate.py was given by a flag."""
+    path = evaluation.parameters[flag]
+    if not os.path.isfile(path):
+        raise InputError(f'{evaluation.path} was made from {path}, which is not there. Run this in the folder where '
+                         f'evaluate.py was run, or evaluate again; there are flags for files that were moved.')
+    return path
 
 
 def _open_images(embeddings_path, dataset_path, args):

@@ -154,13 +154,17 @@ def picture_of_lists(evaluation, query, gallery, queries, lists):
             cells.append((row, column, gallery.paths[entry.row], gallery.dataset.fids[entry.row], frame,
                           f'{place}   {entry.distance:.3f}\n{pid}'))
 
-    width, height, across, down = 60, 120, 76, 160  # of an image and of its cell, in points
+    # Sizes in points. All cells have the shape of a usual image of the picture, since most datasets have but one.
+    width = 60
+    pictures = list(thumbnails([path for _, _, path, *_ in cells], 3 * width, 6 * width))
+    shapes = [picture.height / picture.width for picture in pictures if picture] or [2]
+    height = width * np.clip(np.median(shapes), 0.5, 2)
+    across, down = width + 16, height + 40
     page_width, page_height = (1 + max(map(len, lists))) * across + 20, len(lists) * down
     figure = new_figure(page_width / 72, page_height / 72, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     missing = []
-    pictures = thumbnails([path for _, _, path, *_ in cells], 3 * width, 3 * height)
     for (row, column, _, fid, frame, caption), picture in zip(cells, pictures):
         color, line, _ = FRAMES[frame]
         left, top = column * across + (20 if column else 8), row * down + 8
@@ -205,8 +209,9 @@ def draw_embeddings(args):
     check_picture_name(filename)
     with Embeddings(args.embeddings) as header:
         dataset_path = args.dataset or stated(header, 'dataset')
-    if dataset_path is None:
-        raise InputError(f'{args.embeddings} does not say which csv file it was made from; add --dataset.')
+    if dataset_path is None or not os.path.isfile(dataset_path):
+        raise InputError(f'The csv file of {args.embeddings} is not known or not there ({dataset_path}); give it as '
+                         f'--dataset.')
     embeddings, dataset = open_with_dataset(args.embeddings, load_dataset(dataset_path))
     with embeddings:
         rows = rows_of_identities(dataset.pids, args.identities, args.seed)

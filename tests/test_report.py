@@ -100,7 +100,7 @@ def as_shown(ranked, kinds=('match', 'miss')):
 def test_numbers_are_those_of_the_evaluation(root, look):
     evaluation = json.loads((root / 'new.json').read_text())
     page = look(root / 'new.html')
-    assert page.title() == 'new'
+    assert page.title() == f'{root.name}/new'
     numbers = dict(zip(page.locator('#numbers dt').all_inner_texts(), page.locator('#numbers dd').all_inner_texts()))
     assert numbers['mAP'].startswith(f'{evaluation["mAP"]:.1%}')
     assert numbers['top-5'] == f'{evaluation["CMC"][4]:.1%}'
@@ -258,7 +258,7 @@ def test_an_address_opens_its_query(root, look):
 
 def test_comparison(root, look):
     page = look(root / 'compared.html')
-    assert page.title() == 'new compared with old'
+    assert page.title() == f'{root.name}/new compared with {root.name}/old'
     new, old = results(root, 'new'), results(root, 'old')
     change = {now['fid']: now['ap'] - before['ap'] for now, before in zip(new, old) if now['matches']}
     unmatched = [query['fid'] for query in new if not query['matches']]

@@ -191,7 +191,7 @@ def test_reranked_evaluation_says_so(root, tmp_path):
     evaluation['parameters']['rerank'] = True
     (tmp_path / 'run.json').write_text(json.dumps(evaluation))
     assert visualize_script('report', tmp_path / 'run.json').returncode == 0
-    assert 'The numbers of run are those with --rerank' in (tmp_path / 'run.html').read_text()
+    assert f'The numbers of {tmp_path.name}/run are those with --rerank' in (tmp_path / 'run.html').read_text()
 
 
 def test_collapsed_embeddings(tmp_path):
