@@ -71,7 +71,8 @@ def mean_ap(folder, dataset, loss_name, margin, seed, iterations):
     root = os.path.join(folder, f'{dataset}_{loss_name}_{margin}_{seed}')
     os.makedirs(root)
     args = arguments.make_parser().parse_args([
-        '--experiment_root', root, '--image_root', f'{folder}/{dataset}', '--train_set', f'{folder}/{dataset}_train.csv',
+        '--experiment_root', root, '--image_root', f'{folder}/{dataset}',
+        '--train_set', f'{folder}/{dataset}_train.csv',
         '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', '16', '--batch_k', '4',
         '--loss', loss_name, '--margin', margin, '--learning_rate', '1e-3', '--seed', str(seed),
         '--train_iterations', str(iterations), '--decay_start_iteration', str(iterations // 2),

@@ -8,7 +8,7 @@ set -e
 
 if [ "$#" -lt 3 ]; then
     echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder of Market-1501 as downloaded, INIT_CHECKPOINT Keras's ResNet50 without its top, .h5." >&2
+    echo "IMAGE_ROOT is the folder of Market-1501, INIT_CHECKPOINT Keras's ResNet50 without its top, .h5." >&2
     exit 1
 fi
 IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3

@@ -1,0 +1,365 @@
+"""Schedules, the optimizer, random erasing, nets and pre-trained weights; validation while training, and its resuming."""
+import argparse
+import json
+import math
+import os
+import shutil
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.metrics import average_precision_score
+
+import arguments
+import batches
+import checkpoints
+import model
+import optimizer
+import validation
+from conftest import assert_one_sentence, run_script
+from dataset import load_dataset
+from errors import InputError
+from nets import _pooling
+
+TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
+
+
+def parsed(*flags):
+    return arguments.make_parser().parse_args([*TRAIN, *flags])
+
+
+# --- Schedules and Adam -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('flags, step, expected', [
+    ([], 0, 3e-4),
+    ([], 15000, 3e-4),
+    ([], 20000, 3e-4 * math.sqrt(0.001)),
+    (['--decay_start_iteration', '-1'], 24999, 3e-4),
+    (['--lr_schedule', 'constant'], 24999, 3e-4),
+    (['--lr_schedule', 'cosine'], 15000, 3e-4),
+    (['--lr_schedule', 'cosine'], 20000, 1.5e-4),
+    (['--lr_schedule', 'cosine', '--decay_start_iteration', '0'], 24999, 0.0),
+    (['--lr_schedule', 'step', '--lr_steps', '100,200'], 99, 3e-4),
+    (['--lr_schedule', 'step', '--lr_steps', '100,200'], 100, 3e-5),
+    (['--lr_schedule', 'step', '--lr_steps', '100,200', '--lr_step_factor', '0.5'], 200, 7.5e-5),
+    (['--warmup_iterations', '10'], 0, 3e-5),
+    (['--warmup_iterations', '10'], 4, 1.5e-4),
+    (['--warmup_iterations', '10'], 10, 3e-4),
+])
+def test_learning_rate(flags, step, expected):
+    assert optimizer.learning_rate(step, parsed(*flags)) == pytest.approx(expected, rel=1e-6, abs=1e-10)
+
+
+def test_beta1_changes_when_the_decay_starts_and_only_if_asked_to():
+    assert [optimizer.beta1(step, parsed()) for step in (0, 15000)] == [0.9, 0.9]
+    lowered = parsed('--decay_beta1', '0.5')
+    assert [optimizer.beta1(step, lowered) for step in (0, 14999, 15000)] == [0.9, 0.9, 0.5]
+    never = parsed('--decay_beta1', '0.5', '--decay_start_iteration', '-1')
+    assert optimizer.beta1(20000, never) == 0.9
+
+
+@pytest.mark.parametrize('weight_decay', (0.0, 0.1))
+def test_adam_is_the_published_algorithm(weight_decay):
+    random = np.random.default_rng(0)
+    start, kept = random.normal(size=5), random.normal(size=3)
+    variables = {'a': keras.Variable(start, dtype='float32'), 'b': keras.Variable(kept, dtype='float32')}
+    adam = optimizer.Adam(variables, weight_decay)
+    value, first, second = start, 0, 0
+    for step in range(1, 6):
+        gradient = random.normal(size=5)
+        adam.apply({'a': tf.constant(gradient, tf.float32)}, tf.constant(0.01), tf.constant(0.9))
+        gradient = gradient + weight_decay * value
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient ** 2
+        rate = 0.01 * math.sqrt(1 - 0.999 ** step) / (1 - 0.9 ** step)
+        value = value - rate * first / (np.sqrt(second) + 1e-8)
+    np.testing.assert_allclose(variables['a'].numpy(), value, rtol=1e-5)
+    np.testing.assert_array_equal(variables['b'].numpy(), kept.astype(np.float32))
+    assert not adam.variables['b/Adam'].numpy().any()
+
+
+def test_gradients_are_clipped_by_their_norm_taken_together():
+    gradients = [tf.constant([3.0]), tf.constant([0.0, 4.0])]
+    assert optimizer.clip(gradients, None) is gradients
+    clipped = [gradient.numpy().tolist() for gradient in optimizer.clip(gradients, 1.0)]
+    assert np.concatenate(clipped) == pytest.approx([0.6, 0.0, 0.8])
+    assert np.concatenate(optimizer.clip(gradients, 6.0)) == pytest.approx([3.0, 0.0, 4.0])
+
+
+@pytest.mark.parametrize('flags, part', [
+    (['--loss', 'none'], '--xent_weight'),
+    (['--metric_weight', '0'], '--xent_weight'),
+    (['--lr_schedule', 'step'], '--lr_steps'),
+    (['--lr_steps', '5'], '--lr_schedule'),
+    (['--lr_schedule', 'step', '--lr_steps', '9,5'], 'ascending'),
+    (['--lr_schedule', 'step', '--lr_steps', '9,x'], 'lr_steps'),
+    (['--random_erasing', '1.5'], 'from 0 to 1'),
+    (['--eval_frequency', '5'], '--eval_query'),
+    (['--eval_query', 'q.csv', '--eval_gallery', 'g.csv', '--eval_excluder', 'diagonal'], '--eval_frequency'),
+    (['--eval_excluder', 'nothing'], 'nothing'),
+])
+def test_flags_that_do_not_fit(flags, part, capsys):
+    parser = arguments.make_parser()
+    with pytest.raises(SystemExit) as exit_of:
+        arguments.check(parser.parse_args([*TRAIN, *flags]), parser)
+    assert exit_of.value.code == 2 and part in capsys.readouterr().err
+
+
+# --- Random erasing ---------------------------------------------------------------------------------------------------
+
+def test_random_erasing():
+    image = tf.zeros([60, 40, 3])
+
+    def augmented(step):
+        return batches.augment(image, 7, step, 3, False, None, erasing=0.5)
+
+    steps = tf.data.Dataset.range(1500)
+    areas, aspects, tops, bottoms = [], [], [], []
+    for erased in steps.map(augmented).as_numpy_iterator():
+        where = erased[:, :, 0] > 0
+        if not where.any():
+            continue
+        rows, columns = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
+        assert where.sum() == len(rows) * len(columns) and np.ptp(rows) < len(rows) and np.ptp(columns) < len(columns)
+        np.testing.assert_allclose(erased[where], np.broadcast_to(batches.MEAN_COLOUR, (where.sum(), 3)), rtol=1e-6)
+        areas.append(where.mean())
+        aspects.append(len(rows) / len(columns))
+        tops.append(rows[0] == 0)
+        bottoms.append(rows[-1] == 59)
+    assert 0.45 < len(areas) / 1500 < 0.55
+    assert 0.015 < min(areas) < 0.03 and 0.37 < max(areas) < 0.42 and 0.17 < np.mean(areas) < 0.24
+    assert 0.27 < min(aspects) < 0.4 and 2.5 < max(aspects) < 3.8
+    assert any(tops) and any(bottoms)
+    np.testing.assert_array_equal(augmented(tf.constant(5, tf.int64)), list(steps.map(augmented).skip(5).take(1))[0])
+
+
+def test_without_erasing_an_image_stays_as_it_is():
+    image = tf.random.stateless_uniform([6, 4, 3], (0, 1))
+    np.testing.assert_array_equal(batches.augment(image, 7, 1, 3, False, None), image)
+
+
+# --- Nets -------------------------------------------------------------------------------------------------------------
+
+# Parameters with the top as published, without those of the classifier of 1000.
+NETS = {
+    'resnet50': ({}, 2048, 25_636_712 - 2049 * 1000),
+    'resnet50_mid': ({}, 3072, 25_636_712 - 2049 * 1000 + 4096 * 1024 + 4 * 1024),
+    'densenet121': ({}, 1024, 8_062_504 - 1025 * 1000),
+    'convnext_tiny': ({}, 768, 28_589_128 - 769 * 1000),
+    # The published figure of torchvision counts no moving statistics: a mean and a variance for 26560 channels.
+    'resnet_v1_50': ({'last_stride': 1, 'pooling': 'gem'}, 2048, 25_557_032 - 2049 * 1000 + 2 * 26560 + 1),
+}
+
+
+@pytest.mark.parametrize('name', NETS)
+def test_net_trains_and_embeds_as_it_trained(name, tmp_path):
+    options, features, parameters = NETS[name]
+    flags = [text for option, value in options.items() for text in (f'--{option}', str(value))]
+    args = parsed('--experiment_root', str(tmp_path), '--model_name', name, '--head_name', 'bnneck', '--embedding_dim',
+                  '8', '--net_input_height', '64', '--net_input_width', '32', *flags)
+    network = model.with_classifier(model.build_for(args), 3)
+    assert network.body.output['model_output'].shape == (None, features)
+    assert network.body.count_params() == parameters
+
+    images = tf.random.stateless_uniform([4, 64, 32, 3], (1, 2), 0, 255)
+    variables = model.named_variables(network)
+    assert len(variables) == len(network.variables)
+    trainable = {name: variable for name, variable in variables.items() if variable.trainable}
+    assert 'classifier/weights' in trainable and 'bnneck/BatchNorm/beta' not in trainable
+    with tf.GradientTape() as tape:
+        endpoints = network(images, training=True)
+        loss = tf.reduce_mean(tf.square(endpoints['metric_emb'])) + tf.reduce_mean(tf.square(endpoints['logits'] - 1))
+    gradients = tape.gradient(loss, [variable.value for variable in trainable.values()])
+    assert [name for name, gradient in zip(trainable, gradients) if gradient is None] == []
+    before = {name: variable.numpy() for name, variable in variables.items()}
+    optimizer.Adam(trainable).apply(dict(zip(trainable, gradients)), tf.constant(1e-3))
+    changed = [name for name, variable in trainable.items() if not np.array_equal(variable, before[name])]
+    assert len(changed) > 0.95 * len(trainable)
+
+    arguments.save(args)
+    checkpoints.save(str(tmp_path), 1, variables)
+    restored, _ = model.from_experiment(str(tmp_path))
+    assert 'logits' not in restored.output
+    np.testing.assert_array_equal(restored(images, training=False)['emb'], network(images, training=False)['emb'])
+
+
+def test_last_stride_doubles_the_resolution_of_the_last_stage():
+    shapes = [model.build('resnet_v1_50', 'direct', 4, (64, 32, 3), **options).output['block4'].shape
+              for options in ({}, {'last_stride': 2}, {'last_stride': 1})]
+    assert shapes == [(None, 2, 1, 2048), (None, 2, 1, 2048), (None, 4, 2, 2048)]
+
+
+def test_an_option_that_a_net_does_not_have():
+    with pytest.raises(InputError, match='mnist has no choice of --last_stride'):
+        model.build('mnist', 'direct', 2, (28, 28, 3), last_stride=1)
+
+
+def test_generalised_mean_pooling():
+    layer = _pooling.GeneralisedMean()
+    maps = np.random.default_rng(0).normal(1, 1, (2, 3, 4, 5)).astype(np.float32)
+    expected = (np.maximum(maps, 1e-6) ** 3.0).mean(axis=(1, 2)) ** (1 / 3)
+    np.testing.assert_allclose(layer(maps), expected, rtol=1e-5)
+    layer.p.assign(1.0)
+    np.testing.assert_allclose(layer(np.abs(maps)), np.abs(maps).mean(axis=(1, 2)), rtol=1e-5)
+
+
+# --- Weights of Keras -------------------------------------------------------------------------------------------------
+
+def write_legacy(path, net):
+    """A weights file as Keras distributes them: a group for each layer, attributes that name layers and weights."""
+    with h5py.File(path, 'w') as file:
+        file.attrs['layer_names'] = [layer.name.encode() for layer in net.layers]
+        for layer in net.layers:
+            group = file.create_group(layer.name)
+            group.attrs['weight_names'] = [variable.path.encode() for variable in layer.weights]
+            for variable in layer.weights:
+                group[variable.path] = variable.numpy()
+
+
+@pytest.fixture(scope='module')
+def densenet(tmp_path_factory):
+    """A DenseNet of Keras with random weights, and its files in both formats."""
+    net = keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(32, 32, 3))
+    folder = tmp_path_factory.mktemp('keras')
+    net.save_weights(folder / 'new.weights.h5')
+    write_legacy(folder / 'old_notop.h5', net)
+    return net, folder
+
+
+@pytest.mark.parametrize('file', ('new.weights.h5', 'old_notop.h5'))
+def test_weights_that_keras_distributes(densenet, file):
+    net, folder = densenet
+    network = model.build('densenet121', 'features', 8, (32, 32, 3), pooling='gem')
+    model.load_body(network, str(folder / file))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    expected = net(keras.applications.densenet.preprocess_input(images.copy()), training=False)
+    np.testing.assert_allclose(network.body(images, training=False)['features'], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_keras_that_do_not_fit(densenet, tmp_path):
+    _, folder = densenet
+    with pytest.raises(InputError, match='another net'):
+        model.load_body(model.build('convnext_tiny', 'direct', 4, (32, 32, 3)), str(folder / 'new.weights.h5'))
+    with pytest.raises(InputError, match='mnist cannot take'):
+        model.load_body(model.build('mnist', 'direct', 4, (28, 28, 3)), str(folder / 'old_notop.h5'))
+    network = model.build('densenet121', 'direct', 4, (32, 32, 3))
+    (tmp_path / 'garbage.h5').write_bytes(b'garbage')
+    whole = (folder / 'new.weights.h5').read_bytes()
+    (tmp_path / 'half.weights.h5').write_bytes(whole[:len(whole) // 2])
+    shutil.copy(folder / 'old_notop.h5', tmp_path / 'more.h5')
+    with h5py.File(tmp_path / 'more.h5', 'a') as file:
+        file['top'] = np.zeros(3)
+    for name in ('garbage.h5', 'half.weights.h5', 'more.h5', 'none.h5'):
+        with pytest.raises(InputError, match=name):
+            model.load_body(network, str(tmp_path / name))
+
+
+# --- Validation while training ----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('digits')
+    assert run_script('make_dataset.py', 'digits', folder, '--out', folder).returncode == 0
+    return folder
+
+
+def train(digits, root, *flags):
+    return run_script(
+        'train.py', '--experiment_root', root, '--train_set', digits / 'digits_train.csv', '--image_root', digits,
+        '--model_name', 'mobilenet_v1_1_224', '--head_name', 'bnneck', '--embedding_dim', 8, '--batch_p', 4,
+        '--batch_k', 2, '--net_input_height', 32, '--net_input_width', 32, '--train_iterations', 8,
+        '--decay_start_iteration', 4, '--checkpoint_frequency', 2, '--loss', 'batch_sample', '--margin', 0.5,
+        '--xent_weight', 0.5, '--random_erasing', 0.5, '--weight_decay', 1e-4, '--gradient_clip', 5,
+        '--decay_beta1', 0.5, '--warmup_iterations', 3, '--freeze_body_iterations', 2, '--deterministic',
+        '--detailed_logs', '--eval_query', digits / 'digits_query.csv', '--eval_gallery', digits / 'digits_test.csv',
+        '--eval_excluder', 'diagonal', '--eval_frequency', 4, *flags)
+
+
+@pytest.fixture(scope='module')
+def run(digits, tmp_path_factory):
+    root = tmp_path_factory.mktemp('runs') / 'whole'
+    process = train(digits, root)
+    assert process.returncode == 0, process.stderr
+    return root
+
+
+def test_validation_is_noted_and_logged(run):
+    noted = json.loads((run / 'checkpoint-best').read_text())
+    assert [entry['step'] for entry in noted['validations']] == [4, 8]
+    best = max(noted['validations'], key=lambda entry: entry['mAP'])
+    assert noted['checkpoint'] == f'checkpoint-{best["step"]}' and noted['mAP'] == best['mAP']
+    log = (run / 'train.log').read_text()
+    for entry in noted['validations']:
+        assert f'iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, top-1: {entry["top1"]:.2%}' in log
+
+
+def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
+    network, path = model.from_experiment(str(run), 'checkpoint-best')
+    noted = json.loads((run / 'checkpoint-best').read_text())
+    assert os.path.basename(path) == noted['checkpoint']
+    sets = [load_dataset(digits / f'digits_{subset}.csv') for subset in ('query', 'test')]
+    query, gallery = (np.concatenate([embs[0] for embs in model.embed_files(
+        network, [str(digits / fid) for fid in images_of.fids], (32, 32))]) for images_of in sets)
+    dists = np.linalg.norm(query[:, None].astype(np.float64) - gallery[None], axis=2)
+    same = sets[0].pids[:, None] == sets[1].pids
+    precisions = [average_precision_score(of_query, -row) for of_query, row in zip(same, dists)]
+    assert np.mean(precisions) == pytest.approx(noted['mAP'], abs=1e-6)
+    nearest = same[np.arange(len(same)), dists.argmin(axis=1)]
+    assert nearest.mean() == pytest.approx(noted['top1'])
+
+
+def test_a_frozen_body_stays_as_it_is_and_then_trains(run):
+    readers = [tf.train.load_checkpoint(str(run / f'checkpoint-{step}')) for step in (0, 2, 4)]
+    names = [name for name in readers[0].get_variable_to_shape_map()
+             if not name.endswith(('/Adam', '/Adam_1', '_power', 'global_step'))]
+    assert 'classifier/weights' in names
+    for name in names:
+        start, frozen, trained = (reader.get_tensor(name) for reader in readers)
+        of_body = name.startswith('MobilenetV1/')
+        assert np.array_equal(start, frozen) == (of_body or name == 'bnneck/BatchNorm/beta'), name
+        if name.endswith(('weights', 'moving_mean')):
+            assert not np.array_equal(frozen, trained), name
+
+
+def test_resuming_gives_the_very_run(run, digits):
+    resumed = run.parent / 'resumed'
+    shutil.copytree(run, resumed)
+    # As after an interruption during the first validation.
+    for file in ('checkpoint-6.index', 'checkpoint-8.index', 'checkpoint', 'checkpoint-best'):
+        (resumed / file).unlink()
+    process = run_script('train.py', '--experiment_root', resumed, '--resume')
+    assert process.returncode == 0, process.stderr
+    assert 'Resuming from' in process.stderr and 'checkpoint-4.' in process.stderr
+    for name in ('log_embs.npy', 'log_losses.npy', 'log_fids.npy', 'checkpoint-best',
+                 'checkpoint-8.data-00000-of-00001'):
+        assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_the_best_checkpoint_is_never_removed(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoints.save(str(tmp_path), step, {'a': tf.constant(float(step))}, keep=1)
+        validation.note(str(tmp_path), step, {'mAP': 0.5 if step == 2 else 0.1, 'top1': 0.0})
+    assert sorted(checkpoints.steps_in(tmp_path)) == [2, 4]
+    assert checkpoints.find(str(tmp_path / 'checkpoint-best')) == str(tmp_path / 'checkpoint-2')
+    validation.forget_after(str(tmp_path), 1)
+    assert validation.best_step(str(tmp_path)) == 1
+    (tmp_path / 'checkpoint-best').write_text('garbage')
+    with pytest.raises(InputError, match='damaged'):
+        validation.best_step(str(tmp_path))
+
+
+def test_queries_without_any_match_are_told_before_anything_is_written(digits, tmp_path):
+    (tmp_path / 'query.csv').write_text('nobody,digits/0000.png\n')
+    process = train(digits, tmp_path / 'root', '--eval_query', tmp_path / 'query.csv')
+    assert_one_sentence(process, 'query.csv', 'has a match')
+    assert not (tmp_path / 'root').exists()
+
+
+def test_an_interrupted_validation_is_given_up_and_due_again(run, tmp_path):
+    args, _ = arguments.load(str(run))
+    args.experiment_root = str(tmp_path)
+    validator = validation.Validation(args)
+    weights = model.named_variables(model.build_for(args))
+    assert validator.evaluate(weights, argparse.Namespace(requested='SIGINT')) is None
+    assert [step for step in range(9) if validator.is_due(step)] == [4, 8]
