@@ -139,7 +139,7 @@ def train(args, train_set, validator, strategy, interruption, log):
             seed = batches.stream_seed(args.seed, batches.LOSS, global_step)
             losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin,
                                seed)
-            loss, xent = args.metric_weight * distribute.share_of_mean(losses), 0.0
+            loss, xent = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([])
             if args.xent_weight:
                 of_images = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)
                 xent = distribute.share_of_mean(of_images)
