@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each loss and margin reaches under one budget, on two small datasets: a table of mAP, mean and range over seeds.
 
-    benchmarks/losses.py                  some minutes on two CPU cores
+    benchmarks/losses.py                  ten minutes or so on two CPU cores
 
 The scanned digits are those of scikit-learn: new images of the digits that were trained on are searched. The persons
 are drawn, with colours of hair, shirt and trousers, and seen by two cameras: new persons are searched in the other
@@ -35,14 +35,15 @@ DATASETS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--iterations', type=arguments.positive_int, default=150, help='(%(default)s)')
+    parser.add_argument('--iterations', type=arguments.positive_int, default=100, help='(%(default)s)')
     parser.add_argument('--seeds', type=arguments.positive_int, default=3, help='how many (%(default)s)')
+    parser.add_argument('--datasets', nargs='+', choices=DATASETS, default=list(DATASETS), help='(both)')
     options = parser.parse_args()
     with quiet.tensorflow_import():
         import loss
     with tempfile.TemporaryDirectory() as folder:
         _people.write_market1501(f'{folder}/market1501', identities=100, images_per_camera=5)
-        for dataset in DATASETS:
+        for dataset in options.datasets:
             make_dataset.make(dataset, f'{folder}/{dataset}', folder, {})
             print(f'\n| {dataset} | {" | ".join(f"margin {margin}" for margin in MARGINS)} |')
             print('| --- ' * (1 + len(MARGINS)) + '|')
