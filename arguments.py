@@ -115,7 +115,7 @@ def make_parser():
         'this probability (%(default)s)')
     add('--loading_threads', type=positive_int, default=8, help='images loaded at a time (%(default)s)')
     add('--cache', default='none', metavar='{none,memory,DIR}', help='keep the decoded images of a small dataset in '
-        'memory, or in a folder that later runs use again (%(default)s)')
+        'memory, and in a folder, if one is named, for later runs (%(default)s)')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
     add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
         'in broken_images.csv and leave them out')

@@ -1,4 +1,4 @@
-"""The pixels of a small dataset, decoded once: in memory, or in a folder that later runs use again.
+"""The pixels of a small dataset, decoded once and kept in memory; in a folder as well, if later runs are to use them.
 
 What is kept is what the decoder gives, uint8 of each image's own size. So it depends on no option, and training sees
 the very numbers that it would have seen without.
@@ -37,16 +37,15 @@ def reader(paths, kind, loading_threads):
         return lambda row: images.decode(tf.io.read_file(all_paths[row]))
     if kind == 'memory':
         decoded = list(_decoded(paths, loading_threads))
-        shapes, pixels = np.array([image.shape for image in decoded]), np.concatenate([image.ravel() for image in decoded])
+        shapes = np.array([image.shape for image in decoded])
+        pixels = np.concatenate([image.ravel() for image in decoded])
     else:
         shapes, pixels = _in_folder(kind, paths, loading_threads)
-    stops = np.cumsum(shapes.prod(axis=1))
-    starts = stops - shapes.prod(axis=1)
-
-    def pixels_of(row):
-        return pixels[starts[row]:stops[row]].reshape(shapes[row])
-
-    return lambda row: tf.ensure_shape(tf.numpy_function(pixels_of, [row], tf.uint8), [None, None, 3])
+    sizes = shapes.prod(axis=1)
+    with tf.device('CPU:0'):
+        pixels, shapes, sizes, starts = map(tf.constant, (pixels, shapes, sizes, np.cumsum(sizes) - sizes))
+    return lambda row: tf.ensure_shape(tf.reshape(tf.slice(pixels, [starts[row]], [sizes[row]]), shapes[row]),
+                                       [None, None, 3])
 
 
 def _decoded(paths, loading_threads):
@@ -60,7 +59,7 @@ def _decoded(paths, loading_threads):
 
 
 def _in_folder(folder, paths, loading_threads):
-    """Shapes int64 [N, 3] and all pixels, uint8 and left on the disk, of a folder that is filled if it is empty."""
+    """Shapes int64 [N, 3] and all pixels, uint8 one after the other, of a folder that is filled if it is empty."""
     pixels_path, index_path = os.path.join(folder, PIXELS_FILE), os.path.join(folder, INDEX_FILE)
     fingerprint = _fingerprint(paths)
     os.makedirs(folder, exist_ok=True)
@@ -75,7 +74,7 @@ def _in_folder(folder, paths, loading_threads):
     try:
         with np.load(index_path) as index:
             shapes, held = index['shapes'], str(index['fingerprint'])
-        pixels = np.memmap(pixels_path, np.uint8, 'r')
+        pixels = np.fromfile(pixels_path, np.uint8)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f'The folder {folder} is no whole cache of images. Empty it, or name another one as '
                          f'--cache.') from error
