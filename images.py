@@ -40,7 +40,9 @@ def decode(content):
     formats that it has come to read, as arrays of other shapes, are refused as ever. An image of more than MAX_PIXELS is
     an InvalidArgumentError before memory is taken for it, and so is all else that cannot be decoded.
     """
-    content = tf.cond(tf.strings.length(content) < MIN_BYTES_OF_MAX_PIXELS, lambda: content, lambda: _checked(content))
+    is_small = tf.strings.length(content) < MIN_BYTES_OF_MAX_PIXELS
+    is_known = tf.reduce_any(tf.strings.substr(content, 0, 3) == tf.constant([b'\xff\xd8\xff', b'\x89PN', b'GIF']))
+    content = tf.cond(is_small & is_known, lambda: content, lambda: _checked(content))
     return tf.ensure_shape(tf.io.decode_jpeg(content, channels=3), [None, None, 3])
 
 

@@ -58,7 +58,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize('name', ACCEPTED)
 def test_accepted(name):
-    """Bit for bit what `decode_jpeg` gives, and near to what Pillow gives, which has decoders of its own."""
+    """Bit for bit what `decode_jpeg` gives, and what Pillow gives, whose cosine transform is the slower, exacter one."""
     import tensorflow as tf
     content = ACCEPTED[name]
     image = decoded(content)
@@ -68,7 +68,8 @@ def test_accepted(name):
     pillow = Image.open(io.BytesIO(content))
     if '16' in name:
         pillow = Image.fromarray((np.asarray(pillow) // 257).astype(np.uint8))
-    assert np.abs(image.astype(int) - np.asarray(pillow.convert('RGB'))).max() <= 4
+    difference = np.abs(image.astype(int) - np.asarray(pillow.convert('RGB')))
+    assert difference.max() <= (16 if 'jpeg' in name else 0) and difference.mean() < 2
 
 
 def png_header(width, height):
