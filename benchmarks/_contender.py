@@ -1,0 +1,131 @@
+"""One contender of speed.py, in a process of its own: does its work once, then again for each line on standard input.
+
+    _contender.py NAME BATCH_SIZE
+
+Each time it writes how many seconds that took. `NAME` is one of the functions below; each gets batch size and returns
+the function that does the work once.
+"""
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+
+import numpy as np
+
+HEIGHT, WIDTH, EMBEDDING_DIM = 256, 128, 128
+
+
+def batch(batch_size):
+    images = np.random.default_rng(0).uniform(0, 255, (batch_size, HEIGHT, WIDTH, 3)).astype(np.float32)
+    return images, np.repeat(np.arange(batch_size // 4), 4).astype(np.int32)
+
+
+def network(precision='none'):
+    import quiet
+    with quiet.tensorflow_import():
+        import model
+    model.set_precision(precision)
+    return model.build('resnet_v1_50', 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
+
+
+def training(batch_size, precision='none'):
+    """The training step of train.py: batch hard, soft margin, Adam."""
+    net = network(precision)
+    import tensorflow as tf
+
+    import model
+    import optimizer
+    from loss import cdist
+    from losses import batch_hard
+    images, pids = (tf.constant(array) for array in batch(batch_size))
+    trainable = {name: each for name, each in model.named_variables(net).items() if each.trainable}
+    adam = optimizer.Adam(trainable)
+
+    @tf.function(autograph=False)
+    def step():
+        with tf.GradientTape() as tape:
+            emb = net(images, training=True)['emb']
+            loss = tf.reduce_mean(batch_hard.loss(cdist(emb, emb, 'euclidean'), pids, pids, 'soft'))
+        gradients = tape.gradient(loss, [variable.value for variable in trainable.values()])
+        adam.apply(dict(zip(trainable, gradients)), tf.constant(3e-4))
+        return loss
+
+    return lambda: step().numpy()
+
+
+def training_bfloat16(batch_size):
+    return training(batch_size, 'bfloat16')
+
+
+def training_keras_bn(batch_size):
+    """The same with the batch norm that Keras has."""
+    import quiet
+    with quiet.tensorflow_import():
+        import keras
+    import batch_norm
+    batch_norm.BatchNorm = lambda epsilon=1e-5, momentum=0.9, **kwargs: keras.layers.BatchNormalization(
+        epsilon=epsilon, momentum=momentum, **kwargs)
+    return training(batch_size)
+
+
+def training_tf1(batch_size):
+    """TF-Slim's net in TensorFlow 1's graph mode, as the original trained it."""
+    import tf1_oracle
+    from tf1_oracle import tf1
+    images, pids = batch(batch_size)
+    images_in, pids_in = tf1.placeholder(tf1.float32, images.shape), tf1.placeholder(tf1.int32, pids.shape)
+    features = tf1_oracle.body('resnet_v1_50', images_in, is_training=True)
+    emb = tf1_oracle.head('fc1024', features, is_training=True)
+    emb = emb[0] if isinstance(emb, tuple) else emb
+    loss = tf1.reduce_mean(tf1_oracle.batch_hard(emb, pids_in, 'soft'))
+    with tf1.control_dependencies(tf1.get_collection(tf1.GraphKeys.UPDATE_OPS)):
+        train = tf1.train.AdamOptimizer(3e-4).minimize(loss)
+    session = tf1.Session()
+    session.run(tf1.global_variables_initializer())
+    return lambda: session.run([loss, train], {images_in: images, pids_in: pids})
+
+
+def embedding(batch_size, precision='none'):
+    net = network(precision)
+    import tensorflow as tf
+    images = tf.constant(batch(batch_size)[0])
+    embed = tf.function(lambda: net(images, training=False)['emb'], autograph=False)
+    return lambda: embed().numpy()
+
+
+def embedding_bfloat16(batch_size):
+    return embedding(batch_size, 'bfloat16')
+
+
+def embedding_folded(batch_size):
+    """Batch norm folded into the convolutions: variables become constants, and TensorFlow's grappler folds them."""
+    net = network()
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    images = tf.constant(batch(batch_size)[0])
+    embed = tf.function(lambda each: net(each, training=False)['emb'], autograph=False)
+    folded = convert_variables_to_constants_v2(embed.get_concrete_function(images))
+    return lambda: folded(images)[0].numpy()
+
+
+def training_torch(batch_size):
+    import _torch_resnet
+    return _torch_resnet.training(*batch(batch_size), EMBEDDING_DIM)
+
+
+def embedding_torch(batch_size):
+    import _torch_resnet
+    return _torch_resnet.embedding(batch(batch_size)[0], EMBEDDING_DIM)
+
+
+if __name__ == '__main__':
+    name, batch_size = sys.argv[1], int(sys.argv[2])
+    work = globals()[name](batch_size)
+    while True:
+        started = time.perf_counter()
+        work()
+        print(time.perf_counter() - started, flush=True)
+        if not sys.stdin.readline():
+            break

@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""Print a table of what takes time or memory, each as a ratio to a reference that is measured in turn with it.
+
+    benchmarks/speed.py
+    benchmarks/speed.py --torch_python PYTHON_WITH_PYTORCH step embedding
+
+A ratio below 1 means faster (or smaller) than the reference. Times are the best of several that alternate with those of
+the reference, so that whatever else the machine does disturbs both alike.
+"""
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
+
+
+def main():
+    measurements = {'step': measure_step, 'embedding': measure_embedding, 'start': measure_start, 'input': measure_input,
+                    'draw': measure_draw, 'summaries': measure_summaries, 'memory': measure_memory}
+    parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
+    parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
+    parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 (%(default)s)')
+    parser.add_argument('--repeats', type=int, default=5, help='of each measurement (%(default)s)')
+    parser.add_argument('--torch_python', metavar='PYTHON', help='a Python that has PyTorch, for comparison')
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(measurements)
+    if unknown:
+        parser.error(f'no such part: {", ".join(sorted(unknown))}')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    print('| what | ours | reference | ratio |\n| --- | --- | --- | --- |', flush=True)
+    for part in args.parts or measurements:
+        measurements[part](args)
+
+
+def tell(what, ours, reference_name, reference, unit='s'):
+    print(f'| {what} | {ours:.3g} {unit} | {reference_name}: {reference:.3g} {unit} | {ours / reference:.2f} |', flush=True)
+
+
+class Contender:
+    """A process of `_contender.py`. `first`: seconds from its start to the end of its first work."""
+
+    def __init__(self, name, args, python=sys.executable):
+        started = time.perf_counter()
+        self._process = subprocess.Popen([python, CONTENDER, name, str(args.batch_size)], text=True, stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._answer()
+        self.first = time.perf_counter() - started
+
+    def again(self):
+        """Seconds of its work, once more."""
+        self._process.stdin.write('\n')
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f'error: {" ".join(self._process.args)} failed; run it by itself to see why.')
+        return float(line)
+
+    def end(self):
+        self._process.communicate('')
+
+
+def best_times(names, args):
+    """Best time of each contender, a dict, all of them taking turns."""
+    contenders = {name: Contender(name, args) for name in names}
+    if args.torch_python:
+        name = names[0] + '_torch'
+        contenders[name] = Contender(name, args, args.torch_python)
+    times = {name: [] for name in contenders}
+    for _ in range(args.repeats):
+        for name, contender in contenders.items():
+            times[name].append(contender.again())
+    for contender in contenders.values():
+        contender.end()
+    return {name: min(each) for name, each in times.items()}
+
+
+def measure_step(args):
+    times = best_times(['training', 'training_bfloat16', 'training_tf1', 'training_keras_bn'], args)
+    what = f'training step, ResNet-50, {args.batch_size} images'
+    for name in sorted(set(times) - {'training', 'training_bfloat16'}):
+        tell(what, times['training'], name.removeprefix('training_'), times[name])
+    tell(f'{what}, bfloat16', times['training_bfloat16'], 'float32', times['training'])
+
+
+def measure_embedding(args):
+    times = best_times(['embedding', 'embedding_bfloat16', 'embedding_folded'], args)
+    what = f'forward pass, ResNet-50, {args.batch_size} images'
+    if 'embedding_torch' in times:
+        tell(what, times['embedding'], 'torch', times['embedding_torch'])
+    tell(f'{what}, bfloat16', times['embedding_bfloat16'], 'float32', times['embedding'])
+    tell(f'{what}, batch norm folded', times['embedding_folded'], 'not folded', times['embedding'])
+
+
+def write_images(folder, count, size=(128, 64)):
+    """JPEG files like those of Market-1501, four of each identity, and their csv file. Returns its path."""
+    import numpy as np
+    from PIL import Image
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (16, 8, 3), np.uint8)).resize(size[::-1], Image.BILINEAR)
+        noisy = np.clip(np.asarray(coarse) + random.normal(0, 8, (*size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f'{number}.jpg', quality=90)
+        lines.append(f'{number // 4},{number}.jpg\n')
+    (folder / 'images.csv').write_text(''.join(lines))
+    return folder / 'images.csv'
+
+
+def train_arguments(root, csv, *more):
+    return [*map(str, ('--experiment_root', root, '--train_set', csv, '--image_root', csv.parent)), *map(str, more)]
+
+
+def measure_start(args):
+    """From the start of train.py to the log line of its first step, data and checkpoint included; TF1: its step alone."""
+    ours, tf1 = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        csv = write_images(pathlib.Path(folder), 64)
+        for repeat in range(max(1, args.repeats // 2)):
+            root = pathlib.Path(folder) / f'run{repeat}'
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / 'train.py'), *train_arguments(root, csv, '--batch_p', args.batch_size // 4)],
+                text=True, stderr=subprocess.PIPE)
+            for line in process.stderr:
+                if 'iter:' in line:
+                    break
+            ours.append(time.perf_counter() - started)
+            process.kill()
+            process.communicate()
+            contender = Contender('training_tf1', args)
+            tf1.append(contender.first)
+            contender.end()
+    tell('start to first finished step, ResNet-50', min(ours), 'tf1 (step only)', min(tf1))
+
+
+def measure_input(args):
+    import tensorflow as tf
+
+    import arguments
+    import batches
+    import dataset
+    import images
+    with tempfile.TemporaryDirectory() as folder:
+        csv = write_images(pathlib.Path(folder), 512)
+        flags = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--flip_augment', '--crop_augment'))
+        cached = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--flip_augment', '--crop_augment',
+                                                                    '--cache', 'memory'))
+        train_set = dataset.load_dataset(csv)
+        identities = batches.Identities(train_set, flags.batch_p)
+
+        def bare(path):
+            image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+            return tf.image.random_crop(images.resize(image, (flags.pre_crop_height, flags.pre_crop_width)), (256, 128, 3))
+
+        paths = tf.data.Dataset.from_tensor_slices(images.paths(train_set, folder)).shuffle(512).repeat()
+        pipelines = {'bare': paths.map(bare, flags.loading_threads).batch(128).prefetch(2),
+                     'ours': batches.batches(train_set, identities, flags, 0, 10 ** 6),
+                     'cached': batches.batches(train_set, identities, cached, 0, 10 ** 6)}
+        iterators = {name: iter(pipeline) for name, pipeline in pipelines.items()}
+        times = {name: [] for name in iterators}
+        for _ in range(args.repeats + 1):
+            for name, iterator in iterators.items():
+                # A pipeline works ahead while the others are measured; what is ready is no measure of its speed.
+                for _ in range(4):
+                    next(iterator)
+                started = time.process_time()
+                for _ in range(8):
+                    next(iterator)
+                times[name].append((time.process_time() - started) / (8 * 128))
+    best = {name: 1e6 * min(each[1:]) for name, each in times.items()}
+    tell('input pipeline, CPU time an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
+    tell('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
+
+
+def measure_draw(args):
+    """The images of one batch, drawn from datasets of growing size; four images an identity."""
+    import numpy as np
+
+    import batches
+    import dataset
+    best = {}
+    for size in (10 ** 3, 10 ** 5, 10 ** 7):
+        pids = np.repeat(np.arange(size // 4), 4)
+        identities = batches.Identities(dataset.Dataset('simulated', pids, pids), 32)
+        drawn = iter(batches.batch_rows(identities, 0, 0, 10 ** 9, 32, 4))
+        next(drawn)
+        times = []
+        for _ in range(200):
+            started = time.perf_counter()
+            next(drawn)
+            times.append(time.perf_counter() - started)
+        # The median: the first draw of an epoch permutes all identities.
+        best[size] = 1e3 * float(np.median(times))
+        if size > 1000:
+            tell(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
+
+
+def measure_summaries(args):
+    """What an iteration's log line, scalars and histograms of 128 x 128 distances hold up the loop."""
+    import logging
+
+    import numpy as np
+
+    import arguments
+    import progress
+    random = np.random.default_rng(0)
+    rows = np.arange(128)
+    result = {'losses': random.random(128, np.float32), 'dists': random.random((128, 128), np.float32),
+              'emb': random.random((128, 128), np.float32), 'emb_raw': random.random((128, 128), np.float32)}
+    result |= {name: np.float32(1) for name in ('loss', 'batch_top1', 'batch_prec_at_k', 'active_count')}
+    log = logging.getLogger('benchmark')
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+    with tempfile.TemporaryDirectory() as folder:
+        flags = arguments.make_parser().parse_args(['--experiment_root', folder])
+        reporter = progress.Reporter(flags, log, 0, rows.astype(str).astype(object), (rows // 4).astype(np.int32))
+        times = []
+        for step in range(50):
+            time.sleep(0.03)  # The training step, during which the last histograms are made.
+            started = time.perf_counter()
+            reporter.iteration(step, rows, result, 3e-4, 0.2)
+            times.append(time.perf_counter() - started)
+        reporter.close()
+    tell('summaries and logs, of an iteration', 1e3 * min(times), 'a step on a GPU, about', 200, 'ms')
+
+
+def measure_memory(args):
+    """Peak memory of embed.py, by the number of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        csv = write_images(folder, 64, (32, 32))
+        root, lines = folder / 'run', csv.read_text().splitlines(keepends=True)
+        small = ['--model_name', 'mnist', '--head_name', 'direct', '--net_input_height', 32, '--net_input_width', 32,
+                 '--batch_p', 4, '--train_iterations', 1]
+        subprocess.run([sys.executable, str(ROOT / 'train.py'), *train_arguments(root, csv, *small)], check=True,
+                       stderr=subprocess.DEVNULL)
+        peaks = []
+        for count in (2_000, 20_000):
+            (folder / f'{count}.csv').write_text(''.join((lines * (count // len(lines) + 1))[:count]))
+            process = subprocess.Popen([sys.executable, str(ROOT / 'embed.py'), '--experiment_root', str(root),
+                                        '--dataset', str(folder / f'{count}.csv'), '--quiet'], stderr=subprocess.DEVNULL)
+            peaks.append(os.wait4(process.pid, 0)[2].ru_maxrss / 1024)
+    tell('peak memory of embedding 20,000 images', peaks[1], '2,000 images', peaks[0], 'MiB')
+
+
+if __name__ == '__main__':
+    main()
