@@ -19,7 +19,7 @@ PLACE_OF_DATA = 'REPORT_DATA'
 SAMPLE = 1000  # Queries and gallery images between which the distances of different identities are measured.
 
 
-def report(evaluations, query, gallery, top_k, seed, page, link_images):
+def page_data(evaluations, query, gallery, top_k, seed, page, link_images):
     """The data of a page, as the template's script reads them.
 
     Args:
@@ -78,7 +78,7 @@ def report(evaluations, query, gallery, top_k, seed, page, link_images):
 
 
 def write_page(path, data):
-    """Write the page with the data of `report`, whole or not at all."""
+    """Write the page with the data of `page_data`, whole or not at all."""
     # Without a < in them, no name out of a file can end the element that holds the data.
     text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
     before, after = TEMPLATE.read_text(encoding='utf-8').split(f'>{PLACE_OF_DATA}<')

@@ -70,8 +70,8 @@ def read_evaluation(path):
     try:
         return _checked(path, content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f'{path} is not an evaluation as evaluate.py writes it ({type(error).__name__}: {error}).') \
-            from error
+        raise InputError(f'{path} is not an evaluation as evaluate.py writes it '
+                         f'({type(error).__name__}: {error}).') from error
 
 
 def _checked(path, content):
@@ -80,11 +80,15 @@ def _checked(path, content):
     for flag in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric', 'excluder'):
         if not isinstance(parameters[flag], str):
             raise TypeError(f'{flag} is {parameters[flag]!r}')
-    numbers = {'mAP': _finite(content['mAP']), 'mINP': _finite(content['mINP']),
+    if parameters['metric'] not in ranking.METRICS:
+        raise ValueError(f'metric is {parameters["metric"]!r}')
+    confidence = {}
+    for score in ('mAP', 'top1'):
+        low, high = content['confidence'][score]
+        confidence[score] = _finite(low), _finite(high)
+    numbers = {'mAP': _finite(content['mAP']), 'mINP': _finite(content['mINP']), 'confidence': confidence,
                'CMC': [_finite(share) for share in content['CMC']],
-               'counts': {count: int(value) for count, value in content['counts'].items()},
-               'confidence': {score: [_finite(bound) for bound in content['confidence'][score]]
-                              for score in ('mAP', 'top1')}}
+               'counts': {count: int(value) for count, value in content['counts'].items()}}
     if not queries or not numbers['CMC']:
         raise ValueError('it has no queries or no CMC')
     ap = 'ap_market1501' if parameters.get('use_market_ap') else 'ap'
@@ -155,8 +159,8 @@ def _open_images(embeddings_path, dataset_path, args):
 
 def _check_queries(evaluation, dataset):
     if evaluation.fids != dataset.fids.tolist():
-        raise InputError(f'{evaluation.path} is an evaluation of other queries than those of {dataset.path}. Evaluate again, or '
-                         f'name the csv file of then.')
+        raise InputError(f'{evaluation.path} is an evaluation of other queries than those of {dataset.path}. Evaluate '
+                         f'again, or name the csv file of then.')
 
 
 def image_paths(embeddings, fids, args):

@@ -100,7 +100,7 @@ def main():
 
 def draw_rankings(args):
     """A picture with a row for each chosen query: itself, then its nearest images."""
-    from results import open_evaluation, ranked_lists
+    from results import changed_ranks, open_evaluation, ranked_lists
     filename = args.filename or os.path.splitext(args.evaluation)[0] + '_rankings.png'
     check_picture_name(filename)
     evaluation, query, gallery = open_evaluation(args)
@@ -111,6 +111,8 @@ def draw_rankings(args):
     figure, missing, count = picture_of_lists(evaluation, query, gallery, queries, lists)
     save_picture(figure, filename)
     warn_of_missing(missing, count)
+    for flag in changed_ranks(evaluation):
+        print(f'Warning: {args.evaluation} was made with {flag}; the lists are those without.', file=sys.stderr)
     print(f'{len(queries)} ranked lists: {filename}')
 
 
@@ -187,14 +189,14 @@ def picture_of_lists(evaluation, query, gallery, queries, lists):
 
 def write_report(args):
     """One page with the evaluation's numbers, charts and every query's ranked list."""
-    from report import report, write_page
+    from report import page_data, write_page
     from results import open_evaluation, open_other_evaluation
     filename = args.filename or os.path.splitext(args.evaluation)[0] + '.html'
     evaluation, query, gallery = open_evaluation(args)
     evaluations = [evaluation]
     if args.compare:
         evaluations.append(open_other_evaluation(args.compare, evaluation, query, gallery))
-    data, missing, count = report(evaluations, query, gallery, args.top_k, args.seed, filename, args.link_images)
+    data, missing, count = page_data(evaluations, query, gallery, args.top_k, args.seed, filename, args.link_images)
     write_page(filename, data)
     warn_of_missing(missing, count)
     print(f'{len(query.dataset)} queries, {os.path.getsize(filename) / 1e6:.1f} MB: {filename}')
@@ -240,6 +242,8 @@ def in_two_dimensions(emb, projection, seed):
     if min(emb.shape) < 2:
         raise InputError(f'Embeddings of shape {emb.shape} cannot be projected to two dimensions; at least two images '
                          f'and two dimensions are needed.')
+    if (emb == emb[0]).all():
+        return np.zeros((len(emb), 2)), 'all in one point'
     if projection == 'pca':
         from sklearn.decomposition import PCA
         pca = PCA(2, random_state=seed)
@@ -326,7 +330,7 @@ def draw_curves(args):
     runs = {root: read_scalars(root) for root in args.experiment_roots}
     distributions = {root: quantiles for root in runs if (quantiles := read_loss_quantiles(root))}
     tags = sorted({tag for scalars in runs.values() for tag in scalars})
-    tags.sort(key=lambda tag: next((i for i, start in enumerate(PANELS_FIRST) if tag.startswith(start)), 99))
+    tags.sort(key=lambda tag: next((i for i, start in enumerate(PANELS_FIRST) if tag.startswith(start)), 9))
 
     rows = math.ceil((len(tags) + len(distributions)) / 2)
     figure = new_figure(12, 3 * rows + 0.25 * len(runs))
@@ -376,7 +380,7 @@ def warn_of_missing(fids, count):
     """Say which of `count` images could not be shown, if any."""
     from thumbnails import missing_sentence
     if fids:
-        print(f'warning: {missing_sentence(fids, count)} If they were moved, give their folder as --image_root.',
+        print(f'Warning: {missing_sentence(fids, count)} If they were moved, give their folder as --image_root.',
               file=sys.stderr)
 
 

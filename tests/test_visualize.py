@@ -156,12 +156,12 @@ def test_images_moved_away(copy, tmp_path):
     report = ['report', copy / 'run.json', *flags(copy), '--top_k', 1000]
     process = visualize_script(*report)
     assert process.returncode == 0
-    assert process.stderr.startswith(f'warning: 3 of {queries + len(fids)} images are missing or broken, the first of '
+    assert process.stderr.startswith(f'Warning: 3 of {queries + len(fids)} images are missing or broken, the first of '
                                      f'them {fids[0]}')
     process = visualize_script(*report, '--allow_outside_root')
-    assert process.stderr.startswith('warning: 2 of')
+    assert process.stderr.startswith('Warning: 2 of')
     process = visualize_script('rankings', copy / 'run.json', *flags(copy), '--image_root', tmp_path / 'nowhere')
-    assert process.returncode == 0 and process.stderr.startswith('warning: 88 of 88 images')
+    assert process.returncode == 0 and process.stderr.startswith('Warning: 88 of 88 images')
 
 
 def test_evaluation_of_other_files(root, copy):
@@ -238,6 +238,7 @@ def test_any_change_of_an_evaluation_is_read_or_refused(root, tmp_path, data):
     except InputError:
         return
     json.dumps(evaluation.numbers, allow_nan=False)
+    assert evaluation.parameters['metric'] == 'euclidean'  # No other one is drawn that exists.
     assert len(evaluation.fids) == len(evaluation.ap) == len(evaluation.matches)
 
 
@@ -261,6 +262,7 @@ def test_two_dimensions_stay_as_they_are():
     assert len({tuple(collection.get_facecolor()[0]) for collection in axes.collections}) == 3
 
 
+@pytest.mark.filterwarnings('error')
 def test_projections():
     random = np.random.default_rng(0)
     emb = random.normal(size=(40, 6)) * [5, 3, 1, 1, 1, 1] + 10
@@ -274,6 +276,8 @@ def test_projections():
     points, _ = visualize.in_two_dimensions(emb, 'tsne', 0)
     within = max(np.ptp(points[:20], axis=0).max(), np.ptp(points[20:], axis=0).max())
     assert np.linalg.norm(points[:20].mean(axis=0) - points[20:].mean(axis=0)) > within / 2
+    points, how = visualize.in_two_dimensions(np.ones((9, 4)), 'tsne', 0)
+    assert np.array_equal(points, np.zeros((9, 2))) and how == 'all in one point'
     for shape in ((1, 6), (4, 1)):
         with pytest.raises(InputError):
             visualize.in_two_dimensions(np.zeros(shape), 'pca', 0)
