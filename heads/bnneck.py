@@ -12,5 +12,5 @@ def head(endpoints, embedding_dim):
     The last two are the same. As in `features`, a dense layer comes first only where D is not F.
     """
     features = _dense.reduced(endpoints['model_output'], embedding_dim)
-    emb = BatchNorm(offset=False, name='bnneck.BatchNorm')(features)
+    emb = BatchNorm(offset=False, dtype='float32', name='bnneck.BatchNorm')(features)
     return {**endpoints, 'metric_emb': features, 'emb_raw': emb, 'emb': emb}

@@ -1,0 +1,187 @@
+"""What makes it faster and changes no number, or only as far as it says: 16 bits, XLA, cached images, flat memory."""
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import arguments
+import batches
+import cache
+import images
+import model
+import optimizer
+import plugins
+from _runs import Run, left_behind, make_people, train_arguments
+from conftest import ROOT, assert_one_sentence, run_script
+from dataset import load_dataset
+from errors import InputError
+
+ITERATIONS = 8
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    return make_people(tmp_path_factory.mktemp('people'))
+
+
+@pytest.fixture(scope='module')
+def plain(people, tmp_path_factory):
+    """The experiment root of a run without any of it."""
+    return train(people, tmp_path_factory.mktemp('runs') / 'plain')
+
+
+def train(people, root, *flags):
+    run = Run('train.py', *train_arguments(people, root, ITERATIONS), *flags)
+    assert run.wait() == 0, run.output
+    return root
+
+
+def losses(root):
+    return np.load(root / 'log_losses.npy')
+
+
+def test_float16_is_near_float32_and_resumed_exactly(people, plain, tmp_path):
+    root = train(people, tmp_path / 'float16', '--mixed_precision', 'float16')
+    # Adam's first steps hardly depend on the size of a gradient, so rounding shows later on.
+    np.testing.assert_allclose(losses(root)[:2], losses(plain)[:2], atol=0.005)
+    assert not np.array_equal(losses(root), losses(plain))
+    before = left_behind(root, ITERATIONS)
+    for name in ('checkpoint-8.index', 'checkpoint-8.data-00000-of-00001', 'checkpoint'):
+        (root / name).unlink()
+    run = Run('train.py', '--experiment_root', root, '--resume')
+    assert run.wait() == 0 and 'checkpoint-4' in run.output, run.output
+    after = left_behind(root, ITERATIONS)
+    assert all(before[name] == after[name] for name in before if name != 'log')
+    reader = tf.train.load_checkpoint(str(root / 'checkpoint-8'))
+    assert reader.get_tensor('loss_scale') == 2 ** 15 and reader.get_tensor('loss_scale_good_steps') == ITERATIONS
+
+
+def test_xla_gives_the_same_losses(people, plain, tmp_path):
+    arguments_of_run = train_arguments(people, tmp_path / 'xla', ITERATIONS)
+    arguments_of_run.remove('--deterministic')
+    run = Run('train.py', *arguments_of_run, '--jit_compile')
+    assert run.wait() == 0, run.output
+    np.testing.assert_allclose(losses(tmp_path / 'xla'), losses(plain), atol=1e-4)
+
+
+def test_a_cache_changes_no_bit(people, plain, tmp_path):
+    folder = tmp_path / 'cache'
+    for name, where in (('memory', 'memory'), ('filled', folder), ('found', folder)):
+        root = train(people, tmp_path / name, '--cache', where)
+        assert np.array_equal(losses(root), losses(plain)), name
+    assert sorted(os.listdir(folder)) == ['index.npz', 'pixels.bin']
+
+
+def test_a_cache_of_other_images_is_refused(people, tmp_path):
+    paths = images.paths(load_dataset(people / 'people.csv'), people)
+    folder = str(tmp_path / 'cache')
+    read = cache.reader(paths, folder, 2)
+    rows = tf.data.Dataset.range(len(paths)).map(read)
+    for path, pixels in zip(paths, rows.as_numpy_iterator(), strict=True):
+        assert np.array_equal(pixels, images.decode(tf.io.read_file(path)))
+    with pytest.raises(InputError, match='other images'):
+        cache.reader(paths[1:], folder, 2)
+    with open(os.path.join(folder, 'pixels.bin'), 'ab') as file:
+        file.write(b'more')
+    with pytest.raises(InputError, match='other images'):
+        cache.reader(paths, folder, 2)
+    os.truncate(os.path.join(folder, 'index.npz'), 100)
+    with pytest.raises(InputError, match='no whole cache'):
+        cache.reader(paths, folder, 2)
+
+
+def test_a_cache_of_a_broken_image_names_it(tmp_path):
+    (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xffnothing')
+    for kind in ('memory', str(tmp_path / 'cache')):
+        with pytest.raises(InputError, match='broken.jpg'):
+            cache.reader([str(tmp_path / 'broken.jpg')], kind, 2)
+    assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_parts_of_batches_are_the_batches(people):
+    args = arguments.make_parser().parse_args([*map(str, train_arguments(people, 'nowhere')), '--crop_augment',
+                                               '--pre_crop_height', '32', '--pre_crop_width', '30'])
+    dataset = load_dataset(people / 'people.csv')
+    identities = batches.Identities(dataset, args.batch_p)
+    whole = list(batches.batches(dataset, identities, args, 2, 7).as_numpy_iterator())
+    second_worker = batches.batches(dataset, identities, args, 2, 7, range(2, 6), 2)
+    parts = list(second_worker.as_numpy_iterator())
+    assert len(whole) == 5 and len(parts) == 10
+    for number, part in enumerate(parts):
+        batch = whole[number // 2]
+        assert np.array_equal(part['rows'], batch['rows']) and np.array_equal(part['pids'], batch['pids'])
+        start = 2 + number % 2 * 2
+        assert np.array_equal(part['images'], batch['images'][start:start + 2])
+
+
+@pytest.fixture
+def restored_policy():
+    yield
+    keras.config.set_dtype_policy('float32')
+
+
+@pytest.mark.parametrize('head', plugins.choices('heads'))
+def test_weights_statistics_and_embeddings_are_float32(head, restored_policy):
+    model.set_precision('bfloat16')
+    network = model.build('mobilenet_v1_1_224', head, 8, (32, 32, 3))
+    assert {str(variable.dtype) for variable in network.variables} == {'float32'}
+    endpoints = network(np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32), training=True)
+    assert endpoints['Conv2d_13_pointwise'].dtype == tf.bfloat16
+    used = [endpoints[name] for name in ('emb', 'emb_raw', 'metric_emb') if name in endpoints]
+    assert all(endpoint.dtype == tf.float32 for endpoint in used)
+
+
+def test_loss_scale():
+    scale = optimizer.LossScale('float16')
+    weight = tf.Variable(1.0)
+
+    @tf.function(autograph=False)
+    def step(gradient):
+        [unscaled] = scale.unscaled([gradient])
+
+        def update():
+            weight.assign_sub(unscaled)
+
+        scale.apply(unscaled, update)
+
+    step(scale.scaled(tf.constant(0.25)))
+    assert weight.numpy() == 0.75 and scale.scale.numpy() == 2 ** 15 and scale.good_steps.numpy() == 1
+    step(tf.constant(np.inf))
+    assert weight.numpy() == 0.75 and scale.scale.numpy() == 2 ** 14 and scale.good_steps.numpy() == 0
+    assert scale.left_out(np.float32(np.inf)) and not scale.left_out(np.float32(1))
+    scale.good_steps.assign(1999)
+    step(tf.constant(0.0))
+    assert scale.scale.numpy() == 2 ** 15 and scale.good_steps.numpy() == 0
+    scale.scale.assign(1)
+    step(tf.constant(np.nan))
+    assert scale.scale.numpy() == 1 and not scale.left_out(np.float32(np.nan)), 'a NaN at every scale is an error'
+    assert optimizer.LossScale('none').variables == optimizer.LossScale('bfloat16').variables == {}
+
+
+def test_precision_is_kept_with_the_run(people, plain, tmp_path):
+    args, stored = arguments.load(str(plain))
+    assert stored['mixed_precision'] == args.mixed_precision == 'none'
+    process = run_script('train.py', *train_arguments(people, tmp_path / 'root'), '--mixed_precision', 'float8')
+    assert_one_sentence(process, '--mixed_precision', 'float8', status=2)
+
+
+def peak_memory(*command):
+    """Peak resident memory of a process of its own, in bytes."""
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_memory_does_not_grow_with_the_number_of_images(people, plain, tmp_path):
+    lines = (people / 'people.csv').read_text().splitlines()
+    peaks = []
+    for number in (2_000, 20_000):
+        path = tmp_path / f'{number}.csv'
+        path.write_text('\n'.join(lines[i % len(lines)] for i in range(number)) + '\n')
+        peaks.append(peak_memory('embed.py', '--experiment_root', plain, '--dataset', path, '--quiet'))
+    assert peaks[1] < 1.1 * peaks[0], [f'{peak / 2 ** 20:.0f} MiB' for peak in peaks]
