@@ -1,0 +1,109 @@
+"""Each recipe runs end to end on a small dataset in the layout of its own, shortened by flags appended to it."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import checkpoints
+import model
+from _people import write_market1501
+from conftest import ROOT
+
+RECIPES = sorted(path.name for path in (ROOT / 'recipes').glob('*.sh'))
+SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',
+         '36', '--net_input_height', '32', '--net_input_width', '32']
+# What a recipe starts from; those that only differ in the loss from another one run with a smaller net.
+STARTS_FROM = {
+    'lunet_market1501.sh': None,
+    'two_tricks_market1501.sh': 'resnet_v1_50',
+    'strong_baseline_market1501.sh': 'resnet_v1_50',
+    'xent_market1501.sh': 'resnet50',
+    'xent_triplet_market1501.sh': 'mnist',
+}
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A folder with the project in it, by links, whose data/ gets the csv files that the recipes make."""
+    folder = tmp_path_factory.mktemp('project')
+    for name in ('data', 'recipes'):
+        (folder / name).mkdir()
+    scripts = ('train.py', 'embed.py', 'visualize.py', 'make_dataset.py')
+    for name in (*scripts, *(f'recipes/{recipe}' for recipe in RECIPES)):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def market1501(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('datasets') / 'market1501'
+    write_market1501(folder, identities=4, images_per_camera=2)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Files with random weights, to start from: name of a net -> path."""
+    folder = tmp_path_factory.mktemp('weights')
+    for name in ('resnet_v1_50', 'mnist'):
+        body = model.build(name, 'direct', 2, (32, 32, 3)).body
+        checkpoints.save(folder, ('resnet_v1_50', 'mnist').index(name), model.named_variables(body))
+    keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
+    return {'resnet_v1_50': folder / 'checkpoint-0', 'mnist': folder / 'checkpoint-1',
+            'resnet50': folder / 'resnet50.weights.h5'}
+
+
+def run_recipe(project, name, *arguments):
+    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ['PATH']])
+    command = ['sh', str(project / 'recipes' / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, 'PATH': path})
+
+
+def test_there_is_a_test_of_every_recipe():
+    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh'])
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_tells_how_it_is_used(name, project):
+    process = run_recipe(project, name)
+    assert process.returncode == 1 and 'Usage:' in process.stderr and 'IMAGE_ROOT' in process.stderr
+
+
+@pytest.mark.parametrize('name', STARTS_FROM)
+def test_recipe_on_market1501(name, project, market1501, weights, tmp_path):
+    start = STARTS_FROM[name]
+    smaller = ['--model_name', start, '--embedding_dim', 8] if start == 'mnist' else []
+    process = run_recipe(project, name, market1501, *([weights[start]] if start else []), tmp_path / 'run', *SMALL,
+                         *smaller)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / 'run' / 'checkpoint-1.index').exists()
+    assert (project / 'data' / 'market1501_train.csv').exists()
+    if start:
+        assert 'Initialised the body from' in process.stderr
+    args = json.loads((tmp_path / 'run' / 'args.json').read_text())
+    assert ('xent' in name or 'strong' in name) == (args['xent_weight'] == 1)
+
+
+def write_idx(path, array):
+    header = np.array([0x0800 + array.ndim, *array.shape], '>u4').tobytes()
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def test_mnist_recipe_draws_the_embedding_of_each_checkpoint(project, tmp_path):
+    random = np.random.default_rng(0)
+    for part, count in (('train', 30), ('t10k', 20)):
+        labels = np.arange(count) % 10
+        write_idx(tmp_path / f'{part}-labels-idx1-ubyte', labels)
+        write_idx(tmp_path / f'{part}-images-idx3-ubyte', random.integers(0, 256, (count, 28, 28)) // 10 + 20 *
+                  labels[:, None, None])
+    process = run_recipe(project, 'mnist.sh', tmp_path, tmp_path / 'run', '--train_iterations', 2,
+                         '--checkpoint_frequency', 0)
+    assert process.returncode == 0, process.stderr
+    pictures = sorted(path.name for path in (tmp_path / 'run').glob('*.png'))
+    assert pictures == ['mnist_test_checkpoint-0.png', 'mnist_test_checkpoint-2.png']
+    assert (project / 'data' / 'mnist_train.csv').exists()
