@@ -49,6 +49,8 @@ def save_tflite(module, path):
 def load_tflite(path):
     """Returns: Loaded."""
     import tensorflow as tf
+    from tensorflow.lite.tools import flatbuffer_utils
+    flatbuffer_utils.read_model(path)  # A damaged file raises here; the interpreter would crash.
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # It is to move to a package of its own.
         interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())

@@ -89,13 +89,6 @@ def main():
             print(line)
         return
     check(args, parser)
-    root = args.experiment_root or os.path.dirname(args.checkpoint_name or '')
-    targets = args.frozen_model_path or [os.path.join(root, 'frozen')]
-    for path in targets:
-        exports.format_of(path)
-        if not args.load:
-            exports.check_writable(path)
-
     # The model. What it is stands in its args.json, or on the command line.
     trained = argparse.Namespace(**{name: getattr(args, name) or value for name, value in MODEL_FLAGS.items()})
     if args.experiment_root:
@@ -103,6 +96,14 @@ def main():
     net_size = (trained.net_input_height, trained.net_input_width)
     load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
     input_size = load_size if args.crop_augment == 'avgpool' else net_size
+
+    # Where the exports go, or are.
+    root = args.experiment_root or os.path.dirname(args.checkpoint_name or '')
+    targets = args.frozen_model_path or [os.path.join(root, 'frozen')]
+    for path in targets:
+        exports.format_of(path)
+        if not args.load:
+            exports.check_writable(path)
 
     if not args.load:
         paths = []

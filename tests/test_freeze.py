@@ -1,0 +1,234 @@
+"""Exports: every format gives embed.py's embeddings, wrong or half-written ones are never left, and nobody needs us."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, assert_one_sentence, run_script
+from PIL import Image
+
+import checkpoints
+import exports
+import freeze
+import images
+import model
+from errors import InputError
+
+ENDINGS = ['', '.tflite', '.onnx', '.pb']
+
+
+def pictures(count, size, seed):
+    """Images of a few colours, as deep nets tell apart where they do not with noise: [B, H, W, 3] float32."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (count, 4, 2, 3))
+    return np.float32(coarse.repeat(size[0] // 4, axis=1).repeat(size[1] // 2, axis=2))
+
+
+def write_experiment(root, net, head, net_size, pre_crop):
+    """An experiment root with a model whose batch norm statistics and offsets are not those of a fresh one."""
+    root.mkdir()
+    network = model.build(net, head, 6, (*net_size, 3))
+    random = np.random.default_rng(0)
+    for layer in network.layers:
+        layer.momentum = 0  # The statistics become those of the next batch.
+    network(pictures(16, net_size, seed=0), training=True)
+    for name, variable in model.named_variables(network).items():
+        if name.endswith(('beta', 'biases')):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    checkpoints.save(str(root), 7, model.named_variables(network))
+    (root / 'args.json').write_text(json.dumps({
+        'model_name': net, 'head_name': head, 'embedding_dim': 6, 'net_input_height': net_size[0], 'net_input_width':
+        net_size[1], 'pre_crop_height': pre_crop[0], 'pre_crop_width': pre_crop[1], 'image_root': str(root.parent)}))
+    return root
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with images of several sizes, their csv file, and a small experiment."""
+    folder = tmp_path_factory.mktemp('freeze')
+    random = np.random.default_rng(1)
+    for number in range(5):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 5, 3), np.uint8))
+        coarse.resize((30 + number, 50 - number)).save(folder / f'{number}.png')
+    (folder / 'images.csv').write_text(''.join(f'{number},{number}.png\n' for number in range(5)))
+    write_experiment(folder / 'run', 'mnist', 'fc1024_normalize', (32, 16), (37, 19))
+    return folder
+
+
+def pixels(folder):
+    return [np.asarray(Image.open(folder / f'{number}.png')) for number in range(5)]
+
+
+def run_freeze(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['freeze.py', *map(str, arguments)])
+    freeze.main()
+
+
+def left_in(folder):
+    return sorted(os.listdir(folder))
+
+
+@pytest.fixture(scope='module')
+def plain_exports(folder):
+    """Exports in all formats, by the script itself, and what it printed."""
+    paths = [folder / f'plain{ending}' for ending in ENDINGS]
+    run = run_script('freeze.py', '--experiment_root', folder / 'run', '--frozen_model_path', *paths, '--check_dataset',
+                     folder / 'images.csv', '--benchmark', '--batch_size', 1, 3, '--runs', 2)
+    assert run.returncode == 0, run.stderr
+    return paths, run.stdout
+
+
+def test_every_format_gives_the_embeddings(folder, plain_exports):
+    paths, printed = plain_exports
+    network, _ = model.from_experiment(str(folder / 'run'))
+    batch = np.stack([images.load(str(folder / f'{number}.png'), (32, 16)) for number in range(5)])
+    expected = network(batch, training=False)['emb'].numpy()
+    assert np.ptp(expected, axis=0).min() > 1e-2
+    for path in map(str, paths):
+        export = exports.load(path)
+        assert tuple(export.input_shape) == (None, 32, 16, 3) and export.input_dtype == np.float32
+        for part in (slice(0, 1), slice(0, 5)):
+            np.testing.assert_allclose(export.embed(batch[part]), expected[part], atol=1e-5)
+        lines = [line for line in printed.splitlines() if f'{path} ' in line or f'{path}:' in line]
+        assert len(lines) == 3 and 'at most on 5 images' in lines[0]
+        assert 'images/s' in lines[1] and 'for 3 images' in lines[2]
+
+
+def test_augmentation_and_resizing_inside(folder, monkeypatch, capsys):
+    paths = [folder / f'augmented{ending}' for ending in ENDINGS]
+    run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', *paths, '--any_size',
+               '--input_dtype', 'uint8', '--flip_augment', '--crop_augment', 'five', '--aggregator', 'normalized_mean')
+    assert capsys.readouterr().out.count('at most on 16 images') == len(ENDINGS)
+    network, _ = model.from_experiment(str(folder / 'run'))
+    for number, image in enumerate(pixels(folder)):
+        resized = np.asarray(images.load(str(folder / f'{number}.png'), (37, 19)))
+        crops = [mirror[top:top + 32, left:left + 16] for mirror in (resized, resized[:, ::-1])
+                 for top, left in ((2, 1), (0, 0), (0, 3), (5, 0), (5, 3))]
+        mean = network(np.stack(crops), training=False)['emb'].numpy().mean(axis=0)
+        for path in map(str, paths):
+            export = exports.load(path)
+            assert export.input_dtype == np.uint8
+            np.testing.assert_allclose(export.embed(image[None])[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_uint8_images_of_the_nets_size(folder, monkeypatch, capsys):
+    path = str(folder / 'uint8.tflite')
+    run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', path, '--input_dtype', 'uint8',
+               '--check_dataset', folder / 'images.csv')
+    assert 'at most on 5 images' in capsys.readouterr().out
+    batch = np.random.default_rng(2).integers(0, 256, (3, 32, 16, 3), np.uint8)
+    network, _ = model.from_experiment(str(folder / 'run'))
+    expected = network(batch.astype(np.float32), training=False)['emb']
+    np.testing.assert_allclose(exports.load(path).embed(batch), expected, atol=1e-5)
+
+
+def test_fused_batch_norm_and_depthwise_convolutions(folder, monkeypatch, capsys):
+    root = write_experiment(folder / 'mobilenet', 'mobilenet_v1_1_224', 'bnneck', (64, 32), (72, 36))
+    paths = [root / 'net.tflite', root / 'net.onnx']
+    run_freeze(monkeypatch, '--experiment_root', root, '--frozen_model_path', *paths)
+    network, _ = model.from_experiment(str(root))
+    batch = pictures(2, (64, 32), seed=100)
+    expected = network(batch, training=False)['emb'].numpy()
+    assert np.ptp(expected, axis=0).max() > 1e-2
+    for path in map(str, paths):
+        np.testing.assert_allclose(exports.load(path).embed(batch), expected, atol=1e-4 * max(1, abs(expected).max()))
+
+
+def test_the_originals_command_line(folder, plain_exports, monkeypatch, capsys):
+    path = folder / 'encoder.pb'
+    model_flags = ['--model_name', 'mnist', '--head_name', 'fc1024_normalize', '--embedding_dim', 6,
+                   '--net_input_height', 32, '--net_input_width', 16]
+    run_freeze(monkeypatch, '--checkpoint_name', folder / 'run' / 'checkpoint-7', '--frozen_model_path', path,
+               *model_flags)
+    graph_def = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    batch = pictures(2, (32, 16), seed=100)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        tf.graph_util.import_graph_def(graph_def, name='')
+        embs = session.run('head/out_emb:0', {'input:0': batch})
+    np.testing.assert_allclose(embs, exports.load(str(plain_exports[0][0])).embed(batch), atol=1e-5)
+    capsys.readouterr()
+    run_freeze(monkeypatch, '--frozen_model_path', path, '--load', '--batch_size', 2, '--runs', 3)
+    assert 'for 2 images' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
+def test_an_export_that_differs_is_not_kept(folder, plain_exports, ending, tmp_path, monkeypatch):
+    right = exports.FORMATS[ending]
+
+    def save_wrong(module, path):
+        bias = module.weights[-1]
+        bias.assign_add(1e-2 * tf.ones_like(bias))
+        right.save(module, path)
+        bias.assign_sub(1e-2 * tf.ones_like(bias))
+
+    monkeypatch.setitem(exports.FORMATS, ending, right._replace(save=save_wrong))
+    before = plain_exports[0][ENDINGS.index(ending)]
+    old = tmp_path / f'old{ending}'
+    shutil.copytree(before, old) if before.is_dir() else shutil.copy(before, old)
+    for path in (old, tmp_path / f'new{ending}'):
+        with pytest.raises(InputError, match='differs from embed.py by up to'):
+            run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', path)
+    assert left_in(tmp_path) == [f'old{ending}']
+    batch = np.zeros((1, 32, 16, 3), np.float32)
+    np.testing.assert_array_equal(exports.load(str(old)).embed(batch), exports.load(str(before)).embed(batch))
+
+
+def test_the_example_needs_nothing_of_this_project(folder, tmp_path, monkeypatch):
+    run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--any_size')  # To `frozen`, in the experiment root.
+    shutil.copytree(folder / 'run' / 'frozen', tmp_path / 'export')
+    shutil.copy(ROOT / 'examples' / 'use_embedding.py', tmp_path)
+    for number in (0, 1):
+        shutil.copy(folder / f'{number}.png', tmp_path)
+    command = [sys.executable, '-I', 'use_embedding.py', 'export', '0.png', '1.png']
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    network, _ = model.from_experiment(str(folder / 'run'))
+    embs, = model.embed_files(network, [str(folder / '0.png'), str(folder / '1.png')])
+    assert run.stdout == f'distance: {np.linalg.norm(embs[0, 0] - embs[0, 1]):.4f}\n'
+
+
+def test_bad_input_is_told_before_tensorflow_is_imported(folder, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    for arguments, parts in [
+            ([], ['--experiment_root']),
+            (['--experiment_root', tmp_path / 'none'], ['no experiment root']),
+            (['--experiment_root', tmp_path], ['args.json']),
+            (['--experiment_root', folder / 'run', '--model_name', 'mnist'], ['--model_name']),
+            (['--experiment_root', folder / 'run', '--flip_augment'], ['--aggregator']),
+            (['--experiment_root', folder / 'run', '--frozen_model_path', 'net.h5'], ['net.h5', '.onnx']),
+            (['--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'no' / 'net.pb'], ['no folder']),
+            (['--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'mine'], ['no SavedModel'])]:
+        assert_one_sentence(run_script('freeze.py', *arguments), *parts)
+    assert left_in(tmp_path) == ['mine']
+
+
+def test_more_bad_input(folder, plain_exports, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match='There is no checkpoint .*checkpoint-8; found there: checkpoint-7'):
+        run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--checkpoint', 'checkpoint-8')
+    with pytest.raises(InputError, match='There is no .*gone.onnx'):
+        run_freeze(monkeypatch, '--load', '--frozen_model_path', tmp_path / 'gone.onnx')
+    for path in plain_exports[0]:
+        torn = tmp_path / path.name
+        shutil.copytree(path, torn) if path.is_dir() else shutil.copy(path, torn)
+        file = torn / 'saved_model.pb' if path.is_dir() else torn
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(InputError, match='cannot be read as'):
+            run_freeze(monkeypatch, '--load', '--frozen_model_path', torn)
+    monkeypatch.setitem(sys.modules, 'tf2onnx', None)
+    with pytest.raises(InputError, match='need tf2onnx, which is not installed: pip install -r requirements-export.txt'):
+        run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'net.onnx')
+
+
+def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full(module, path):
+        pathlib.Path(path, 'variables').mkdir()
+        raise OSError(28, 'No space left on device', path)
+
+    monkeypatch.setitem(exports.FORMATS, '', exports.FORMATS['']._replace(save=full))
+    with pytest.raises(OSError, match='No space left'):
+        run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'net')
+    assert left_in(tmp_path) == []
