@@ -1,9 +1,6 @@
 """Pictures of rankings, embeddings and training curves, and what visualize.py says of files that do not fit."""
 import json
-import os
 import shutil
-import subprocess
-import sys
 import types
 
 import hypothesis
@@ -15,11 +12,23 @@ from PIL import Image
 import _evaluated
 import training_logs
 import visualize
-from conftest import ROOT, assert_one_sentence, run_script
+from conftest import assert_one_sentence, run_script
 from dataset import Dataset, load_dataset
 from embeddings import Embeddings, save_embeddings
 from errors import InputError
 from results import open_evaluation, ranked_lists, read_evaluation
+
+
+@pytest.fixture(scope='module', autouse=True)
+def bare_machine(tmp_path_factory):
+    """Scripts run where TensorFlow cannot be imported and where there is no display."""
+    folder = tmp_path_factory.mktemp('modules')
+    (folder / 'tensorflow.py').write_text('raise AssertionError("nothing of this needs TensorFlow")')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', str(folder))
+        patch.setenv('MPLBACKEND', 'TkAgg')
+        patch.delenv('DISPLAY', raising=False)
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -122,22 +131,12 @@ def test_choice_of_queries(root, choice):
 def test_rankings_script(root, tmp_path):
     fids = opened(root)[0].fids
     process = visualize_script('rankings', root / 'run.json', '--queries', fids[4], fids[0], '--show_excluded',
-                               '--filename', tmp_path / 'lists.png', env={**os.environ, 'MPLBACKEND': 'TkAgg'})
+                               '--filename', tmp_path / 'lists.png')
     assert process.returncode == 0 and process.stderr == '', process.stderr
     with Image.open(tmp_path / 'lists.png') as picture:
         assert picture.height == 2 * 160 / 72 * 150 // 1
     unknown = visualize_script('rankings', root / 'run.json', '--queries', 'query/nobody.jpg')
     assert_one_sentence(unknown, 'query/nobody.jpg')
-
-
-def test_needs_no_tensorflow(root, tmp_path):
-    (tmp_path / 'train.log').write_text(LOG_LINE.format(1, 0.5, 12.5))
-    for arguments in (['curves', tmp_path], ['report', root / 'run.json', '--filename', tmp_path / 'page.html']):
-        process = subprocess.run([sys.executable, '-X', 'importtime', ROOT / 'visualize.py', *arguments],
-                                 capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
-        imported = {line.split('|')[-1].strip() for line in process.stderr.splitlines() if '|' in line}
-        assert 'numpy' in imported and 'tensorflow' not in imported and 'matplotlib.pyplot' not in imported
 
 
 # --- Files that do not fit --------------------------------------------------------------------------------------------
@@ -362,10 +361,9 @@ def write_events(root, scalars, resumed_at=None):
 
 def test_scalars_of_events(tmp_path):
     (tmp_path / 'train.log').write_text(LOG_LINE.format(1, 9, 9))
-    path = write_events(tmp_path, {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}})
+    write_events(tmp_path, {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}})
     assert training_logs.read_scalars(tmp_path) == {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}}
     # Resumed at step 3: steps 3 and 4 of the first part did not become part of the run.
-    os.utime(path, (0, 0))
     write_events(tmp_path, {'loss': {3: 0.125}}, resumed_at=3)
     assert training_logs.read_scalars(tmp_path)['loss'] == {1: 0.5, 2: 0.25, 3: 0.125}
 
