@@ -101,7 +101,7 @@ def train(args, train_set, validator, strategy, interruption, log):
     of_head = {name: variable for name, variable in trainable.items() if name not in of_body}
     with strategy.scope():
         adam = optimizer.Adam(trainable, args.weight_decay)
-        loss_scale = optimizer.LossScale(args.mixed_precision == 'float16')
+        loss_scale = optimizer.LossScale(args.mixed_precision)
     global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
     state = {**variables, **adam.variables, **loss_scale.variables, 'global_step': global_step}
 
