@@ -63,7 +63,10 @@ def load_tflite(path):
 def save_onnx(module, path):
     """Write an ONNX file; `module` as for `save_saved_model`."""
     import tf2onnx
-    onnx_model, _ = tf2onnx.convert.from_function(module.embed, module.embed.input_signature)
+    # From a graph with constants: of a function it makes inputs of the constants from outside, as a ResNet's mean pixel.
+    onnx_model, _ = tf2onnx.convert.from_graph_def(
+        _frozen_graph(module, 'images', 'emb'), input_names=['images:0'], output_names=['emb:0'],
+        tensors_to_rename={'images:0': 'images', 'emb:0': 'emb'})
     _write(path, onnx_model.SerializeToString())
 
 
@@ -83,15 +86,20 @@ def save_frozen_graph(module, path):
 
     `module` as for `save_saved_model`.
     """
+    _write(path, _frozen_graph(module, 'input', 'head/out_emb').SerializeToString())
+
+
+def _frozen_graph(module, input_name, output_name):
+    """The graph of a module's `embed` with constants in place of variables, a tf.compat.v1.GraphDef."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     frozen = convert_variables_to_constants_v2(module.embed.get_concrete_function())
     with tf.Graph().as_default() as graph:
-        images = tf.compat.v1.placeholder(frozen.inputs[0].dtype, frozen.inputs[0].shape, 'input')
+        images = tf.compat.v1.placeholder(frozen.inputs[0].dtype, frozen.inputs[0].shape, input_name)
         emb, = tf.graph_util.import_graph_def(frozen.graph.as_graph_def(), {frozen.inputs[0].name: images},
                                               [frozen.outputs[0].name])
-        tf.identity(emb, 'head/out_emb')
-    _write(path, graph.as_graph_def().SerializeToString())
+        tf.identity(emb, output_name)
+    return graph.as_graph_def()
 
 
 def load_frozen_graph(path):

@@ -138,6 +138,21 @@ def test_fused_batch_norm_and_depthwise_convolutions(folder, monkeypatch, capsys
         np.testing.assert_allclose(exports.load(path).embed(batch), expected, atol=1e-4 * max(1, abs(expected).max()))
 
 
+@pytest.mark.parametrize('ending', ENDINGS)
+def test_a_constant_from_outside_stays_inside(ending, tmp_path):
+    """As the mean pixel of the ResNets."""
+    mean_pixel = tf.constant([[1.0, 2.0, 3.0]])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 3], tf.float32, name='images')])
+    def embed(images):
+        return {'emb': tf.reduce_mean(images, axis=(1, 2)) - mean_pixel}
+
+    module = tf.Module()
+    module.embed = embed
+    with exports.written(str(tmp_path / f'constant{ending}'), module) as export:
+        np.testing.assert_allclose(export.embed(np.ones((2, 4, 4, 3), np.float32)), [[0, -1, -2]] * 2, atol=1e-6)
+
+
 def test_the_originals_command_line(folder, plain_exports, monkeypatch, capsys):
     path = folder / 'encoder.pb'
     model_flags = ['--model_name', 'mnist', '--head_name', 'fc1024_normalize', '--embedding_dim', 6,
