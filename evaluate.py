@@ -5,6 +5,8 @@ import json
 import os
 import sys
 
+import numpy as np
+
 import arguments
 import excluders
 import ranking
@@ -16,6 +18,7 @@ LONGEST_CMC = 100_000  # Ranks behind these would only make the file large.
 CONFIDENCE = 0.95
 SAMPLES = 2000
 SEED = 0
+COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-10', 'mINP')
 
 
 def make_parser():
@@ -66,7 +69,6 @@ def main():
     if not os.path.isdir(folder):
         parser.error(f'there is no folder {folder} to write --filename to')
 
-    import numpy as np
     import provenance
     from dataset import load_dataset
     from embeddings import open_with_dataset
@@ -78,7 +80,8 @@ def main():
             raise InputError(f'--by_camera and --multi_query_dataset need an excluder that reads the camera off a file '
                              f'name, and {args.excluder} does not.')
     queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
-    gallery, gallery_set = open_with_dataset(args.gallery_embeddings, load_dataset(args.gallery_dataset))
+    gallery_set = load_dataset(args.gallery_dataset, np.dtypes.StringDType())
+    gallery, gallery_set = open_with_dataset(args.gallery_embeddings, gallery_set)
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
@@ -141,7 +144,6 @@ def mean_of_images(query_set, images, image_set, excluder):
     Raises:
         InputError: a query without such an image.
     """
-    import numpy as np
     ids = excluder([]).ids
     number_of = {}
     group_of_query = [number_of.setdefault(key, len(number_of)) for key in ids(query_set.fids)]
@@ -161,7 +163,6 @@ def mean_of_images(query_set, images, image_set, excluder):
 
 def by_camera(queries, query_set, gallery, gallery_set, how, use_market_ap):
     """The mAP per pair of query and gallery camera: list of dicts, of the pairs that have queries with a match."""
-    import numpy as np
     ids = how['excluder']([]).ids
     query_cameras = np.array([camera for _, camera in ids(query_set.fids)])
     gallery_cameras = np.array([camera for _, camera in ids(gallery_set.fids)])
@@ -202,7 +203,6 @@ def result_of_each_query(query_set, ranks):
 
 def confidence(pids, ap, ranks):
     """Confidence intervals of mAP and rank-1, for the JSON file."""
-    import numpy as np
     matched = ranks.matched
     scores = np.stack([ap[matched], ranks.first_match_rank[matched] == 1], axis=1)
     low, high = interval(pids[matched], scores)
@@ -221,7 +221,6 @@ def interval(pids, scores):
 
     Returns: two lists [S], lower and upper ends.
     """
-    import numpy as np
     number_of = {}
     person = np.array([number_of.setdefault(pid, len(number_of)) for pid in pids])
     counts = np.bincount(person)
@@ -279,52 +278,53 @@ def print_cameras(table):
 
 def compare(first_path, second_path):
     """Print how the scores of two results of the same queries differ, and whether that may be noise."""
-    import numpy as np
-    first, second = read_results(first_path), read_results(second_path)
-    queries = [sorted(results['queries'], key=lambda query: query['fid']) for results in (first, second)]
-    if [query['fid'] for query in queries[0]] != [query['fid'] for query in queries[1]]:
+    (first_parameters, first), (second_parameters, second) = read_results(first_path), read_results(second_path)
+    if [fid for fid, _, _ in first] != [fid for fid, _, _ in second]:
         raise InputError(f'{first_path} and {second_path} are results of different queries: they cannot be compared.')
     for name in ('gallery_dataset', 'excluder', 'metric', 'rerank', 'multi_query_dataset'):
-        values = [results['parameters'].get(name) for results in (first, second)]
+        values = first_parameters.get(name), second_parameters.get(name)
         if values[0] != values[1]:
             print(f'Note: {name} is {values[0]} in the first and {values[1]} in the second.')
-    matched = [pair for pair in zip(*queries) if pair[0]['matches'] and pair[1]['matches']]
-    if not matched:
+    both = [(pid, scores, other) for (_, pid, scores), (_, _, other) in zip(first, second) if scores and other]
+    if not both:
         raise InputError(f'No query has a match both in {first_path} and in {second_path}.')
 
-    scores = np.array([[scores_of(query) for query in pair] for pair in matched])  # [Q, 2, S]
-    differences = scores[:, 1] - scores[:, 0]
-    low, high = interval([query['pid'] for query, _ in matched], differences)
-    print(f'{len(matched)} queries, {CONFIDENCE:.0%} intervals by bootstrap over identities')
+    pids, first_scores, second_scores = zip(*both)
+    differences = np.array(second_scores) - np.array(first_scores)  # [Q, scores]
+    low, high = interval(pids, differences)
+    print(f'{len(pids)} queries, {CONFIDENCE:.0%} intervals by bootstrap over identities')
     print(f'{"":18}{"first":>9}{"second":>9}{"difference":>12}')
-    for i, name in enumerate(COMPARED):
-        means = scores[:, :, i].mean(axis=0)
-        verdict = 'may be noise' if low[i] <= 0 <= high[i] else 'better' if low[i] > 0 else 'worse'
-        print(f'{name:18}{means[0]:9.2%}{means[1]:9.2%}{means[1] - means[0]:+12.2%}   {low[i]:+.2%} to {high[i]:+.2%}   '
-              f'{verdict}')
-
-
-COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-10', 'mINP')
-
-
-def scores_of(query):
-    """The scores of COMPARED of one query, given its entry in a file of results."""
-    first = query['first_match_rank']
-    return (query['ap'], query['ap_market1501'], first <= 1, first <= 5, first <= 10,
-            query['matches'] / query['last_match_rank'])
+    rows = zip(COMPARED, np.mean(first_scores, axis=0), np.mean(second_scores, axis=0), low, high)
+    for name, mean, other, lower, upper in rows:
+        verdict = 'may be noise' if lower <= 0 <= upper else 'better' if lower > 0 else 'worse'
+        print(f'{name:18}{mean:9.2%}{other:9.2%}{other - mean:+12.2%}   {lower:+.2%} to {upper:+.2%}   {verdict}')
 
 
 def read_results(path):
-    """Read a JSON file of results; raises InputError where it is none that has results of each query."""
+    """Read a JSON file of results.
+
+    Returns: its parameters, a dict, and of each query its fid, pid and scores, None without a match; sorted by fid.
+
+    Raises:
+        InputError: not a file that has results of each query.
+    """
     try:
         with open(path, encoding='utf-8') as file:
             results = json.load(file)
-        for query in results['queries']:
-            query['fid'], query['pid'], query['matches'] and scores_of(query)
-        results['parameters'].get
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        queries = [(str(query['fid']), str(query['pid']), scores_of(query)) for query in results['queries']]
+        return dict(results['parameters']), sorted(queries, key=lambda query: query[0])
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise InputError(f'{path} is not a file of results of each query, as --filename writes them.') from error
-    return results
+
+
+def scores_of(query):
+    """The scores of COMPARED of a query, given its entry in a file of results; None without a match."""
+    if not query['matches']:
+        return None
+    first = query['first_match_rank']
+    scores = (query['ap'], query['ap_market1501'], first <= 1, first <= 5, first <= 10,
+              query['matches'] / query['last_match_rank'])
+    return tuple(map(float, scores))
 
 
 if __name__ == '__main__':

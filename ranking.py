@@ -20,7 +20,8 @@ from errors import InputError
 
 METRICS = ('euclidean', 'sqeuclidean', 'cityblock', 'cosine')
 
-GALLERY_AT_ONCE = 16384  # Images a chunk; with a query batch of 256 a chunk's distances take 16 MB.
+GALLERY_AT_ONCE = 16384  # Images a chunk at most; with a query batch of 256 their distances take 16 MB.
+CHUNK_NUMBERS = 1 << 22  # In the embeddings of a chunk, at most: another 16 MB.
 QUERIES_AT_ONCE = 4096  # For more queries than these, or
 MATCHES_AT_ONCE = 1 << 20  # more true matches, the gallery is read once more.
 NUMBERS_AT_ONCE = 1 << 20  # Of a float64 array of differences.
@@ -43,8 +44,9 @@ def _chunks(gallery, start, stop, keep=None):
 
     With a mask `keep` [stop - start] only the images that it names.
     """
-    for first in range(start, stop, GALLERY_AT_ONCE):
-        last = min(first + GALLERY_AT_ONCE, stop)
+    images = min(GALLERY_AT_ONCE, max(1, CHUNK_NUMBERS // gallery.shape[1]))
+    for first in range(start, stop, images):
+        last = min(first + images, stop)
         if keep is None:
             yield np.arange(first, last), _read(gallery, first, last)
             continue
@@ -54,6 +56,7 @@ def _chunks(gallery, start, stop, keep=None):
 
 
 def _batches(count, batch_size):
+    """Slices of `batch_size` that cover `count`."""
     return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
@@ -96,7 +99,7 @@ class Distances:
         self.centre = np.zeros(queries.shape[1], np.float32)
         if metric != 'cosine':
             self.centre = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.centred, self.sizes = self._centre(queries)
+        self.centred, self.sizes = self._centre(queries, 'queries')
 
     def prepare(self, rows, embs):
         """The `Chunk` of the gallery's rows [C] and their embeddings [C, D].
@@ -104,7 +107,7 @@ class Distances:
         Raises:
             InputError: numbers too large to be squared, or, for `cosine`, embeddings of length zero.
         """
-        return Chunk(rows, embs, *self._centre(embs))
+        return Chunk(rows, embs, *self._centre(embs, 'gallery'))
 
     def approximate(self, batch, chunk):
         """Distances of the queries with the numbers `batch` [B] to a chunk, and how far they are from exact ones.
@@ -139,10 +142,10 @@ class Distances:
             embs /= np.sqrt(np.square(embs).sum(axis=1, keepdims=True))
         return embs
 
-    def _centre(self, embs):
+    def _centre(self, embs, whose):
         if self.metric == 'cosine':
             if not embs.any(axis=1).all():
-                raise InputError('There are embeddings of all zeros, which have no cosine distance.')
+                raise InputError(f'There are embeddings of all zeros among the {whose}; they have no cosine distance.')
             embs = self._float64(embs).astype(np.float32)
         centred = embs - self.centre
         if self.metric == 'cityblock':
@@ -150,7 +153,8 @@ class Distances:
         else:
             sizes = np.einsum('nd,nd->n', centred, centred)
         if not sizes.max(initial=0) < LARGEST:
-            raise InputError(f'There are embeddings as long as {np.abs(embs).max():.3g}, too large to be compared.')
+            raise InputError(f'There are numbers as large as {np.abs(embs).max():.3g} in the embeddings of the {whose}: '
+                             f'too large to be compared.')
         return centred, sizes
 
 
@@ -240,7 +244,7 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
     _check_dimensions(query_embeddings, gallery_embeddings)
     number_of = {}
     query_pids = np.array([number_of.setdefault(pid, len(number_of)) for pid in query_set.pids], np.int64)
-    gallery_pids = np.array([number_of.get(pid, -1) for pid in gallery_set.pids], np.int64)
+    gallery_pids = np.fromiter((number_of.get(pid, -1) for pid in gallery_set.pids), np.int64)
     related = gallery_pids >= 0 if keep is None else (gallery_pids >= 0) & keep
     most_matches = np.bincount(gallery_pids[related], minlength=len(number_of))[query_pids]
     blocks = []
