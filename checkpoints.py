@@ -185,6 +185,11 @@ def _checkpoints_in(folder):
     return sorted(names)
 
 
+def index_file(path):
+    """The file of a checkpoint that holds a checksum of each of its tensors, or the one file of a V1 checkpoint."""
+    return path + '.index' if os.path.isfile(path + '.index') else path
+
+
 def open_reader(path):
     """TensorFlow's reader of a checkpoint, V1 or V2. Raises DamagedCheckpoint when its header does not read."""
     try:

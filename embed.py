@@ -81,6 +81,7 @@ def main():
         rows, row_of_image = dataset.first_frames(), dataset.tracklet_of_row()
 
     # The model. Average pooling takes in whole images of the pre-crop size.
+    import checkpoints
     import model
     import provenance
     import tqdm
@@ -98,10 +99,9 @@ def main():
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
     aggregate = AGGREGATORS[args.aggregator or 'mean']
     parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
-                  'devices': None, 'image_root': image_root,
-                  'checkpoint': os.path.basename(checkpoint)}
-    traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset),
-              'checkpoint_sha256': provenance.file_hash(checkpoint + '.index')}
+                  'devices': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
+                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
+    traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
     variant_names = images.variant_names(args.flip_augment, args.crop_augment)
     with EmbeddingWriter(filename, rows, trained.embedding_dim, variant_names, parameters, traces, args.resume,
                          pooled=bool(args.pool_tracklets)) as writer:
