@@ -347,7 +347,7 @@ def test_mnist(root, suffix, compress):
     ('train-images-idx3-ubyte', idx(np.zeros((3, 28, 28), np.uint8))[:-1]),
     ('train-images-idx3-ubyte', b''),
     ('train-images-idx3-ubyte', idx(np.zeros(3, np.uint8))),
-    ('train-images-idx3-ubyte.gz', gzip.compress(idx(np.zeros((3, 28, 28), np.uint8)))[:-9]),
+    ('train-images-idx3-ubyte.gz', gzip.compress(idx(np.zeros((3, 28, 28), np.uint8)), mtime=0)[:-9]),
     ('train-images-idx3-ubyte.gz', idx(np.zeros((3, 28, 28), np.uint8))),
 ])
 def test_mnist_damaged(root, name, content):
