@@ -13,13 +13,16 @@ import h5py
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 from conftest import ROOT, run_script
 
 import arguments
 import batches
 import checkpoints
+import description
 import embed
 import model
+import plugins
 from dataset import load_dataset
 from errors import InputError
 
@@ -134,7 +137,7 @@ def test_embedding_with_original_root(oracle, tmp_path, monkeypatch, check, head
     for file in (oracle / f'{net}-{head.removesuffix("_normalize")}').iterdir():
         os.link(file, root / file.name)
     flags = ['--experiment_root', root, '--dataset', oracle / 'images' / 'dataset.csv', '--batch_size', 5]
-    flags += ['--flip_augment'] if flip else []
+    flags += ['--flip_augment', '--checkpoint', 'checkpoint-25000'] if flip else []
     flags += ['--crop_augment', crop] if crop else []
     flags += ['--aggregator', 'mean'] if flip or crop == 'five' else []
     monkeypatch.setattr(sys, 'argv', ['embed.py', *map(str, flags)])
@@ -147,8 +150,8 @@ def test_embedding_with_original_root(oracle, tmp_path, monkeypatch, check, head
     with h5py.File(root / 'dataset_embeddings.h5') as file:
         if len(names) > 1:
             assert [name.decode() for name in file['augmentation_types']] == names
-            check(f'{net} + {head}, emb_aug', difference(file['emb_aug'], expected), 1e-4)
-        check(f'{net} + {head}, emb', difference(file['emb'], expected.mean(axis=0)), 1e-4)
+            check('embed.py on the roots of 3 nets × 4 heads, emb_aug', difference(file['emb_aug'], expected), 1e-4)
+        check('embed.py on the roots of 3 nets × 4 heads, emb', difference(file['emb'], expected.mean(axis=0)), 1e-4)
 
 
 @pytest.mark.parametrize('name', TRAININGS)
@@ -157,7 +160,7 @@ def test_training_goes_on_where_the_original_stopped(oracle, check, name):
     resumed = run_script('train.py', '--experiment_root', root, '--resume')
     assert resumed.returncode == 0, resumed.stderr
     expected = dict(np.load(oracle / f'{name}-training.npz'))
-    what = f'{TRAININGS[name]["model_name"]} + {TRAININGS[name]["head_name"]}, {STEPS - FIRST_STEPS} steps of Adam'
+    what = f'{TRAININGS[name]["model_name"]}, {STEPS - FIRST_STEPS} steps of train.py --resume'
     losses = np.load(root / 'log_losses.npy')[FIRST_STEPS:]
     check(f'{what}: losses', difference(losses, expected.pop('losses')[FIRST_STEPS:]), 1e-4)
 
@@ -199,6 +202,17 @@ def test_checkpoint_of_another_net(oracle):
         np.testing.assert_array_equal(variable, value)
 
 
+def test_body_of_an_earlier_experiment(oracle):
+    network = model.build('mobilenet_v1_1_224', 'direct', 8, (64, 32, 3))
+    head = network.get_layer('emb').kernel.numpy()
+    root = str(oracle / 'mobilenet-training')
+    model.load_body(network, root)
+    reader = checkpoints.open_reader(checkpoints.find(root))
+    for name, variable in model.named_variables(network.body).items():
+        np.testing.assert_array_equal(variable, reader.get_tensor(name))
+    np.testing.assert_array_equal(network.get_layer('emb').kernel, head)
+
+
 @pytest.mark.parametrize('file', ['mobilenet_v1_1_224.ckpt', 'mobilenet_v1_1_224-v2.ckpt.index',
                                   'mobilenet_v1_1_224-v2.ckpt.data-00000-of-00001'])
 @pytest.mark.parametrize('share', [0, 0.5, 0.99])
@@ -223,3 +237,40 @@ def test_args_with_unknown_and_missing_keys(oracle, tmp_path):
     write_root(tmp_path / 'other', {**args, 'head_name': 'direct'})
     with pytest.raises(InputError, match='no checkpoint'):
         model.from_experiment(str(tmp_path / 'other'))
+
+
+def summary_of(path):
+    lines = list(description.describe(str(path)))
+    return lines[:lines.index('')], lines[lines.index('') + 1:]
+
+
+def test_descriptions(oracle, tmp_path, monkeypatch):
+    tensors, summary = summary_of(oracle / 'mobilenet-training')
+    assert 'MobilenetV1/Conv2d_0/weights float32 [3, 3, 3, 32]' in tensors
+    assert 'MobilenetV1/Conv2d_0/weights/Adam float32 [3, 3, 3, 32]' in tensors
+    assert summary[0].startswith(f'checkpoint: {oracle}/mobilenet-training/checkpoint-') and 'V2' in summary[0]
+    assert summary[2:] == [
+        'net: mobilenet_v1_1_224, all of its 135 variables',
+        'head: fc1024 (16 dimensions) or fc1024_normalize (16 dimensions)',
+        'optimizer: Adam with the moments of 86 variables']
+
+    # A few nets will do from here on.
+    choices = {'nets': ['mnist', 'resnet_v1_50'], 'heads': ['direct', 'fc1024']}
+    monkeypatch.setattr(plugins, 'choices', choices.get)
+    tensors, summary = summary_of(oracle / 'slim' / 'resnet_v1_50.ckpt')
+    assert 'V1' in summary[0]
+    assert summary[1:5] == [
+        'step: 0', 'net: resnet_v1_50, all of its 265 variables',
+        'head: none that fits, so this is good for --initial_checkpoint', 'optimizer: none of Adam']
+    assert summary[5].startswith('besides: 5 tensors') and 'mean_rgb' in summary[5]
+
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / 'few'), tensor_names=['mnist/conv1/weights'], shape_and_slices=[''],
+                      tensors=[tf.zeros((5, 5, 3, 32))])
+    assert 'net: none of nets/; the nearest, mnist lacks 7 of 8, as mnist/conv1/biases' in summary_of(tmp_path / 'few')[1]
+
+    path = tf.train.Checkpoint(step=tf.Variable(1)).save(str(tmp_path / 'objects'))
+    assert 'object-based' in summary_of(path)[1][-1]
+
+    (tmp_path / 'notes.txt').write_text('no checkpoint')
+    with pytest.raises(InputError, match='notes.txt is no TensorFlow checkpoint'):
+        summary_of(tmp_path / 'notes.txt')
