@@ -24,7 +24,7 @@ GALLERY_AT_ONCE = 16384  # Images a chunk at most; with a query batch of 256 the
 CHUNK_NUMBERS = 1 << 22  # In the embeddings of a chunk, at most: another 16 MB.
 QUERIES_AT_ONCE = 4096  # For more queries than these, or
 MATCHES_AT_ONCE = 1 << 20  # more true matches, the gallery is read once more.
-NUMBERS_AT_ONCE = 1 << 20  # Of a float64 array of differences.
+CACHED_NUMBERS = 1 << 16  # Differences at once: of as many the processor's cache holds all intermediate values.
 ROUNDING = 2.0 ** -24  # Largest relative error of one float32 operation,
 SMALLEST = 2.0 ** -120  # but where numbers are as small as this.
 LARGEST = 2.0 ** 120  # A float32 sum of squares overflows soon behind this.
@@ -130,7 +130,7 @@ class Distances:
     def exact(self, queries, chunk, columns):
         """Distances of pairs, float64 [n], for numbers of queries [n] and of images in the chunk [n]."""
         exact = np.empty(len(queries))
-        for some in _batches(len(queries), max(1, NUMBERS_AT_ONCE // self.queries.shape[1])):
+        for some in _batches(len(queries), max(1, CACHED_NUMBERS // self.queries.shape[1])):
             differences = self._float64(self.queries[queries[some]]) - self._float64(chunk.embs[columns[some]])
             size = np.abs if self.metric == 'cityblock' else np.square
             exact[some] = size(differences, out=differences).sum(axis=1)
@@ -160,14 +160,16 @@ class Distances:
 
 def _cityblock(queries, gallery):
     """Sums of absolute differences, float32 [B, C], for [B, D] and [C, D]."""
-    sums = np.zeros((len(queries), len(gallery)), np.float32)
-    for columns in _batches(len(gallery), 512):  # Of that many, all intermediate values stay in the processor's cache.
-        part = np.zeros((len(queries), columns.stop - columns.start), np.float32)
-        difference = np.empty_like(part)
-        for query_values, gallery_values in zip(queries.T, gallery[columns].T):
-            np.subtract(query_values[:, None], gallery_values, out=difference)
-            part += np.abs(difference, out=difference)
-        sums[:, columns] = part
+    dim = queries.shape[1]
+    sums = np.empty((len(queries), len(gallery)), np.float32)
+    ones = np.ones(dim, np.float32)
+    for columns in _batches(len(gallery), max(1, CACHED_NUMBERS // dim)):
+        part = gallery[columns]
+        differences = np.empty_like(part)
+        for query, row in zip(queries, sums):
+            np.subtract(part, query, out=differences)
+            np.abs(differences, out=differences)
+            np.dot(differences, ones, out=row[columns])
     return sums
 
 
