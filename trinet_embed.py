@@ -6,10 +6,10 @@ the centre, the four corners, and their mirror images.
 """
 import argparse
 import concurrent.futures
-import os
 
 import numpy as np
 
+import quiet
 from errors import InputError, exit_with
 
 PRE_CROP = (288, 144)
@@ -32,9 +32,8 @@ def main():
     args = parse_args()
     paths = read_list(args.image_list)
 
-    # Slow imports only now, and in silence unless somebody asked for TensorFlow's messages.
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    import tensorflow as tf
+    with quiet.tensorflow_import():
+        import tensorflow as tf
     import tqdm
 
     import model
