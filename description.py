@@ -15,12 +15,12 @@ OBJECT_GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
 
 
 def describe(path):
-    """Describe a checkpoint, line by line.
+    """Describe a checkpoint.
 
     Args:
         path: anything that `checkpoints.find` understands, such as an experiment root or a file of TF-Slim.
 
-    Yields: all tensors with their types and shapes first, what they mean last.
+    Returns: lines of text, a list: all tensors with their types and shapes first, what they mean last.
 
     Raises:
         InputError: nothing there, or no checkpoint.
@@ -29,44 +29,57 @@ def describe(path):
     reader = checkpoints.open_reader(path)
     held = {name: tuple(shape) for name, shape in sorted(reader.get_variable_to_shape_map().items())}
     types = reader.get_variable_to_dtype_map()
-    for name, shape in held.items():
-        yield f'{name} {types[name].name} {list(shape)}'
     size = sum(math.prod(shape) * types[name].size for name, shape in held.items())
     version = 'V2' if os.path.isfile(f'{path}.index') else 'V1'
-    yield ''
-    yield f'checkpoint: {path}, {len(held)} tensors, {size / 1e6:.1f} MB, format {version}'
+    lines = [f'{name} {types[name].name} {list(shape)}' for name, shape in held.items()]
+    lines += ['', f'checkpoint: {path}, {len(held)} tensors, {size / 1e6:.1f} MB, format {version}']
     if OBJECT_GRAPH in held:
-        yield 'It is of the object-based kind (tf.train.Checkpoint), which does not go by names and is not read here.'
-        return
+        return [*lines, 'It is of the object-based kind (tf.train.Checkpoint), which does not go by names and is not '
+                'read here.']
+    if 'global_step' in held:
+        step = checkpoints.read(path, {'global_step': ()})['global_step']
+        lines.append(f'step: {step}')
 
-    explained = {'global_step'} & held.keys()
-    if explained:
-        yield f'step: {int(checkpoints.read(path, {"global_step": ()})["global_step"])}'
-    size_of = _sizes_trained_with(os.path.dirname(path))
     # Inside of this scope variables have names and shapes, but no values: models cost a tenth of their time.
     with keras.StatelessScope(initialize_variables=False):
-        nearest, nearest_share = None, 0
-        for net in plugins.choices('nets'):
-            body = plugins.load('nets', net).body((*size_of.get(net, DEFAULT_SIZE), 3))
-            needed = _shapes(body)
-            share = len(needed.keys() & held.keys()) / len(needed)
-            if share == 1:
-                heads, head_names = _fitting_heads(body, held)
-                explained |= needed.keys() | head_names
-                yield f'net: {net}, all of its {len(needed)} variables{_other_shapes(needed, held)}'
-                yield f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}'
-            elif share > nearest_share:
-                missing = [name for name in needed if name not in held]
-                nearest, nearest_share = f'{net} lacks {len(missing)} of {len(needed)}, as {missing[0]}', share
-    if not explained - {'global_step'}:
-        yield f'net: none of nets/{f"; the nearest, {nearest}" if nearest else ""}'
+        about_nets, variables = _fitting_nets(held, _sizes_trained_with(os.path.dirname(path)))
+    lines += about_nets
+    moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
+    lines.append(f'optimizer: {f"Adam with the moments of {len(moments)} variables" if moments else "none of Adam"}')
 
-    adam = {f'{name}/{slot}' for name in explained for slot in ('Adam', 'Adam_1')} | {'beta1_power', 'beta2_power'}
-    adam &= held.keys()
-    yield f"optimizer: {f'Adam with the moments of {len(adam) // 2 - 1} variables' if adam else 'none of Adam'}"
-    others = [name for name in held if name not in explained | adam]
+    explained = {*variables, 'global_step', 'beta1_power', 'beta2_power'}
+    explained |= {f'{name}/{slot}' for name in moments for slot in ('Adam', 'Adam_1')}
+    others = [name for name in held if name not in explained]
     if others:
-        yield f'besides: {len(others)} tensors, such as {", ".join(others[:5])}'
+        lines.append(f'besides: {len(others)} tensors, such as {", ".join(others[:5])}')
+    return lines
+
+
+def _fitting_nets(held, sizes):
+    """The nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
+
+    Args:
+        held: {name: shape} of a checkpoint.
+        sizes: {net: (height, width)} as far as known.
+    """
+    lines, variables, nearest = [], set(), (0, '')
+    for net in plugins.choices('nets'):
+        body = plugins.load('nets', net).body((*sizes.get(net, DEFAULT_SIZE), 3))
+        needed = _shapes(body)
+        missing = [name for name in needed if name not in held]
+        if missing:
+            share = 1 - len(missing) / len(needed)
+            nearest = max(nearest, (share, f'{net} lacks {len(missing)} of {len(needed)}, as {missing[0]}'))
+            continue
+        misshapen = [name for name, shape in needed.items() if held[name] != shape]
+        heads, names = _fitting_heads(body, held)
+        variables |= needed.keys() | names
+        lines.append(f'net: {net}, all of its {len(needed)} variables'
+                     + (f' (of another shape: {", ".join(misshapen)})' if misshapen else ''))
+        lines.append(f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}')
+    if not lines:
+        lines.append('net: none of nets/' + (f'; the nearest, {nearest[1]}' if nearest[0] else ''))
+    return lines, variables
 
 
 def _sizes_trained_with(root):
@@ -82,18 +95,13 @@ def _shapes(network):
     return {name: tuple(variable.shape) for name, variable in model.named_variables(network).items()}
 
 
-def _other_shapes(needed, held):
-    names = [name for name, shape in needed.items() if held[name] != shape]
-    return f' (of another shape: {", ".join(names)})' if names else ''
-
-
 def _fitting_heads(body, held):
     """The heads whose variables are held, with their shapes: (descriptions, names of their variables).
 
     Some heads have less variables than others or none: those count that explain the most.
     """
     features = body.output['model_output'].shape[-1]
-    embedding_dim = held['emb/weights'][-1] if 'emb/weights' in held else features
+    embedding_dim = (held.get('emb/weights') or (features,))[-1]
     of_body, names_of = _shapes(body), {}
     for head in plugins.choices('heads'):
         endpoints = plugins.load('heads', head).head(body.output, embedding_dim)

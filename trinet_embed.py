@@ -64,7 +64,7 @@ def read_list(path):
     except FileNotFoundError as error:
         raise InputError(f'There is no list of images {path}.') from error
     except UnicodeDecodeError as error:
-        raise InputError(f'{path} is not a text file (it is not UTF-8); expected the path of an image per line.') from error
+        raise InputError(f'{path} is not UTF-8 text; expected the path of an image per line.') from error
     lines = [line for line in lines if line]
     if not lines:
         raise InputError(f'{path} is empty; expected the path of an image per line.')

@@ -143,7 +143,8 @@ def test_embedding_with_original_root(oracle, tmp_path, monkeypatch, check, head
     monkeypatch.setattr(sys, 'argv', ['embed.py', *map(str, flags)])
     embed.main()
 
-    crops = ('center', 'top_left', 'top_right', 'bottom_left', 'bottom_right') if crop == 'five' else (crop or 'resize',)
+    five = ('center', 'top_left', 'top_right', 'bottom_left', 'bottom_right')
+    crops = five if crop == 'five' else (crop or 'resize',)
     names = [f'original{mirrored}_{part}' for mirrored in (('', '_flip') if flip else ('',)) for part in crops]
     expected = np.load(oracle / f'{net}-{head}.npz')
     expected = np.stack([expected[name] for name in names])
@@ -266,7 +267,8 @@ def test_descriptions(oracle, tmp_path, monkeypatch):
 
     tf.raw_ops.SaveV2(prefix=str(tmp_path / 'few'), tensor_names=['mnist/conv1/weights'], shape_and_slices=[''],
                       tensors=[tf.zeros((5, 5, 3, 32))])
-    assert 'net: none of nets/; the nearest, mnist lacks 7 of 8, as mnist/conv1/biases' in summary_of(tmp_path / 'few')[1]
+    _, summary = summary_of(tmp_path / 'few')
+    assert summary[1] == 'net: none of nets/; the nearest, mnist lacks 7 of 8, as mnist/conv1/biases'
 
     path = tf.train.Checkpoint(step=tf.Variable(1)).save(str(tmp_path / 'objects'))
     assert 'object-based' in summary_of(path)[1][-1]

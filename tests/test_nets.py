@@ -130,14 +130,15 @@ def test_resnet_strides(last_stride, last_size):
     # 65×41 is 33×21 behind conv1 and 17×11 behind the pooling; each block but the last strides in its last unit.
     assert sizes == [(9, 6), (5, 3), last_size, last_size]
     units = ['block1.unit_3', 'block2.unit_4', *(['block3.unit_6'] if last_stride == 2 else [])]
-    assert strided_convolutions(body) == {'resnet_v1_50.conv1', *(f'resnet_v1_50.{unit}.bottleneck_v1.conv2' for unit in units)}
+    inside = {f'resnet_v1_50.{unit}.bottleneck_v1.conv2' for unit in units}
+    assert strided_convolutions(body) == {'resnet_v1_50.conv1', *inside}
 
 
 def test_trinet_strides():
     body = body_without_values('trinet', (256, 128, 3))
     assert [body.output[f'block{block}'].shape[1:3] for block in (1, 2, 3, 4)] == [(64, 32), (32, 16), (16, 8), (8, 4)]
-    assert strided_convolutions(body) == {'trinet.conv1', *(f'trinet.block{block}.unit_1.{convolution}' for block in (2, 3, 4)
-                                         for convolution in ('conv1', 'shortcut'))}
+    inside = {f'trinet.block{block}.unit_1.{name}' for block in (2, 3, 4) for name in ('conv1', 'shortcut')}
+    assert strided_convolutions(body) == {'trinet.conv1', *inside}
 
 
 def test_lunet_has_the_papers_layers():

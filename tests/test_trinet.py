@@ -71,7 +71,7 @@ def weights(arrays, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def reference(arrays):
-    """images [B, H, W, 3] of RGB 0..255 -> (features [B, 2048], embeddings [B, 128]) by Keras Applications and NumPy."""
+    """A function by Keras Applications and NumPy: images of RGB 0..255 -> (features [B, 2048], embeddings [B, 128])."""
     def with_caffe_pooling(layer):
         if layer.name == 'pool1_pad':  # Caffe's windows start at the first pixel.
             return keras.layers.ZeroPadding2D(((0, 1), (0, 1)))

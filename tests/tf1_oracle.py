@@ -5,7 +5,7 @@
 reads FOLDER/images/ (dataset.csv and its files), for each training FOLDER/NAME-training/args.json and
 FOLDER/NAME-batches.npz (the images and pids of all steps), and writes, of weights and batch norm statistics at random,
 
-    FOLDER/slim/NET.ckpt        a checkpoint as TF-Slim's nets were released: one file of the old format, more than the net
+    FOLDER/slim/NET.ckpt        a checkpoint as TF-Slim's nets were released: one file of the old format
     FOLDER/slim/NET-v2.ckpt.*   the same in the format of today
     FOLDER/slim/NET.npz         images of two sizes, and the net's output for them
     FOLDER/NET-FAMILY/          checkpoint-25000 as the original left it, of the heads FAMILY and FAMILY_normalize
@@ -171,7 +171,7 @@ def embed(folder, net, images_of_variants):
             named = {variable.op.name: variable for variable in body_variables}
             named |= {variable.op.name.removeprefix(f'{family}/'): variable for variable in head_variables}
             saver = tf1.train.Saver(named, max_to_keep=0)
-            saver.save(session, str(folder / f'{net}-{family}' / 'checkpoint'), global_step=25000, write_meta_graph=True)
+            saver.save(session, str(folder / f'{net}-{family}' / 'checkpoint'), global_step=25000)
             for name, emb in heads.items():
                 embs = {variant: session.run(emb, {features: values}) for variant, values in features_of.items()}
                 np.savez(folder / f'{net}-{name}.npz', **embs)
