@@ -104,13 +104,13 @@ class Run:
         self._output.seek(0)
         return self._output.read().decode(errors='replace')
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=300):
         """The exit status; minus the signal's number when one ended it."""
         self._process.join(timeout)
         assert self._process.exitcode is not None, f'still running after {timeout} s: {self.output}'
         return self._process.exitcode
 
-    def wait_for(self, text, timeout=120):
+    def wait_for(self, text, timeout=300):
         """Wait until the output holds a text."""
         until = time.monotonic() + timeout
         while text not in self.output:

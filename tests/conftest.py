@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 
-def run_script(script, *arguments, timeout=300, **options):
+def run_script(script, *arguments, timeout=600, **options):
     """Run one of the project's scripts as its user would; returns the finished process with its text output."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)

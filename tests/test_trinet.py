@@ -118,7 +118,7 @@ def test_same_features_as_keras_applications(network, variables, weights, refere
         assert difference(*embs) > 1e-3
         endpoints = network(images, training=False)
         reached = difference(endpoints['model_output'], features)
-        record_property('fidelity', (f'trinet, features at {size[0]}×{size[1]}', reached, 1e-5))
+        record_property('fidelity', (f'trinet, features at {size[0]}×{size[1]}', float(reached), 1e-5))
         assert reached < 1e-5
         assert difference(endpoints['emb'], embs) < 1e-5
 
@@ -145,7 +145,7 @@ def test_trinet_embed(weights, reference, tmp_path, record_property):
         crops += [crop[:, ::-1] for crop in crops]
         expected.append(reference(np.stack(crops))[1].mean(axis=0))
     reached = difference(np.array([line[1:] for line in lines], float), np.stack(expected))
-    record_property('fidelity', ('trinet_embed.py, embeddings', reached, 1e-5))
+    record_property('fidelity', ('trinet_embed.py, embeddings', float(reached), 1e-5))
     assert reached < 1e-5
 
 
