@@ -4,6 +4,7 @@ import datetime
 import json
 import logging.handlers
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,8 +25,9 @@ def create(root):
     """Make the folder of a new experiment. Raises InputError when it holds anything already."""
     if os.path.exists(root) and not os.path.isdir(root):
         raise InputError(f'The experiment root {root} is a file.')
-    # A lock alone is what a run leaves that ended before it wrote its args.json.
-    if os.path.isdir(root) and set(os.listdir(root)) - {LOCK_FILE}:
+    # A lock and half an args.json are what a run leaves that was killed before it had written that.
+    if os.path.isdir(root) and not all(name == LOCK_FILE or re.fullmatch(r'\.args\.json\..*partial', name)
+                                       for name in os.listdir(root)):
         raise InputError(f'The experiment root {root} is not empty. To continue that run add --resume.')
     os.makedirs(root, exist_ok=True)
 
