@@ -1,7 +1,7 @@
 """Exact ranks of true matches in a gallery of any size, and what follows from them: AP, CMC, mINP, nearest neighbours.
 
 AP and CMC need only the rank of each true match: how many valid gallery images are nearer. So the distances of the
-true matches come first (they are few), then the gallery passes by in chunks, and for each true match the nearer images
+matches come first (they are few), then the gallery passes by in chunks, and for each true match the nearer images
 of the chunk are counted. Counts of chunks add up: memory does not grow with the gallery, and processes share the work.
 
 The counts are exact. The distance of two images is defined as a sum over the differences of their coordinates in
@@ -213,7 +213,7 @@ class Ranks:
 
 @dataclasses.dataclass
 class Matches:
-    """True matches of some queries, sorted by query, distance and gallery row: arrays [M].
+    """Gallery images of the identities of some queries, sorted by query, distance and gallery row: arrays [M].
 
     query: int64, number of the query.
     row: int64, row of the gallery image.
@@ -255,17 +255,19 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
         if reranking is not None:
             distances = reranking.applied_to(distances, block)
         fids = query_set.fids[block]
-        matches = _true_matches(distances, query_pids[block], fids, gallery_embeddings, gallery_pids, gallery_set.fids,
-                                excluder, related, batch_size)
+        matches = _matches(distances, query_pids[block], gallery_embeddings, gallery_pids, related)
         count = functools.partial(_count_nearer, distances, matches, fids, gallery_embeddings, excluder, batch_size)
         parts = [(part.start, gallery_set.fids[part], None if keep is None else keep[part])
                  for part in _batches(len(gallery_pids), GALLERY_AT_ONCE)]
-        counts = np.zeros((3, len(matches.query)), np.int64)
+        counts = np.zeros((4, len(matches.query)), np.int64)
         junk = 0
         for part_counts, part_junk in _in_processes(count, parts, workers, 'Gallery'):
             counts += part_counts
             junk += part_junk
-        blocks.append(_ranks(len(fids), matches, *counts, junk))
+        *counts, ignored = counts
+        valid = ignored == 0
+        matches = Matches(matches.query[valid], matches.row[valid], matches.distance[valid])
+        blocks.append(_ranks(len(fids), matches, *(count[valid] for count in counts), junk))
     *arrays, junk = zip(*(vars(block).values() for block in blocks))
     return Ranks(*map(np.concatenate, arrays), junk[0])
 
@@ -291,41 +293,32 @@ def _query_blocks(most_matches):
     return blocks
 
 
-def _true_matches(distances, query_pids, query_fids, gallery, gallery_pids, gallery_fids, excluder, related, batch_size):
-    """The `Matches` of all queries: valid images of the query's identity, among the gallery's `related` images."""
-    found = []
+def _matches(distances, query_pids, gallery, gallery_pids, related):
+    """The `Matches` of all queries among the gallery's `related` images, be they valid or not."""
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for rows, embs in _chunks(gallery, 0, len(gallery_pids), related):
-        chunk = distances.prepare(rows, embs)
         by_pid = np.argsort(gallery_pids[rows], kind='stable')
-        first = np.searchsorted(gallery_pids[rows], query_pids, 'left', sorter=by_pid)
-        last = np.searchsorted(gallery_pids[rows], query_pids, 'right', sorter=by_pid)
+        sorted_pids = gallery_pids[rows][by_pid]
+        first, last = (np.searchsorted(sorted_pids, query_pids, side) for side in ('left', 'right'))
         queries = np.repeat(np.arange(len(query_pids)), last - first)
         columns = by_pid[_ranges(first, last)]
-        valid = np.empty(len(queries), bool)
-        excluded = excluder(gallery_fids[rows])
-        for batch in _batches(len(query_pids), batch_size):
-            pairs = slice(*np.searchsorted(queries, [batch.start, batch.stop]))
-            valid[pairs] = ~excluded(query_fids[batch])[queries[pairs] - batch.start, columns[pairs]]
-        queries, columns = queries[valid], columns[valid]
-        found.append((queries, rows[columns], distances.exact(queries, chunk, columns)))
-    if not found:
-        return Matches(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        found.append((queries, rows[columns], distances.exact(queries, distances.prepare(rows, embs), columns)))
     queries, rows, exact = map(np.concatenate, zip(*found))
     order = np.lexsort((rows, exact, queries))
     return Matches(queries[order], rows[order], exact[order])
 
 
 def _count_nearer(distances, matches, query_fids, gallery, excluder, batch_size, part):
-    """How many valid images of a part of the gallery lie in front of each true match.
+    """How many valid images of a part of the gallery lie in front of each match.
 
     Args:
         part: (number of the first image, file ids of all [n], mask [n] of those to look at, or None).
 
-    Returns: int64 [3, M], counts of images that are nearer, as near, and as near but of a smaller row; and the number
-        of images that are junk.
+    Returns: int64 [4, M], counts of images that are nearer, as near, and as near but of a smaller row, and whether the
+        match is itself an image of this part that its query ignores; and the number of images that are junk.
     """
     start, gallery_fids, keep = part
-    counts = np.zeros((3, len(matches.query)), np.int64)
+    counts = np.zeros((4, len(matches.query)), np.int64)
     junk = 0
     queries = np.unique(matches.query)
     for rows, embs in _chunks(gallery, start, start + len(gallery_fids), keep):
@@ -349,7 +342,7 @@ def _count_nearer_in_chunk(distances, chunk, batch, ignored, match_query, match_
         ignored: bool [B, C].
         match_query, match_row, match_distance: as in `Matches`, but with positions in the batch for the queries.
 
-    Returns: int64 [3, M].
+    Returns: int64 [4, M].
     """
     approximate, error = distances.approximate(batch, chunk)
     # Images between these two bounds may be nearer than the match or not: they are the candidates.
@@ -389,8 +382,13 @@ def _count_nearer_in_chunk(distances, chunk, batch, ignored, match_query, match_
     candidate_place.sort()
     nearer = np.searchsorted(candidate_place, match_place)
     nearer_or_tied = np.searchsorted(candidate_place, match_place + stride)
-    before = np.searchsorted(candidate_place, match_place + np.searchsorted(chunk.rows, match_row))
-    return np.stack([certain + nearer - first_candidate, nearer_or_tied - nearer, before - nearer])
+    column = np.searchsorted(chunk.rows, match_row)
+    before = np.searchsorted(candidate_place, match_place + column)
+
+    match_ignored = np.zeros(len(column), bool)
+    here = np.flatnonzero(np.append(chunk.rows, -1)[column] == match_row)
+    match_ignored[here] = ignored[match_query[here], column[here]]
+    return np.stack([certain + nearer - first_candidate, nearer_or_tied - nearer, before - nearer, match_ignored])
 
 
 def _with_columns(distances, columns):
