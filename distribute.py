@@ -81,12 +81,21 @@ def data(strategy, args, batches):
     task = cluster.task(args.distribute)
     slots_per_worker = batch_size // task.workers
     slots = range(task.worker * slots_per_worker, (task.worker + 1) * slots_per_worker)
+    return ahead(strategy, lambda: batches(slots, part_size))
+
+
+def ahead(strategy, parts):
+    """An iterator that copies the parts of a dataset to the replicas' devices before they are asked for.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+        parts: function -> `tf.data.Dataset` of this worker, whose elements go to its replicas in turn.
+    """
     if strategy.num_replicas_in_sync > 1:
-        return iter(strategy.distribute_datasets_from_function(lambda _: batches(slots, part_size)))
-    loaded = batches(slots, part_size)
+        return iter(strategy.distribute_datasets_from_function(lambda _: parts()))
     if tf.config.list_logical_devices('GPU'):
-        loaded = loaded.apply(tf.data.experimental.prefetch_to_device('/GPU:0'))
-    return iter(loaded)
+        return iter(parts().apply(tf.data.experimental.prefetch_to_device('/GPU:0')))
+    return iter(parts())
 
 
 def check_batch(strategy, batch_size):

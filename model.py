@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import arguments
 import checkpoints
+import distribute
 import images
 import plugins
 from errors import InputError
@@ -150,7 +151,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
     loaded = loaded.map(load, num_parallel_calls=loading_threads)
     parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
-    batches = iter(strategy.distribute_datasets_from_function(lambda _: parts))
+    batches = distribute.ahead(strategy, lambda: parts)
     embed = _embedding_function(network, strategy, batches.element_spec)
     for start in range(0, len(paths), images_per_batch):
         of_batch = paths[start:start + images_per_batch]
@@ -168,7 +169,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
 
 @functools.lru_cache(maxsize=1)
 def _embedding_function(network, strategy, batch_spec):
-    """From images [B, A, H, W, 3] to embeddings [A, B, D] on each device; traced once for the many times of a training."""
+    """From images [B, A, H, W, 3] to embeddings [A, B, D] on each device; traced once, however often a training asks."""
     def embed_part(batch):
         embs = network(tf.reshape(batch, [-1, *network.input_shape[1:]]), training=False)['emb']
         return tf.transpose(tf.reshape(embs, [-1, tf.shape(batch)[1], embs.shape[-1]]), [1, 0, 2])

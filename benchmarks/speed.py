@@ -22,7 +22,8 @@ CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
 
 def main():
     measurements = {'step': measure_step, 'embedding': measure_embedding, 'start': measure_start, 'input': measure_input,
-                    'draw': measure_draw, 'summaries': measure_summaries, 'memory': measure_memory}
+                    'draw': measure_draw, 'losses': measure_losses, 'summaries': measure_summaries,
+                    'memory': measure_memory}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
     parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 (%(default)s)')
@@ -92,10 +93,11 @@ def measure_step(args):
 
 
 def measure_embedding(args):
-    times = best_times(['embedding', 'embedding_bfloat16', 'embedding_folded'], args)
+    times = best_times(['embedding', 'embedding_bfloat16', 'embedding_folded', 'embedding_of_files'], args)
     what = f'forward pass, ResNet-50, {args.batch_size} images'
     if 'embedding_torch' in times:
         tell(what, times['embedding'], 'torch', times['embedding_torch'])
+    tell(f'embedding of {args.batch_size} files', times['embedding_of_files'], 'forward pass', times['embedding'])
     tell(f'{what}, bfloat16', times['embedding_bfloat16'], 'float32', times['embedding'])
     tell(f'{what}, batch norm folded', times['embedding_folded'], 'not folded', times['embedding'])
 
@@ -120,8 +122,8 @@ def train_arguments(root, csv, *more):
 
 
 def measure_start(args):
-    """From the start of train.py to the log line of its first step, data and checkpoint included; TF1: its step alone."""
-    ours, tf1 = [], []
+    """From the start of train.py to the log line of its first step, data and checkpoint included; the others: a step."""
+    ours, others = [], {'training_tf1': [], 'training_keras_bn': []}
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 64)
         for repeat in range(max(1, args.repeats // 2)):
@@ -136,10 +138,12 @@ def measure_start(args):
             ours.append(time.perf_counter() - started)
             process.kill()
             process.communicate()
-            contender = Contender('training_tf1', args)
-            tf1.append(contender.first)
-            contender.end()
-    tell('start to first finished step, ResNet-50', min(ours), 'tf1 (step only)', min(tf1))
+            for name, times in others.items():
+                contender = Contender(name, args)
+                times.append(contender.first)
+                contender.end()
+    for name, times in others.items():
+        tell('start to first finished step, ResNet-50', min(ours), f'{name[9:]}, the step alone', min(times))
 
 
 def measure_input(args):
@@ -151,9 +155,8 @@ def measure_input(args):
     import images
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 512)
-        flags = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--flip_augment', '--crop_augment'))
-        cached = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--flip_augment', '--crop_augment',
-                                                                    '--cache', 'memory'))
+        flags = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment'))
+        cached = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment', '--cache', 'memory'))
         train_set = dataset.load_dataset(csv)
         identities = batches.Identities(train_set, flags.batch_p)
 
@@ -165,19 +168,20 @@ def measure_input(args):
         pipelines = {'bare': paths.map(bare, flags.loading_threads).batch(128).prefetch(2),
                      'ours': batches.batches(train_set, identities, flags, 0, 10 ** 6),
                      'cached': batches.batches(train_set, identities, cached, 0, 10 ** 6)}
-        iterators = {name: iter(pipeline) for name, pipeline in pipelines.items()}
-        times = {name: [] for name in iterators}
+        times = {name: [] for name in pipelines}
         for _ in range(args.repeats + 1):
-            for name, iterator in iterators.items():
-                # A pipeline works ahead while the others are measured; what is ready is no measure of its speed.
+            for name, pipeline in pipelines.items():
+                # A new iterator each time: an old one would work ahead while the others are measured.
+                iterator = iter(pipeline)
                 for _ in range(4):
                     next(iterator)
-                started = time.process_time()
+                started = time.perf_counter()
                 for _ in range(8):
                     next(iterator)
-                times[name].append((time.process_time() - started) / (8 * 128))
+                times[name].append((time.perf_counter() - started) / (8 * 128))
+                del iterator
     best = {name: 1e6 * min(each[1:]) for name, each in times.items()}
-    tell('input pipeline, CPU time an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
+    tell('input pipeline, an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
     tell('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
 
 
@@ -187,21 +191,55 @@ def measure_draw(args):
 
     import batches
     import dataset
-    best = {}
+    drawn, times = {}, {}
     for size in (10 ** 3, 10 ** 5, 10 ** 7):
         pids = np.repeat(np.arange(size // 4), 4)
         identities = batches.Identities(dataset.Dataset('simulated', pids, pids), 32)
-        drawn = iter(batches.batch_rows(identities, 0, 0, 10 ** 9, 32, 4))
-        next(drawn)
-        times = []
-        for _ in range(200):
+        drawn[size], times[size] = iter(batches.batch_rows(identities, 0, 0, 10 ** 9, 32, 4)), []
+    for _ in range(4 * args.repeats):
+        for size, iterator in drawn.items():
             started = time.perf_counter()
-            next(drawn)
-            times.append(time.perf_counter() - started)
-        # The median: the first draw of an epoch permutes all identities.
-        best[size] = 1e3 * float(np.median(times))
-        if size > 1000:
-            tell(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
+            for _ in range(20):
+                next(iterator)
+            times[size].append((time.perf_counter() - started) / 20)
+    # The best of several: the first draw of an epoch permutes all identities.
+    best = {size: 1e3 * min(each) for size, each in times.items()}
+    for size in (10 ** 5, 10 ** 7):
+        tell(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
+
+
+def measure_losses(args):
+    """Distances, loss and gradient, at the batch sizes of the paper (18 x 4) and of MARS's (32 x 4)."""
+    import numpy as np
+    import tensorflow as tf
+
+    import plugins
+    from loss import cdist
+    for batch_p in (18, 32):
+        emb = tf.constant(np.random.default_rng(0).normal(size=(batch_p * 4, 128)).astype(np.float32))
+        pids = tf.constant(np.repeat(np.arange(batch_p), 4).astype(np.int32))
+        steps = {}
+        for name in set(plugins.choices('losses')) - {'none'}:
+            loss = plugins.load('losses', name).loss
+
+            @tf.function(autograph=False)
+            def step(loss=loss):
+                with tf.GradientTape() as tape:
+                    tape.watch(emb)
+                    mean = tf.reduce_mean(loss(cdist(emb, emb, 'euclidean'), pids, pids, 0.2, seed=tf.constant([0, 0])))
+                return tape.gradient(mean, emb)
+
+            steps[name] = step
+        times = {name: [] for name in steps}
+        for _ in range(4 * args.repeats):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                for _ in range(10):
+                    step().numpy()
+                times[name].append((time.perf_counter() - started) / 10)
+        best = {name: 1e3 * min(each[1:]) for name, each in times.items()}
+        for name in sorted(set(best) - {'batch_hard'}):
+            tell(f'{name}, {batch_p} x 4', best[name], 'batch_hard', best['batch_hard'], 'ms')
 
 
 def measure_summaries(args):
@@ -233,6 +271,14 @@ def measure_summaries(args):
     tell('summaries and logs, of an iteration', 1e3 * min(times), 'a step on a GPU, about', 200, 'ms')
 
 
+# A small process in between: a child begins with the peak of the process that it was forked from, here a large one.
+PEAK_OF_CHILD = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def measure_memory(args):
     """Peak memory of embed.py, by the number of images."""
     with tempfile.TemporaryDirectory() as folder:
@@ -246,9 +292,11 @@ def measure_memory(args):
         peaks = []
         for count in (2_000, 20_000):
             (folder / f'{count}.csv').write_text(''.join((lines * (count // len(lines) + 1))[:count]))
-            process = subprocess.Popen([sys.executable, str(ROOT / 'embed.py'), '--experiment_root', str(root),
-                                        '--dataset', str(folder / f'{count}.csv'), '--quiet'], stderr=subprocess.DEVNULL)
-            peaks.append(os.wait4(process.pid, 0)[2].ru_maxrss / 1024)
+            embed = [sys.executable, str(ROOT / 'embed.py'), '--experiment_root', str(root), '--dataset',
+                     str(folder / f'{count}.csv'), '--quiet']
+            process = subprocess.run([sys.executable, '-c', PEAK_OF_CHILD, *embed], check=True, text=True,
+                                     stdout=subprocess.PIPE)
+            peaks.append(int(process.stdout) / 1024)
     tell('peak memory of embedding 20,000 images', peaks[1], '2,000 images', peaks[0], 'MiB')
 
 

@@ -83,6 +83,9 @@ def lists_by_hand(root, run='new'):
 def rows(page):
     """File ids of the listed queries; the list of the tests is short enough to be drawn as a whole."""
     page.set_viewport_size({'width': 1280, 'height': 4000})
+    # The browser tells a page of its new size just before it draws the next frame.
+    page.wait_for_function('innerHeight === 4000')
+    page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
     return page.locator('.row .name').all_inner_texts()
 
 

@@ -169,12 +169,18 @@ def test_precision_is_kept_with_the_run(people, plain, tmp_path):
     assert_one_sentence(process, '--mixed_precision', 'float8', status=2)
 
 
+# A small process in between: a child begins with the peak of the process that it was forked from, here a large one.
+PEAK_OF_CHILD = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def peak_memory(*command):
-    """Peak resident memory of a process of its own, in bytes."""
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    return usage.ru_maxrss * 1024
+    """Peak resident memory of a Python script, in bytes."""
+    command = [sys.executable, '-c', PEAK_OF_CHILD, sys.executable, *map(str, command)]
+    return 1024 * int(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(people, plain, tmp_path):

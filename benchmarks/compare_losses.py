@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each loss and margin reaches under one budget, on two small datasets: a table of mAP, mean and range over seeds.
 
-    benchmarks/losses.py                  ten minutes or so on two CPU cores
+    benchmarks/compare_losses.py          ten minutes or so on two CPU cores
 
 The scanned digits are those of scikit-learn: new images of the digits that were trained on are searched. The persons
 are drawn, with colours of hair, shirt and trousers, and seen by two cameras: new persons are searched in the other
