@@ -122,9 +122,11 @@ def main():
     }
     if args.by_camera:
         results['by_camera'] = by_camera(queries, query_set, gallery, gallery_set, how, args.use_market_ap)
-    if args.filename:
-        write_results(args.filename, results)
-    print_results(results)
+    try:
+        if args.filename:
+            write_results(args.filename, results)
+    finally:  # A disk that is full by now does not cost the numbers.
+        print_results(results)
 
 
 # --- Protocols --------------------------------------------------------------------------------------------------------

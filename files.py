@@ -12,7 +12,8 @@ import shutil
 def written_whole(path):
     """Yield a temporary path in the folder of `path`; on success it becomes `path`, on any failure it is removed.
 
-    The data reach the disk before the rename, so that after a power loss there is the old file or the new one.
+    The data reach the disk before the rename, so that after a power loss there is the old file or the new one. An
+    OSError that names no file, as that of a full disk does, gets the name of this one.
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.partial')
@@ -20,6 +21,9 @@ def written_whole(path):
         yield temporary
         _sync_file(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)

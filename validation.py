@@ -66,8 +66,9 @@ class Validation:
 
     def is_due(self, step):
         """Whether the weights after `step` iterations are to be validated, and have not been yet."""
-        done = [entry['step'] for entry in results(self._args.experiment_root)]
-        return step > 0 and step % self._args.eval_frequency == 0 and step not in done
+        if step == 0 or step % self._args.eval_frequency:
+            return False
+        return step not in [entry['step'] for entry in results(self._args.experiment_root)]
 
     def evaluate(self, values, interruption):
         """Evaluate weights; the network that trains is not touched.

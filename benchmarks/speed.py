@@ -268,7 +268,7 @@ def measure_summaries(args):
             reporter.iteration(step, rows, result, 3e-4, 0.2)
             times.append(time.perf_counter() - started)
         reporter.close()
-    tell('summaries and logs, of an iteration', 1e3 * min(times), 'a step on a GPU, about', 200, 'ms')
+    tell('summaries and logs, of an iteration', 1e3 * min(times), 'a step on a fast GPU, about', 30, 'ms')
 
 
 # A small process in between: a child begins with the peak of the process that it was forked from, here a large one.

@@ -41,8 +41,9 @@ class Fault:
     """Something that happens to a run from within: a signal or an exception, at a moment.
 
     what: number of a signal, an exception, or a function to call instead.
-    moment: 'time' (place is in seconds after the start), 'step' (the place-th training step of this start) or 'file'
-        (the place-th time that a file is brought to the disk, renamed or removed).
+    moment: 'time' (place is in seconds after the start), 'step' (the place-th training step of this start), 'file' (the
+        place-th time that a file is brought to the disk, renamed or removed) or 'embedding' (the place-th set of images
+        that is embedded; a validation embeds two).
     """
 
     def __init__(self, what, moment, place):
@@ -56,11 +57,12 @@ class Fault:
         if self.moment == 'time':
             threading.Thread(target=self._strike_later, daemon=True).start()
             return
+        import model
         import optimizer
-        places = [(optimizer, 'learning_rate')] if self.moment == 'step' else [
-            (os, 'fsync'), (os, 'replace'), (os, 'remove')]
+        places = {'step': [(optimizer, 'learning_rate')], 'embedding': [(model, 'embed_files')],
+                  'file': [(os, 'fsync'), (os, 'replace'), (os, 'remove')]}
         self.calls = 0
-        for module, name in places:
+        for module, name in places[self.moment]:
             setattr(module, name, self._counting(getattr(module, name)))
 
     def _counting(self, function):

@@ -1,4 +1,5 @@
 """Faults from outside: a full disk, a lost folder, a second run, damaged checkpoints, numbers that are not finite."""
+import json
 import logging
 import os
 import resource
@@ -10,9 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
+import arguments
+import batches
 import experiment
 import validation
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from dataset import load_dataset
 from errors import InputError
 from files import write_json
 
@@ -146,11 +150,41 @@ def test_killed_before_the_first_checkpoint(people, finished, tmp_path):
 
 
 def test_not_finite(people, tmp_path):
+    """The second step is the first one with weights that are beyond all bounds."""
     root = tmp_path / 'run'
-    run = Run('train.py', *train_arguments(people, root), '--learning_rate', 1e30, '--loss', 'batch_hard')
-    ended_in_one_sentence(run, 'not finite' if 'is not finite' in run.output else 'Iteration')
+    run = Run('train.py', *train_arguments(people, root), '--learning_rate', 1e30)
+    ended_in_one_sentence(run, 'Iteration 2 gave', f'the last good checkpoint is {root}/checkpoint-0')
     kept = {path.name for path in root.glob('checkpoint-*.index')}
     assert kept == {'checkpoint-0.index'}
+    args, _ = arguments.load(str(root))
+    train_set = load_dataset(people / 'people.csv')
+    rows = batches.rows_at(batches.Identities(train_set, args.batch_p), args, 1)
+    assert ' on ' + ', '.join(train_set.fids[rows]) + '. ' in run.output
+
+
+@pytest.fixture(scope='module')
+def validated(people, tmp_path_factory):
+    """The command line of a run that validates after every eighth step, without its root; and such a root."""
+    root = tmp_path_factory.mktemp('validated') / 'run'
+    csv = people / 'people.csv'
+    command = [*train_arguments(people, root)[2:], '--eval_query', csv, '--eval_gallery', csv, '--eval_excluder',
+               'diagonal', '--eval_frequency', 8]
+    run = Run('train.py', '--experiment_root', root, *command)
+    assert run.wait() == 0, run.output
+    return command, root
+
+
+@pytest.mark.parametrize('what, status', [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_struck_while_validating(validated, tmp_path, what, status):
+    command, undisturbed = validated
+    root = tmp_path / 'run'
+    run = Run('train.py', '--experiment_root', root, *command, fault=Fault(what, 'embedding', 4))
+    assert run.wait() == status and 'Traceback' not in run.output, run.output
+    assert [entry['step'] for entry in validation.results(root)] == [8], 'the second one was not finished'
+    run = Run('train.py', '--experiment_root', root, '--resume')
+    assert run.wait() == 0, run.output
+    assert left_behind(root, 20) == left_behind(undisturbed, 20)
+    assert (root / validation.FILE).read_bytes() == (undisturbed / validation.FILE).read_bytes()
 
 
 def test_embedding_interrupted(people, finished, tmp_path):
@@ -182,6 +216,25 @@ def test_full_disk_in_embedding(people, finished, small_disk):
     assert run.wait() == 0, run.output
     with h5py.File(folder / 'a.h5') as file:
         assert np.isfinite(file['emb'][()]).all() and file['emb'].shape == (24, 4)
+
+
+def test_full_disk_in_evaluation(people, finished, small_disk):
+    folder = small_disk(1 << 20)
+    run = Run('embed.py', '--experiment_root', finished, '--dataset', people / 'people.csv', '--filename', folder / 'a.h5')
+    assert run.wait() == 0, run.output
+    sets = [each for role in ('query', 'gallery')
+            for each in (f'--{role}_dataset', people / 'people.csv', f'--{role}_embeddings', folder / 'a.h5')]
+    evaluation = [*sets, '--excluder', 'diagonal', '--metric', 'euclidean', '--filename', folder / 'a.json']
+    filler = folder / 'filler'
+    with pytest.raises(OSError, match='No space left'):
+        filler.write_bytes(bytes(1 << 20))
+    run = Run('evaluate.py', *evaluation)
+    ended_in_one_sentence(run, 'No space left on device', folder / 'a.json')
+    assert 'mAP: ' in run.output, 'the numbers are told all the same'
+    assert sorted(os.listdir(folder)) == ['a.h5', 'filler']
+    filler.unlink()
+    run = Run('evaluate.py', *evaluation)
+    assert run.wait() == 0 and 'mAP' in json.loads((folder / 'a.json').read_text()), run.output
 
 
 def test_full_disk_keeps_the_old_file(small_disk):
