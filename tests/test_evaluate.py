@@ -1,8 +1,12 @@
 """evaluate.py as its user runs it: files in, JSON and a summary line out, and one sentence where that cannot be."""
 import json
+import os
+import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import h5py
@@ -126,6 +130,60 @@ def test_number_of_workers_changes_nothing(market):
     _, _, shared = evaluate(market, '--workers', 2)
     for key in set(alone) - {'parameters', 'versions'}:
         assert alone[key] == shared[key], key
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+    """Files that two processes take half a minute for, in the city block metric."""
+    folder = tmp_path_factory.mktemp('large')
+    write_set(folder, 'query', 2000, 300, seed=1, dim=256)
+    write_set(folder, 'test', 20000, 300, seed=2, dim=256)
+    return folder
+
+
+@pytest.mark.parametrize('name, struck, status', [
+    ('SIGTERM', 'parent', -signal.SIGTERM), ('SIGKILL', 'parent', -signal.SIGKILL), ('SIGINT', 'parent', 130),
+    ('SIGINT', 'group', 130), ('SIGKILL', 'worker', 1)])
+def test_workers_end_with_their_parent(large, name, struck, status):
+    command = [sys.executable, ROOT / 'evaluate.py', *arguments(large, '--metric', 'cityblock', '--workers', 2)]
+    process = subprocess.Popen([str(word) for word in command], start_new_session=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    workers = workers_at_work(process.pid)
+    if struck == 'group':
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid if struck == 'parent' else workers[0], getattr(signal, name))
+    # Whoever still has the pipe open keeps this waiting.
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status and 'Traceback' not in output, output
+    assert ('--workers was killed' in output) == (struck == 'worker')
+    assert not any(is_running(worker) for worker in workers)
+
+
+def workers_at_work(pid):
+    """The two processes that share the work, once each of them has computed for a while."""
+    while True:
+        children = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+        workers = [child for child in children if b'spawn_main' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes()]
+        if len(workers) == 2 and all(cpu_seconds(worker) > 1 for worker in workers):
+            return [int(worker) for worker in workers]
+        time.sleep(0.05)
+
+
+def status_fields(pid):
+    """What /proc tells of a process behind its name: state, …, user and system time as the 12th and 13th."""
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()
+
+
+def cpu_seconds(pid):
+    return sum(map(int, status_fields(pid)[11:13])) / os.sysconf('SC_CLK_TCK')
+
+
+def is_running(pid):
+    try:
+        return status_fields(pid)[0] != 'Z'
+    except FileNotFoundError:
+        return False
 
 
 def test_by_camera(market):

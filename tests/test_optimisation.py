@@ -3,6 +3,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 
 import h5py
@@ -18,7 +19,8 @@ import checkpoints
 import model
 import optimizer
 import validation
-from conftest import assert_one_sentence, run_script
+from _runs import Run, ended_in_one_sentence
+from conftest import run_script
 from dataset import load_dataset
 from errors import InputError
 from nets import _pooling
@@ -265,7 +267,7 @@ def digits(tmp_path_factory):
 
 
 def train(digits, root, *flags):
-    return run_script(
+    return Run(
         'train.py', '--experiment_root', root, '--train_set', digits / 'digits_train.csv', '--image_root', digits,
         '--model_name', 'mobilenet_v1_1_224', '--head_name', 'bnneck', '--embedding_dim', 8, '--batch_p', 4,
         '--batch_k', 2, '--net_input_height', 32, '--net_input_width', 32, '--train_iterations', 8,
@@ -279,8 +281,8 @@ def train(digits, root, *flags):
 @pytest.fixture(scope='module')
 def run(digits, tmp_path_factory):
     root = tmp_path_factory.mktemp('runs') / 'whole'
-    process = train(digits, root)
-    assert process.returncode == 0, process.stderr
+    run = train(digits, root)
+    assert run.wait() == 0, run.output
     return root
 
 
@@ -328,9 +330,8 @@ def test_resuming_gives_the_very_run(run, digits):
     # As after an interruption during the first validation.
     for file in ('checkpoint-6.index', 'checkpoint-8.index', 'checkpoint', 'checkpoint-best'):
         (resumed / file).unlink()
-    process = run_script('train.py', '--experiment_root', resumed, '--resume')
-    assert process.returncode == 0, process.stderr
-    assert 'Resuming from' in process.stderr and 'checkpoint-4.' in process.stderr
+    again = Run('train.py', '--experiment_root', resumed, '--resume')
+    assert again.wait() == 0 and re.search('Resuming from .*checkpoint-4\\.', again.output), again.output
     for name in ('log_embs.npy', 'log_losses.npy', 'log_fids.npy', 'checkpoint-best',
                  'checkpoint-8.data-00000-of-00001'):
         assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
@@ -351,8 +352,8 @@ def test_the_best_checkpoint_is_never_removed(tmp_path):
 
 def test_queries_without_any_match_are_told_before_anything_is_written(digits, tmp_path):
     (tmp_path / 'query.csv').write_text('nobody,digits/0000.png\n')
-    process = train(digits, tmp_path / 'root', '--eval_query', tmp_path / 'query.csv')
-    assert_one_sentence(process, 'query.csv', 'has a match')
+    run = train(digits, tmp_path / 'root', '--eval_query', tmp_path / 'query.csv')
+    ended_in_one_sentence(run, 'query.csv', 'has a match')
     assert not (tmp_path / 'root').exists()
 
 
