@@ -47,15 +47,20 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
     Raises:
         InputError: no such net or head, a net that cannot take this input shape, or does not know an option.
     """
-    make_body = plugins.load('nets', net_name).body
-    unknown = [f'--{option}' for option in net_options if option not in inspect.signature(make_body).parameters]
-    if unknown:
-        raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
-    body = make_body(input_shape, **net_options)
+    check_options(net_name, net_options)
+    body = plugins.load('nets', net_name).body(input_shape, **net_options)
     endpoints = plugins.load('heads', head_name).head(body.output, embedding_dim)
     network = keras.Model(body.input, endpoints, name=f'{net_name}_{head_name}')
     network.body = body
     return network
+
+
+def check_options(net_name, net_options):
+    """Raises InputError when a net does not know one of the options, as keyword arguments of its `body`."""
+    known = inspect.signature(plugins.load('nets', net_name).body).parameters
+    unknown = [f'--{option}' for option in net_options if option not in known]
+    if unknown:
+        raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
 
 
 def build_for(args, input_size=None):

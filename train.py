@@ -37,11 +37,13 @@ def main():
     interruption = experiment.Interruption()
     with quiet.tensorflow_import():
         import distribute
+        import model
         from loss import check_margin
     strategy = distribute.strategy(args.distribute, args.devices)
     interruption.take_signals()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
+    model.check_options(args.model_name, arguments.net_options(args))
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error():
             train(args, train_set, validator, strategy, interruption, experiment.log_of_worker(task.worker))

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # Not this folder: `losses` is the project's.
+sys.path.insert(0, str(ROOT))
 
 import arguments  # noqa: E402
 import experiment  # noqa: E402

@@ -1,5 +1,6 @@
 """Bad input to train.py and embed.py: one clear sentence, status 1 or 2, no traceback, and nothing lost."""
 import json
+import os
 
 import h5py
 import numpy as np
@@ -107,6 +108,11 @@ def test_image_that_does_not_decode_stops_embedding(small):
     with h5py.File(small / 'run' / 'train_embeddings.h5') as file:
         assert file['emb'].shape == (12, 128)
     ended_in_one_sentence(Run('embed.py', *embed, '--checkpoint', 'checkpoint-77'), 'checkpoint-77', 'checkpoint-3')
+
+
+def test_an_option_that_the_net_lacks(small):
+    ended_in_one_sentence(Run('train.py', *train_flags(small), '--last_stride', 1), 'mnist', '--last_stride')
+    assert os.listdir(small / 'run') == [], 'so that it can be started again'
 
 
 def test_embedding_arguments(small):
