@@ -204,7 +204,8 @@ def random_fault(random, seconds):
     moment = ('time', 'step', 'file')[random.integers(3)]
     if isinstance(what, RuntimeError):
         moment = 'step'
-    place = random.uniform(0, seconds) if moment == 'time' else int(random.integers(1, 20))
+    # In the first tenth of a second there is no handler of ours yet: Python may swallow the signal in a destructor.
+    place = random.uniform(0.1, seconds) if moment == 'time' else int(random.integers(1, 20))
     return Fault(what, moment, place)
 
 
