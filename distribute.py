@@ -5,7 +5,7 @@ so that every anchor is compared with the whole batch; the gradients of all repl
 those of one device that works on the whole batch, however many replicas there are; only batch norm takes its
 statistics from a replica's own part, and checkpoints hold their mean over the replicas.
 
-`gather`, `total`, `own_first` and `batch_order` belong inside of the function that `strategy.run` runs.
+`gather`, `total`, `mean`, `own_first` and `batch_order` belong inside of the function that `strategy.run` runs.
 """
 import contextlib
 
@@ -121,6 +121,11 @@ def total(tensors):
     if context.num_replicas_in_sync == 1:
         return tensors
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def mean(number):
+    """The mean of a number [] over all replicas."""
+    return total([number])[0] / tf.distribute.get_replica_context().num_replicas_in_sync
 
 
 def gather(part):

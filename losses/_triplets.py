@@ -1,6 +1,7 @@
 """The losses of all triplets of a batch, for those that use every one of them."""
 import tensorflow as tf
 
+import distribute
 from loss import apply_margin, pair_masks
 
 
@@ -26,7 +27,8 @@ def all_triplets(dists, anchor_pids, pids, margin):
 def mean_over(chosen, losses, anchors, num_anchors):
     """One loss an anchor [B1], whose mean over the anchors is the mean over the chosen triplets of all anchors.
 
-    So an anchor's loss is the sum over its chosen triplets, divided by how many of them an anchor has on average.
+    So an anchor's loss is the sum over its chosen triplets, divided by how many of them an anchor has on average; with
+    several devices, an anchor of any of them.
 
     Args:
         chosen: bool [M, B2].
@@ -35,5 +37,5 @@ def mean_over(chosen, losses, anchors, num_anchors):
     """
     of_pairs = tf.reduce_sum(tf.where(chosen, losses, 0.0), axis=1)
     of_anchors = tf.math.unsorted_segment_sum(of_pairs, anchors, num_anchors)
-    average_count = tf.reduce_sum(tf.cast(chosen, tf.float32)) / tf.cast(num_anchors, tf.float32)
+    average_count = distribute.mean(tf.reduce_sum(tf.cast(chosen, tf.float32)) / tf.cast(num_anchors, tf.float32))
     return tf.math.divide_no_nan(of_anchors, average_count)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import cluster
-from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+import plugins
+from _runs import FORKS, Run, ended_in_one_sentence, left_behind, make_people, start_fork_server, train_arguments
 from conftest import assert_one_sentence, run_script
 from errors import InputError
 
@@ -75,6 +76,50 @@ def test_two_processes_give_the_losses_of_one(people, one_device):
 
 def test_two_devices_give_the_losses_of_one(one_device, mirrored):
     assert_same_training(one_device, mirrored)
+
+
+def _losses_and_gradients(replicas, to_parent):
+    """Send what each loss is of a batch, one of whose identities is divided between two replicas."""
+    import tensorflow as tf
+
+    import distribute
+    from loss import cdist
+    strategy = distribute.strategy('mirrored', replicas)
+    embs = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    found = {}
+    for name in plugins.choices('losses'):
+        losses_of = plugins.load('losses', name).loss
+        with strategy.scope():
+            variable = tf.Variable(embs)
+
+        def step():
+            with tf.GradientTape() as tape:
+                pids, emb = tf.repeat([0, 1, 2], 4), distribute.own_part(variable.value())
+                dists = cdist(emb, distribute.own_first(distribute.gather(emb)), 'euclidean')
+                losses = losses_of(dists, distribute.own_part(pids), distribute.own_first(pids), 0.3, (1, 2))
+                share = distribute.share_of_mean(losses)
+            return distribute.total([share, tape.gradient(share, variable, unconnected_gradients='zero')])
+
+        loss, gradient = tf.function(lambda: distribute.run(strategy, step), autograph=False)()
+        found[name] = loss.numpy(), gradient.numpy()
+    to_parent.send(found)
+
+
+def test_each_loss_is_the_same_on_two_replicas():
+    start_fork_server()
+    found = []
+    for replicas in (1, 2):
+        from_child, to_parent = FORKS.Pipe(duplex=False)
+        child = FORKS.Process(target=_losses_and_gradients, args=(replicas, to_parent))
+        child.start()
+        assert from_child.poll(100)
+        found.append(from_child.recv())
+        child.join()
+    for name in found[0]:
+        for one, two in zip(found[0][name], found[1][name]):
+            if name != 'batch_sample':  # It draws other triplets.
+                np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert found[0]['lifted'][1].any() and found[0]['batch_all_nonzero'][1].any()
 
 
 def test_checkpoints_are_the_same_for_any_number_of_devices(one_device, mirrored, tmp_path):
