@@ -47,7 +47,8 @@ def describe(path):
     moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
     lines.append(f'optimizer: {f"Adam with the moments of {len(moments)} variables" if moments else "none of Adam"}')
 
-    explained = {*variables, 'global_step', 'beta1_power', 'beta2_power'}
+    powers = {'beta1_power', 'beta2_power'}
+    explained = {*variables, 'global_step', *powers, *(f'late_{name}' for name in powers)}
     explained |= {f'{name}/{slot}' for name in moments for slot in ('Adam', 'Adam_1')}
     others = [name for name in held if name not in explained]
     if others:

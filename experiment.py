@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 
+import arguments
 import provenance
 from errors import InputError
 from files import lock, write_json
 
 LOG_FILE = 'train.log'
 PROVENANCE_FILE = 'provenance.json'
+BROKEN_IMAGES_FILE = 'broken_images.csv'
 LOCK_FILE = '.lock'
 SILENCE_OF_THE_DEAD = 1800  # seconds
 
@@ -113,22 +115,43 @@ def log_of_worker(number):
 
 
 def record_start(root, args, dataset_files):
-    """Append what it takes to trace a number of this run later to `provenance.json`, a list with an entry a start."""
+    """Append what it takes to trace a number of this run later to `provenance.json`, a list with an entry a start.
+
+    Returns: those of the dataset files that are not what they were at the start before this one.
+    """
     path = os.path.join(root, PROVENANCE_FILE)
     starts = []
     if os.path.isfile(path):
         with contextlib.suppress(ValueError, RecursionError), open(path, encoding='utf-8') as file:
             starts = json.load(file)
     starts = starts if isinstance(starts, list) else []
+    hashes = {file: provenance.file_hash(file) for file in dataset_files}
+    changed = [file for file in dataset_files if _hash_before(starts, file) not in (None, hashes[file])]
     starts.append({
         'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'host': socket.gethostname(),
         'command': sys.argv,
         'arguments': vars(args),
         'versions': provenance.versions(),
-        'sha256': {file: provenance.file_hash(file) for file in dataset_files},
+        'sha256': hashes,
     })
     write_json(path, starts)
+    return changed
+
+
+def _hash_before(starts, file):
+    """The hash of a dataset file at the last start that is noted of it; None where none is."""
+    try:
+        return starts[-1]['sha256'][file]
+    except (LookupError, TypeError):
+        return None
+
+
+def take_back_start(root):
+    """Remove what a new run has left that could not start, so that it can be started again with other arguments."""
+    for name in (arguments.FILE, LOG_FILE, PROVENANCE_FILE, BROKEN_IMAGES_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(root, name))
 
 
 class Interruption:

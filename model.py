@@ -47,20 +47,15 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
     Raises:
         InputError: no such net or head, a net that cannot take this input shape, or does not know an option.
     """
-    check_options(net_name, net_options)
-    body = plugins.load('nets', net_name).body(input_shape, **net_options)
+    net = plugins.load('nets', net_name)
+    unknown = [f'--{option}' for option in net_options if option not in inspect.signature(net.body).parameters]
+    if unknown:
+        raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
+    body = net.body(input_shape, **net_options)
     endpoints = plugins.load('heads', head_name).head(body.output, embedding_dim)
     network = keras.Model(body.input, endpoints, name=f'{net_name}_{head_name}')
     network.body = body
     return network
-
-
-def check_options(net_name, net_options):
-    """Raises InputError when a net does not know one of the options, as keyword arguments of its `body`."""
-    known = inspect.signature(plugins.load('nets', net_name).body).parameters
-    unknown = [f'--{option}' for option in net_options if option not in known]
-    if unknown:
-        raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
 
 
 def build_for(args, input_size=None):
@@ -141,6 +136,8 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     Raises:
         InputError: an image that cannot be read, or an embedding that is not finite; it names the file.
     """
+    if not paths:
+        return
     input_size = network.input_shape[1:3]
     load_size = load_size or input_size
     variants = len(images.variant_names(flip, crop))

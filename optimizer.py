@@ -15,26 +15,37 @@ class Adam:
 
     Attributes:
         variables: dict {TF1 name: variable} of the optimizer's state, for checkpoints: `NAME/Adam` and `NAME/Adam_1`
-            (first and second moment), `beta1_power`, `beta2_power`.
+            (first and second moment), `beta1_power`, `beta2_power`; `late_beta1_power` and `late_beta2_power` for
+            variables that join later.
     """
     beta2 = 0.999
     epsilon = 1e-8
 
-    def __init__(self, trainable_variables, weight_decay=0.0):
+    def __init__(self, trainable_variables, weight_decay=0.0, late=()):
         """
         Args:
             trainable_variables: dict {TF1 name: variable}, float32.
             weight_decay: float; so many times a variable is added to its gradient, as PyTorch's Adam has it: the
                 gradient of an L2 penalty, which Adam scales like the rest of the gradient.
+            late: names of variables that the first steps leave out. The bias correction of their moments begins with
+                their own first step; that of the others has vanished by then, and would let them leap.
         """
         self.trainable_variables = trainable_variables
         self.weight_decay = weight_decay
-        self.beta1_power = tf.Variable(BETA1, dtype=tf.float32, trainable=False)
-        self.beta2_power = tf.Variable(self.beta2, dtype=tf.float32, trainable=False)
-        self.variables = {'beta1_power': self.beta1_power, 'beta2_power': self.beta2_power}
+        self.variables = {}
+        self.groups = [(self._powers(''), [name for name in trainable_variables if name not in late])]
+        if late:
+            self.groups.append((self._powers('late_'), list(late)))
         for name, variable in trainable_variables.items():
             for slot in ('Adam', 'Adam_1'):
                 self.variables[f'{name}/{slot}'] = tf.Variable(tf.zeros(variable.shape), trainable=False)
+
+    def _powers(self, prefix):
+        """The powers of β1 and β2, two new variables, whose names begin with a prefix."""
+        beta1_power = tf.Variable(BETA1, dtype=tf.float32, trainable=False)
+        beta2_power = tf.Variable(self.beta2, dtype=tf.float32, trainable=False)
+        self.variables |= {f'{prefix}beta1_power': beta1_power, f'{prefix}beta2_power': beta2_power}
+        return beta1_power, beta2_power
 
     def apply(self, gradients, learning_rate, beta1=BETA1):
         """One step, inside of a `tf.function`.
@@ -45,16 +56,19 @@ class Adam:
             beta1: float32 scalar. The bias correction is exact while it stays the same, and has long vanished (0.9^100
                 is 3e-5) when a schedule changes it.
         """
-        for name, gradient in gradients.items():
-            variable = self.trainable_variables[name]
-            if self.weight_decay:
-                gradient += self.weight_decay * variable.value
-            tf.raw_ops.ResourceApplyAdam(
-                var=_handle(variable), m=self.variables[f'{name}/Adam'].handle,
-                v=self.variables[f'{name}/Adam_1'].handle, beta1_power=self.beta1_power, beta2_power=self.beta2_power,
-                lr=learning_rate, beta1=beta1, beta2=self.beta2, epsilon=self.epsilon, grad=gradient)
-        self.beta1_power.assign(self.beta1_power * beta1)
-        self.beta2_power.assign(self.beta2_power * self.beta2)
+        for (beta1_power, beta2_power), names in self.groups:
+            updated = [name for name in names if name in gradients]
+            for name in updated:
+                variable, gradient = self.trainable_variables[name], gradients[name]
+                if self.weight_decay:
+                    gradient += self.weight_decay * variable.value
+                tf.raw_ops.ResourceApplyAdam(
+                    var=_handle(variable), m=self.variables[f'{name}/Adam'].handle,
+                    v=self.variables[f'{name}/Adam_1'].handle, beta1_power=beta1_power, beta2_power=beta2_power,
+                    lr=learning_rate, beta1=beta1, beta2=self.beta2, epsilon=self.epsilon, grad=gradient)
+            if updated:
+                beta1_power.assign(beta1_power * beta1)
+                beta2_power.assign(beta2_power * self.beta2)
 
 
 class LossScale:

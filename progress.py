@@ -3,6 +3,7 @@ import collections
 import concurrent.futures
 import datetime
 import glob
+import io
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import time
 
 import numpy as np
 
+from errors import InputError
 from experiment import LOG_FILE
 from files import tensorflow_os_errors, write_at, written_whole
 
@@ -126,11 +128,20 @@ class RowFile:
     """
 
     def __init__(self, path, shape, dtype):
+        """Raises InputError when there is such a file already, with rows of another form."""
         dtype = np.dtype(dtype)
-        header = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': shape}
+        header = io.BytesIO()
+        np.lib.format.write_array_header_2_0(header, {
+            'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': shape})
+        header = header.getvalue()
         self._file = open(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
-        np.lib.format.write_array_header_2_0(self._file, header)
-        self._start = self._file.tell()
+        held = self._file.read(len(header))
+        if held.startswith(np.lib.format.MAGIC_PREFIX) and held != header:
+            raise InputError(f'{path} does not hold {"×".join(map(str, shape))} of {dtype}, as this run would: its '
+                             f'training set is not what it was. Go on with that of the start, or move the log away.')
+        self._file.seek(0)
+        self._file.write(header)
+        self._start = len(header)
         self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
         self._dtype = dtype
         self._file.truncate(self._start + shape[0] * self._row_bytes)

@@ -36,14 +36,13 @@ def main():
     # What computes: TensorFlow has to know of several devices before it computes anything.
     interruption = experiment.Interruption()
     with quiet.tensorflow_import():
+        import checkpoints
         import distribute
-        import model
         from loss import check_margin
     strategy = distribute.strategy(args.distribute, args.devices)
     interruption.take_signals()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
-    model.check_options(args.model_name, arguments.net_options(args))
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error():
             train(args, train_set, validator, strategy, interruption, experiment.log_of_worker(task.worker))
@@ -54,12 +53,18 @@ def main():
         for notice in notices:
             log.warning(notice)
         try:
-            experiment.record_start(args.experiment_root, args, [args.train_set])
+            if experiment.record_start(args.experiment_root, args, [args.train_set]):
+                log.warning(f'{args.train_set} is not what it was when this run was started last: the batches will not '
+                            f'be those that it would have had.')
             with distribute.losing_a_worker_is_an_error():
                 train(args, train_set, validator, strategy, interruption, log)
         except OSError as error:
             raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
                              f'with --resume.') from error
+        except Exception:
+            if not args.resume and not checkpoints.were_written(args.experiment_root):
+                experiment.take_back_start(args.experiment_root)
+            raise
 
 
 def train(args, train_set, validator, strategy, interruption, log):
@@ -84,7 +89,7 @@ def train(args, train_set, validator, strategy, interruption, log):
 
     # Data: which images can be read, and who is there. The batches are made when it is known at which step they start.
     if args.skip_broken_images:
-        list_path = os.path.join(root, 'broken_images.csv')
+        list_path = os.path.join(root, experiment.BROKEN_IMAGES_FILE)
         train_set = images.without_broken(train_set, args.image_root, list_path, args.resume, log.warning)
     identities = batches.Identities(train_set, args.batch_p)
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names),
@@ -98,11 +103,14 @@ def train(args, train_set, validator, strategy, interruption, log):
             network = model.with_classifier(network, len(identities.names))
     losses_of = plugins.load('losses', args.loss).loss
     variables = model.named_variables(network)
+    if validator:
+        validator.build(variables)
     trainable = {name: variable for name, variable in variables.items() if variable.trainable}
     of_body = model.named_variables(network.body)
     of_head = {name: variable for name, variable in trainable.items() if name not in of_body}
+    late = [name for name in trainable if name in of_body] if args.freeze_body_iterations else []
     with strategy.scope():
-        adam = optimizer.Adam(trainable, args.weight_decay)
+        adam = optimizer.Adam(trainable, args.weight_decay, late)
         loss_scale = optimizer.LossScale(args.mixed_precision)
     global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
     state = {**variables, **adam.variables, **loss_scale.variables, 'global_step': global_step}

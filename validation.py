@@ -70,8 +70,26 @@ class Validation:
             return False
         return step not in [entry['step'] for entry in results(self._args.experiment_root)]
 
+    def build(self, names):
+        """Build the network that is validated: the one that trains is not touched.
+
+        Args:
+            names: of the variables that are trained, see `model.named_variables`.
+
+        Raises:
+            InputError: the net has layers that are called otherwise whenever it is built.
+        """
+        import model
+        model.set_precision('none')
+        self._network = model.build_for(self._args)
+        unknown = sorted(set(model.named_variables(self._network)) - set(names))
+        if unknown:
+            raise InputError(f'The weights {unknown[0]} of --model_name {self._args.model_name} or --head_name '
+                             f'{self._args.head_name} have another name whenever the network is built; give each of '
+                             f'its layers that has weights a name=….')
+
     def evaluate(self, values, interruption):
-        """Evaluate weights; the network that trains is not touched.
+        """Evaluate weights with the network of `build`.
 
         Args:
             values: dict {TF1 name: array or tensor}, as a checkpoint has them.
@@ -81,9 +99,6 @@ class Validation:
         """
         import model
         args = self._args
-        if self._network is None:
-            model.set_precision('none')
-            self._network = model.build_for(args)
         for name, variable in model.named_variables(self._network).items():
             variable.assign(values[name])
         load_size = (args.net_input_height, args.net_input_width)

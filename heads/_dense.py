@@ -17,8 +17,8 @@ def emb(features, embedding_dim):
 
 
 def reduced(features, embedding_dim):
-    """The features themselves where there are D of them, else a dense layer: [B, F] -> [B, D]."""
-    return features if features.shape[-1] == embedding_dim else emb(features, embedding_dim)
+    """The features themselves where there are D of them, else a dense layer: [B, F] -> [B, D], float32 in any case."""
+    return keras.ops.cast(features, 'float32') if features.shape[-1] == embedding_dim else emb(features, embedding_dim)
 
 
 def normalize(emb):

@@ -1,6 +1,7 @@
 """Bad input to train.py and embed.py: one clear sentence, status 1 or 2, no traceback, and nothing lost."""
 import json
 import os
+import pathlib
 
 import h5py
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from conftest import assert_one_sentence, run_script
 from PIL import Image
 
+import plugins
 from _runs import Run, ended_in_one_sentence
 
 
@@ -88,8 +90,16 @@ def test_experiment_root_in_use_or_unusable(small):
         assert (small / 'run' / 'args.json').read_text() == text
 
 
-def test_too_few_identities(small):
-    assert_one_sentence(train(small, '--batch_p', '4'), '3 identities', '--batch_p')
+def test_a_run_that_cannot_start_can_be_started_again(small):
+    (small / 'run').mkdir()
+    for flags, parts in [
+            (['--batch_p', 4], ['3 identities', '--batch_p']), (['--initial_checkpoint', small / 'typo'], ['typo']),
+            (['--last_stride', 1], ['mnist', '--last_stride']),
+            (['--skip_broken_images', '--initial_checkpoint', small / 'typo'], ['typo'])]:
+        ended_in_one_sentence(Run('train.py', *train_flags(small), *flags), *parts)
+        assert os.listdir(small / 'run') == ['.lock']
+    run = Run('train.py', *train_flags(small))
+    assert run.wait() == 0, run.output
 
 
 def test_image_that_does_not_decode_stops_embedding(small):
@@ -110,9 +120,55 @@ def test_image_that_does_not_decode_stops_embedding(small):
     ended_in_one_sentence(Run('embed.py', *embed, '--checkpoint', 'checkpoint-77'), 'checkpoint-77', 'checkpoint-3')
 
 
-def test_an_option_that_the_net_lacks(small):
-    ended_in_one_sentence(Run('train.py', *train_flags(small), '--last_stride', 1), 'mnist', '--last_stride')
-    assert os.listdir(small / 'run') == [], 'so that it can be started again'
+def test_a_net_whose_layers_have_no_names(small, tmp_path_factory):
+    """Validation builds it a second time, and Keras numbers such layers within a process."""
+    unnamed = pathlib.Path(plugins.__file__).parent / 'nets' / 'unnamed_in_a_test.py'
+    unnamed.write_text('''import keras
+
+
+def body(input_shape):
+    images = keras.Input(input_shape, name='images')
+    features = keras.layers.Conv2D(4, 3)(images)
+    return keras.Model(images, {'model_output': keras.layers.GlobalAveragePooling2D()(features)})
+''')
+    try:
+        run = Run('train.py', *train_flags(small), '--model_name', 'unnamed_in_a_test', '--eval_query',
+                  small / 'train.csv', '--eval_gallery', small / 'train.csv', '--eval_excluder', 'diagonal',
+                  '--eval_frequency', 2)
+        ended_in_one_sentence(run, 'conv2d', 'name=')
+    finally:
+        unnamed.unlink()
+
+
+def test_a_training_set_that_was_changed_meanwhile(small):
+    run = Run('train.py', *train_flags(small), '--detailed_logs')
+    assert run.wait() == 0, run.output
+    (small / 'run' / 'checkpoint-3.index').unlink()
+    (small / 'run' / 'checkpoint').unlink()
+    lines = (small / 'train.csv').read_text()
+    (small / 'train.csv').write_text(''.join(lines.splitlines(keepends=True)[1:]))
+    run = Run('train.py', '--experiment_root', small / 'run', '--resume')
+    assert run.wait() == 0 and 'train.csv is not what it was' in run.output, run.output
+
+    (small / 'run' / 'checkpoint-3.index').unlink()
+    (small / 'run' / 'checkpoint').unlink()
+    (small / 'longer_name.png').write_bytes((small / '1_1.png').read_bytes())
+    (small / 'train.csv').write_text(lines + '0,longer_name.png\n')
+    logged = (small / 'run' / 'log_fids.npy').read_bytes()
+    ended_in_one_sentence(Run('train.py', '--experiment_root', small / 'run', '--resume'), 'log_fids.npy')
+    assert (small / 'run' / 'log_fids.npy').read_bytes() == logged
+
+
+def test_broken_images_left_out_beside_the_dataset(small):
+    run = Run('train.py', *train_flags(small))
+    assert run.wait() == 0, run.output
+    (small / '1_1.png').write_bytes(b'no image')
+    listed = (small / 'train.csv').read_bytes()
+    embed = ['--experiment_root', small / 'run', '--dataset', small / 'train.csv', '--skip_broken_images', '--filename']
+    ended_in_one_sentence(Run('embed.py', *embed, small / 'train.h5'), 'train.csv', '--filename')
+    assert (small / 'train.csv').read_bytes() == listed
+    run = Run('embed.py', *embed, small / 'others.h5')
+    assert run.wait() == 0 and len((small / 'others.csv').read_text().splitlines()) == 11, run.output
 
 
 def test_embedding_arguments(small):

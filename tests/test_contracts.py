@@ -33,6 +33,7 @@ def test_net(name, photos):
     names = model.named_variables(network)
     assert len(names) == len(network.variables)
     assert set(model.named_variables(network.body)) == {name for name in names if not name.startswith('emb/')}
+    assert set(model.named_variables(body)) == set(model.named_variables(network.body)), 'a layer has no name of its own'
 
 
 @pytest.mark.parametrize('name', plugins.choices('heads'))
@@ -46,6 +47,20 @@ def test_head(name):
         assert np.isfinite(outputs[endpoint]).all()
     if name.endswith('_normalize'):
         np.testing.assert_allclose(np.linalg.norm(outputs['emb'], axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('precision', ('bfloat16', 'float16'))
+@pytest.mark.parametrize('name', plugins.choices('heads'))
+def test_head_in_16_bits(name, precision):
+    """The net ends in a dense layer of 128 units, which compute in 16 bits: more than that D is, or just as many."""
+    try:
+        model.set_precision(precision)
+        for embedding_dim in (8, 128):
+            outputs = model.build('mnist', name, embedding_dim, (28, 28, 3)).output
+            assert {outputs[endpoint].dtype for endpoint in ('emb', 'emb_raw', 'metric_emb') if endpoint in outputs} == {
+                'float32'}
+    finally:
+        model.set_precision('none')
 
 
 # The file names of the benchmarks: two persons in two cameras. A plug-in understands at least one of these styles.

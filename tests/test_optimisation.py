@@ -324,6 +324,20 @@ def test_a_frozen_body_stays_as_it_is_and_then_trains(run):
             assert not np.array_equal(frozen, trained), name
 
 
+def test_what_joins_late_makes_steps_of_the_usual_size():
+    """As the first and second step of Adam are: the learning rate where the gradient stays the same."""
+    variables = {name: keras.Variable(np.zeros(3, np.float32)) for name in ('head', 'body')}
+    adam = optimizer.Adam(variables, late=['body'])
+    gradient = tf.constant([1.0, -2.0, 3e-3])
+    for step in range(20):
+        body = {} if step < 15 else {'body': gradient}
+        adam.apply({'head': gradient, **body}, tf.constant(0.01))
+    for name, steps in (('head', 20), ('body', 5)):
+        np.testing.assert_allclose(variables[name], -0.01 * steps * np.sign(gradient), rtol=1e-3)
+    assert {name for name in adam.variables if 'power' in name} == {
+        'beta1_power', 'beta2_power', 'late_beta1_power', 'late_beta2_power'}
+
+
 def test_resuming_gives_the_very_run(run, digits):
     resumed = run.parent / 'resumed'
     shutil.copytree(run, resumed)
@@ -362,5 +376,6 @@ def test_an_interrupted_validation_is_given_up_and_due_again(run, tmp_path):
     args.experiment_root = str(tmp_path)
     validator = validation.Validation(args)
     weights = model.named_variables(model.build_for(args))
+    validator.build(weights)
     assert validator.evaluate(weights, argparse.Namespace(requested='SIGINT')) is None
     assert [step for step in range(9) if validator.is_due(step)] == [4, 8]
