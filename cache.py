@@ -5,6 +5,7 @@ the very numbers that it would have seen without.
 """
 import hashlib
 import os
+import re
 import zipfile
 
 import numpy as np
@@ -17,6 +18,7 @@ from files import written_whole
 
 PIXELS_FILE = 'pixels.bin'
 INDEX_FILE = 'index.npz'
+UNFINISHED = re.compile(r'\.(pixels\.bin|index\.npz)\..*partial')
 
 
 def reader(paths, kind, loading_threads):
@@ -24,7 +26,8 @@ def reader(paths, kind, loading_threads):
 
     Args:
         paths: image files, list of str [N].
-        kind: 'none' (read and decode the file each time), 'memory', or a folder, which is filled if it is empty.
+        kind: 'none' (read and decode the file each time), 'memory', or a folder, which is filled if it is empty or was
+            not filled to the end.
         loading_threads: how many images are decoded at a time while the cache is filled.
 
     Returns: function of a scalar int64 tensor, the number of an image, that gives uint8 [H, W, 3] in tf.data.
@@ -63,7 +66,11 @@ def _in_folder(folder, paths, loading_threads):
     pixels_path, index_path = os.path.join(folder, PIXELS_FILE), os.path.join(folder, INDEX_FILE)
     fingerprint = _fingerprint(paths)
     os.makedirs(folder, exist_ok=True)
-    if not os.listdir(folder):
+    # What a run leaves that was killed while it filled the folder: the pixels, or half of a file; the index comes last.
+    left = [name for name in os.listdir(folder) if name == PIXELS_FILE or UNFINISHED.fullmatch(name)]
+    if len(left) == len(os.listdir(folder)):
+        for name in left:
+            os.remove(os.path.join(folder, name))
         shapes = []
         with written_whole(pixels_path) as temporary, open(temporary, 'wb') as file:
             for image in _decoded(paths, loading_threads):

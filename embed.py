@@ -70,6 +70,9 @@ def main():
     filename = os.path.join(args.experiment_root, name)
     if args.skip_broken_images:
         stem, images_given = os.path.splitext(filename)[0], len(dataset)
+        if os.path.realpath(args.dataset) in (os.path.realpath(stem + ending) for ending in ('.csv', '_broken.csv')):
+            raise InputError(f'--skip_broken_images would write the list of the images that are left over '
+                             f'{args.dataset}; choose another --filename.')
         dataset = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,
                                         lambda sentence: print(sentence, file=sys.stderr))
         if len(dataset) < images_given:

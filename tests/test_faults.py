@@ -13,12 +13,13 @@ import pytest
 
 import arguments
 import batches
+import embeddings
 import experiment
+import files
 import validation
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
 from dataset import load_dataset
 from errors import InputError
-from files import write_json
 
 LOG = logging.getLogger('test')
 
@@ -187,6 +188,15 @@ def test_struck_while_validating(validated, tmp_path, what, status):
     assert (root / validation.FILE).read_bytes() == (undisturbed / validation.FILE).read_bytes()
 
 
+def kill_behind_the_last_row():
+    def write_at(file, position, values):
+        files.write_at(file, position, values)
+        if bytes(values) == (24).to_bytes(embeddings.COUNT_BYTES, 'little'):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    embeddings.write_at = write_at
+
+
 def test_embedding_interrupted(people, finished, tmp_path):
     arguments = ['--experiment_root', finished, '--dataset', people / 'people.csv', '--batch_size', 4, '--filename']
     run = Run('embed.py', *arguments, tmp_path / 'whole.h5')
@@ -197,8 +207,10 @@ def test_embedding_interrupted(people, finished, tmp_path):
     assert run.wait() == 130 and 'Traceback' not in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume', fault=Fault(signal.SIGKILL, 'file', 3))
     assert run.wait() == -signal.SIGKILL and 'behind 8 rows' in run.output and not part.exists(), run.output
+    run = Run('embed.py', *arguments, part, '--resume', fault=Fault(kill_behind_the_last_row, 'file', 1))
+    assert run.wait() == -signal.SIGKILL and 'behind 16 rows' in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume')
-    assert run.wait() == 0 and 'behind 16 rows' in run.output, run.output
+    assert run.wait() == 0 and 'behind 24 rows' in run.output, run.output
     with h5py.File(part) as resumed, h5py.File(tmp_path / 'whole.h5') as whole:
         assert np.array_equal(resumed['emb'], whole['emb']) and np.array_equal(resumed['fids'], whole['fids'])
 
@@ -239,9 +251,9 @@ def test_full_disk_in_evaluation(people, finished, small_disk):
 
 def test_full_disk_keeps_the_old_file(small_disk):
     folder = small_disk(16384)
-    write_json(folder / 'a.json', {'mAP': 0.5})
+    files.write_json(folder / 'a.json', {'mAP': 0.5})
     with pytest.raises(OSError, match='No space left'):
-        write_json(folder / 'a.json', {'aps': list(range(10000))})
+        files.write_json(folder / 'a.json', {'aps': list(range(10000))})
     assert os.listdir(folder) == ['a.json'] and '0.5' in (folder / 'a.json').read_text()
 
 

@@ -94,6 +94,25 @@ def test_a_cache_of_other_images_is_refused(people, tmp_path):
         cache.reader(paths, folder, 2)
 
 
+@pytest.mark.parametrize('left', [['.pixels.bin.0123abcd.partial'], ['pixels.bin'],
+                                  ['pixels.bin', '.index.npz.0123abcd.partial']])
+def test_a_cache_that_a_killed_run_has_begun_is_filled_anew(people, tmp_path, left):
+    paths = images.paths(load_dataset(people / 'people.csv'), people)
+    for name in left:
+        (tmp_path / name).write_bytes(b'half')
+    read = cache.reader(paths, str(tmp_path), 2)
+    assert np.array_equal(read(tf.constant(5)), images.decode(tf.io.read_file(paths[5])))
+    assert sorted(os.listdir(tmp_path)) == ['index.npz', 'pixels.bin']
+
+
+def test_a_folder_of_something_else_is_no_cache(people, tmp_path):
+    (tmp_path / 'pixels.bin').write_bytes(b'mine')
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(InputError, match='no whole cache'):
+        cache.reader(images.paths(load_dataset(people / 'people.csv'), people), str(tmp_path), 2)
+    assert (tmp_path / 'pixels.bin').read_bytes() == b'mine'
+
+
 def test_a_cache_of_a_broken_image_names_it(tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xffnothing')
     for kind in ('memory', str(tmp_path / 'cache')):
