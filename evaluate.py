@@ -314,7 +314,7 @@ def read_results(path):
             results = json.load(file)
         queries = [(str(query['fid']), str(query['pid']), scores_of(query)) for query in results['queries']]
         return dict(results['parameters']), sorted(queries, key=lambda query: query[0])
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise InputError(f'{path} is not a file of results of each query, as --filename writes them.') from error
 
 

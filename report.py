@@ -66,6 +66,9 @@ def page_data(evaluations, query, gallery, top_k, seed, page, link_images):
         'about': _about(now, query.dataset, gallery.dataset),
         'warnings': [f'The numbers of {name} are those with {flag}; its ranked lists are those without.'
                      for name, evaluation in zip(names, evaluations) for flag in changed_ranks(evaluation)]
+        + [f'{name} has the metric {evaluation.parameters["metric"]} and {names[0]} {now.parameters["metric"]}.'
+           for name, evaluation in zip(names, evaluations)
+           if evaluation.parameters['metric'] != now.parameters['metric']]
         + ([missing_sentence(missing, len(fids))] if missing else []),
         'numbers': _summary(*evaluations),
         'linked': link_images,

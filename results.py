@@ -131,13 +131,17 @@ def open_other_evaluation(path, evaluation, query, gallery):
     """An evaluation by other embeddings of the same queries and gallery as `evaluation`.
 
     Raises:
-        InputError: it is of other ones, or by another definition of AP.
+        InputError: it is of other ones, by another definition of AP, or with another excluder.
     """
     other = read_evaluation(path)
     _check_queries(other, query.dataset)
     if bool(other.parameters.get('use_market_ap')) != bool(evaluation.parameters.get('use_market_ap')):
         raise InputError(f'{path} and {evaluation.path} have different definitions of AP: only one of them was made '
                          f'with --use_market_ap. Evaluate one again.')
+    excluders = [each.parameters['excluder'] for each in (evaluation, other)]
+    if excluders[0] != excluders[1]:
+        raise InputError(f'{evaluation.path} was made with --excluder {excluders[0]} and {path} with --excluder '
+                         f'{excluders[1]}, so that their queries have different galleries. Evaluate one again.')
     other.query_embeddings, _ = open_with_dataset(_file(other, 'query_embeddings'), query.dataset)
     other.gallery_embeddings, _ = open_with_dataset(_file(other, 'gallery_embeddings'), gallery.dataset)
     return other

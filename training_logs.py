@@ -10,7 +10,7 @@ import numpy as np
 from errors import InputError
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-ITERATION = re.compile(r'iter: *(?P<step>\d+), loss min\|avg\|max: *[\d.]+\| *(?P<loss>[\d.]+)\| *[\d.]+, '
+ITERATION = re.compile(r'iter: *(?P<step>\d+), loss min\|avg\|max: *-?[\d.]+\| *(?P<loss>-?[\d.]+)\| *-?[\d.]+, '
                        r'batch-p@(?P<k>\d+): *(?P<precision>[\d.]+)%.*\( *(?P<seconds>[\d.]+)s/it\)')
 
 
@@ -91,13 +91,15 @@ def read_loss_quantiles(root, bins=200):
         losses, fids = (np.load(path, mmap_mode='r', allow_pickle=False) for path in (losses_path, fids_path))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f'{losses_path} or {fids_path} is damaged ({error}).') from error
-    if losses.ndim != 2 or not losses.size or losses.shape != fids.shape or fids.dtype.kind != 'S':
+    if losses.ndim != 2 or fids.ndim != 2 or not losses.size or not fids.size or len(losses) != len(fids) or fids.dtype.kind != 'S':
         raise InputError(f'{losses_path} and {fids_path} are not the logs of one run: {losses.dtype} {losses.shape} '
                          f'and {fids.dtype} {fids.shape}.')
     # Rows of iterations that were not reached are zeros; so may the losses of others be, but not their file names.
-    done = np.count_nonzero(fids[:, 0] != b'')
-    if not done:
+    # A run that the original began has none of the iterations before it was resumed.
+    done = np.flatnonzero(fids[:, 0] != b'')
+    if not done.size:
         return None
-    ends = np.unique(np.linspace(0, done, min(bins, done) + 1).astype(int))
+    first, last = done[0], done[-1] + 1
+    ends = np.unique(np.linspace(first, last, min(bins, last - first) + 1).astype(int))
     spans = [losses[start:stop] for start, stop in zip(ends, ends[1:])]
     return ends[1:], np.array([np.quantile(span, QUANTILES) for span in spans])

@@ -15,6 +15,11 @@ from errors import InputError, exit_with
 PRE_CROP = (288, 144)
 CROP = (256, 128)
 
+# The entry of the EXIF data that says how an image was held, and what turns each way of it upright.
+ORIENTATION = 0x112
+UPRIGHT = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270',
+           7: 'TRANSVERSE', 8: 'ROTATE_90'}
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,11 +83,13 @@ def ten_crops(path):
         InputError: an image that is missing or does not decode.
     """
     import PIL.Image
-    import PIL.ImageOps
     try:
         with PIL.Image.open(path) as file:
-            # OpenCV, which the paper's authors used, turns an image upright, too.
-            image = np.asarray(PIL.ImageOps.exif_transpose(file).convert('RGB'))
+            # OpenCV, which the paper's authors used, turns an image upright, too. PIL.ImageOps.exif_transpose would fail
+            # at any other entry of the EXIF data that is not in order.
+            turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
+            image = file.convert('RGB')
+            image = np.asarray(image.transpose(PIL.Image.Transpose[turn]) if turn else image)
     except FileNotFoundError as error:
         raise InputError(f'There is no image {path}.') from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:

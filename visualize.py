@@ -380,8 +380,8 @@ def warn_of_missing(fids, count):
     """Say which of `count` images could not be shown, if any."""
     from thumbnails import missing_sentence
     if fids:
-        print(f'Warning: {missing_sentence(fids, count)} If they were moved, give their folder as --image_root.',
-              file=sys.stderr)
+        print(f'Warning: {missing_sentence(fids, count)} If they were moved, give their folder as --image_root; if they '
+              f'lie outside of it, add --allow_outside_root.', file=sys.stderr)
 
 
 def check_picture_name(filename):

@@ -36,7 +36,9 @@ def splits(root, val_fraction=None, query_per_identity=None, seed=0):
         raise InputError(f'--query_per_identity {query_per_identity} is less than 1.')
     images = images_of_identities(root)
     if val_fraction is not None:
-        held_out = round(val_fraction * len(images)) or 1
+        if len(images) == 1:
+            raise InputError(f'{root} has one identity only, which cannot be both trained on and held out.')
+        held_out = min(max(1, round(val_fraction * len(images))), len(images) - 1)
     else:
         held_out = len(images) if query_per_identity else 0
     identities = _files.shuffled(images, seed)
@@ -50,7 +52,7 @@ def splits(root, val_fraction=None, query_per_identity=None, seed=0):
 
 
 def images_of_identities(root):
-    """The file ids of each identity: a dict of pid to a list. Hidden files are no images.
+    """The file ids of each identity: a dict of pid to a list. Hidden files, and those in hidden folders, are no images.
 
     Raises:
         InputError: no such folder, or none with images in it.
@@ -60,9 +62,10 @@ def images_of_identities(root):
         raise InputError(f'There is no folder {root}.')
     images = {}
     for folder in sorted(root.glob('[!.]*')):
-        found = [path for path in folder.rglob('[!.]*') if path.suffix.lower() in SUFFIXES]
-        if found:
-            images[folder.name] = [path.relative_to(root).as_posix() for path in found]
+        found = (path.relative_to(root) for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
+        shown = [path.as_posix() for path in found if not any(part.startswith('.') for part in path.parts)]
+        if shown:
+            images[folder.name] = shown
     if not images:
         raise InputError(f'There is no sub-folder with images ({", ".join(SUFFIXES)}) in {root}.')
     return images

@@ -1,12 +1,16 @@
 """Tests run from any folder and find the project's modules; scripts under test run as real processes."""
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+# A shell that starts a command in the background has it ignore SIGINT, and so would all runs of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_script(script, *arguments, timeout=600, **options):

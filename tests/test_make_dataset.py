@@ -3,6 +3,7 @@ import argparse
 import gzip
 import os
 import re
+import shutil
 import struct
 
 import h5py
@@ -388,7 +389,7 @@ def put_folder(root):
     put(root, *(f'person {person}/{image}.{suffix}' for person in range(10)
                 for image, suffix in enumerate(['jpg', 'JPEG', 'png', 'txt'])))
     put(root, 'person 3/camera 2/x.jpg', 'alone/1.jpg')
-    put(root, '1.jpg', '.git/1.jpg', 'person 1/.hidden.jpg', 'person 1/._1.jpg')
+    put(root, '1.jpg', '.git/1.jpg', 'person 1/.hidden.jpg', 'person 1/._1.jpg', 'person 1/.originals/2022/1.jpg')
 
 
 def test_folder(root):
@@ -415,6 +416,15 @@ def test_folder_with_held_out_identities(root, tmp_path):
         assert len([line for line in csv['query'] if line.startswith(f'{pid},')]) == min(2, images - 1)
     assert make('folder', root, tmp_path / 'b', val_fraction=0.3, query_per_identity=2) == csv
     assert make('folder', root, tmp_path / 'c', val_fraction=0.3, query_per_identity=2, seed=1) != csv
+
+
+def test_one_identity_at_least_is_trained_on(root):
+    put(root, '1/a.jpg', '1/b.jpg', '2/a.jpg', '2/b.jpg')
+    csv = make('folder', root, val_fraction=0.9)
+    assert len(pids(csv['train'])) == len(pids(csv['test'])) == 1
+    shutil.rmtree(root / '2')
+    with pytest.raises(InputError, match='one identity'):
+        make('folder', root, val_fraction=0.9)
 
 
 def test_folder_for_evaluation_only(root):

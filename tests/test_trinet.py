@@ -2,11 +2,13 @@
 import math
 import os
 import pathlib
+import struct
 import zlib
 
 import keras
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import tensorflow as tf
 from conftest import assert_one_sentence, run_script
@@ -259,5 +261,25 @@ def test_images_are_turned_upright(tmp_path):
     turned.save(tmp_path / 'turned.png', exif=exif)
     np.testing.assert_array_equal(trinet_embed.ten_crops(tmp_path / 'turned.png'),
                                   trinet_embed.ten_crops(tmp_path / 'upright.png'))
+    # Another entry, of another type than it should have, does not matter: a resolution in letters.
+    exif[0x011A] = 72.0
+    rational, letters = (struct.pack('>HH', 0x011A, kind) for kind in (5, 2))
+    assert rational in exif.tobytes()
+    turned.save(tmp_path / 'turned.png', exif=exif.tobytes().replace(rational, letters))
+    np.testing.assert_array_equal(trinet_embed.ten_crops(tmp_path / 'turned.png'),
+                                  trinet_embed.ten_crops(tmp_path / 'upright.png'))
     with pytest.raises(InputError, match='no image'):
         trinet_embed.ten_crops(os.path.join(tmp_path, 'absent.png'))
+
+
+@pytest.mark.parametrize('orientation', range(10))
+def test_every_way_to_hold_a_camera(tmp_path, orientation):
+    image = PIL.Image.fromarray(np.random.default_rng(4).integers(0, 256, (60, 30, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / 'held.png', exif=exif)
+    with PIL.Image.open(tmp_path / 'held.png') as held:
+        PIL.ImageOps.exif_transpose(held).save(tmp_path / 'upright.png')
+    np.testing.assert_array_equal(trinet_embed.ten_crops(tmp_path / 'held.png'),
+                                  trinet_embed.ten_crops(tmp_path / 'upright.png'))
+

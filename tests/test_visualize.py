@@ -155,8 +155,8 @@ def test_images_moved_away(copy, tmp_path):
     report = ['report', copy / 'run.json', *flags(copy), '--top_k', 1000]
     process = visualize_script(*report)
     assert process.returncode == 0
-    assert process.stderr.startswith(f'Warning: 3 of {queries + len(fids)} images are missing or broken, the first of '
-                                     f'them {fids[0]}')
+    assert process.stderr.startswith(f'Warning: 3 of {queries + len(fids)} images are missing, broken or outside of the '
+                                     f'image root, the first of them {fids[0]}')
     process = visualize_script(*report, '--allow_outside_root')
     assert process.stderr.startswith('Warning: 2 of')
     process = visualize_script('rankings', copy / 'run.json', *flags(copy), '--image_root', tmp_path / 'nowhere')
@@ -178,11 +178,12 @@ def test_evaluation_of_other_files(root, copy):
 
 
 def test_evaluations_that_cannot_be_compared(root, copy):
-    market = dict(json.loads((root / 'run.json').read_text()))
-    market['parameters']['use_market_ap'] = True
-    (copy / 'market.json').write_text(json.dumps(market))
-    process = visualize_script('report', root / 'run.json', '--compare', copy / 'market.json')
-    assert_one_sentence(process, 'market.json', '--use_market_ap')
+    for parameter, value, part in (('use_market_ap', True, '--use_market_ap'), ('excluder', 'mars', '--excluder mars')):
+        other = dict(json.loads((root / 'run.json').read_text()))
+        other['parameters'][parameter] = value
+        (copy / 'other.json').write_text(json.dumps(other))
+        process = visualize_script('report', root / 'run.json', '--compare', copy / 'other.json')
+        assert_one_sentence(process, 'other.json', part)
 
 
 def test_reranked_evaluation_says_so(root, tmp_path):
@@ -426,6 +427,25 @@ def test_loss_quantiles(tmp_path):
     steps, quantiles = training_logs.read_loss_quantiles(tmp_path, bins=7)
     assert len(steps) == 7 and steps[-1] == 50
     assert np.allclose(quantiles[0], np.quantile(losses[:steps[0]], training_logs.QUANTILES))
+
+
+def test_losses_below_zero(tmp_path):
+    """As without a margin."""
+    line = 'iter:     7, loss min|avg|max: -0.512|-0.123| 0.300, batch-p@3: 90.00%, ETA: 0:00:01 (0.12s/it)\n'
+    (tmp_path / 'train.log').write_text(line)
+    assert training_logs.read_scalars(tmp_path)['loss'] == {7: -0.123}
+
+
+def test_loss_quantiles_of_a_part_and_of_tracklets(tmp_path):
+    """A run that the original began has its first iterations elsewhere; with tracklets there are more files."""
+    losses = np.random.default_rng(0).gamma(1, size=(80, 12)).astype(np.float32)
+    fids = np.full((80, 36), b'a.jpg')
+    fids[:30] = b''
+    np.save(tmp_path / 'log_losses.npy', losses)
+    np.save(tmp_path / 'log_fids.npy', fids)
+    steps, quantiles = training_logs.read_loss_quantiles(tmp_path)
+    assert steps.tolist() == list(range(31, 81))
+    assert np.allclose(quantiles[0], np.quantile(losses[30], training_logs.QUANTILES))
 
 
 def test_curves_script(tmp_path):
