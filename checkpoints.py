@@ -28,8 +28,8 @@ def prefix(root, step):
 
 
 def step_of(path):
-    """Step of a checkpoint from its name, or -1 if the name holds none."""
-    found = re.search(r'-(\d+)$', path)
+    """Step of a checkpoint from its name, or -1 if the name holds none that could be."""
+    found = re.search(r'-(\d{1,18})$', path)
     return int(found[1]) if found else -1
 
 
@@ -132,10 +132,10 @@ def newest_first(root):
     named = None
     if os.path.isfile(state_path):
         with open(state_path, encoding='utf-8', errors='replace') as file:
-            # The original may have written absolute paths: what counts is the name, in this very folder.
-            named = re.search(r'^model_checkpoint_path: ".*?([^"/]*)"$', file.read(1 << 20), re.MULTILINE)
-    if named and step_of(named[1]) in steps:
-        steps = [step for step in steps if step <= step_of(named[1])]
+            named = re.search(r'^model_checkpoint_path: "(.*)"$', file.read(1 << 20), re.MULTILINE)
+    # The original may have written absolute paths: what counts is the name, in this very folder.
+    if named and step_of(os.path.basename(named[1])) in steps:
+        steps = [step for step in steps if step <= step_of(os.path.basename(named[1]))]
     return [prefix(root, step) for step in steps]
 
 

@@ -35,5 +35,5 @@ def _thumbnail(path, width, height):
 
 def missing_sentence(fids, count):
     """What to say when the images `fids` of `count` cannot be shown."""
-    return (f'{len(fids)} of {count} images are missing, broken or outside of the image root, the first of them {fids[0]}; placeholders stand for '
-            f'them.')
+    return (f'{len(fids)} of {count} images are missing, broken or outside of the image root, the first of them '
+            f'{fids[0]}; placeholders stand for them.')

@@ -163,7 +163,8 @@ def train(args, train_set, validator, strategy, interruption, log):
         clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
         loss_scale.apply(gradient_norm, lambda: adam.apply(clipped, learning_rate, beta1))
 
-        of_batch = {'losses': losses, 'dists': distribute.batch_order(dists), 'emb': emb, 'emb_raw': endpoints['emb_raw']}
+        of_batch = {'losses': losses, 'dists': distribute.batch_order(dists), 'emb': emb,
+                    'emb_raw': endpoints['emb_raw']}
         of_batch = {name: distribute.gather(part) for name, part in of_batch.items()}
         return {**of_batch, 'rows': batch['rows'], 'gradient_norm': gradient_norm,
                 **dict(zip(('loss', 'cross_entropy'), distribute.total([loss, xent]))),

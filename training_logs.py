@@ -10,8 +10,9 @@ import numpy as np
 from errors import InputError
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-ITERATION = re.compile(r'iter: *(?P<step>\d+), loss min\|avg\|max: *-?[\d.]+\| *(?P<loss>-?[\d.]+)\| *-?[\d.]+, '
-                       r'batch-p@(?P<k>\d+): *(?P<precision>[\d.]+)%.*\( *(?P<seconds>[\d.]+)s/it\)')
+NUMBER = r' *(-?\d+\.\d+)'
+ITERATION = re.compile(fr'iter: *(\d{{1,18}}), loss min\|avg\|max:{NUMBER}\|{NUMBER}\|{NUMBER}, '
+                       fr'batch-p@(\d+):{NUMBER}%.*\({NUMBER}s/it\)')
 
 
 def read_scalars(root):
@@ -68,10 +69,10 @@ def _scalars_of_log(path):
     scalars = {}
     with open(path, encoding='utf-8', errors='replace') as file:
         for match in filter(None, map(ITERATION.search, file)):
-            found = {'loss': float(match['loss']), f'batch_prec_at_{match["k"]}': float(match['precision']) / 100,
-                     'secs_per_iter': float(match['seconds'])}
+            step, _, loss, _, k, precision, seconds = match.groups()
+            found = {'loss': float(loss), f'batch_prec_at_{k}': float(precision) / 100, 'secs_per_iter': float(seconds)}
             for tag, value in found.items():
-                scalars.setdefault(tag, {})[int(match['step'])] = value
+                scalars.setdefault(tag, {})[int(step)] = value
     return scalars
 
 
@@ -91,7 +92,8 @@ def read_loss_quantiles(root, bins=200):
         losses, fids = (np.load(path, mmap_mode='r', allow_pickle=False) for path in (losses_path, fids_path))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f'{losses_path} or {fids_path} is damaged ({error}).') from error
-    if losses.ndim != 2 or fids.ndim != 2 or not losses.size or not fids.size or len(losses) != len(fids) or fids.dtype.kind != 'S':
+    are_logs = losses.ndim == fids.ndim == 2 and losses.size and fids.size and fids.dtype.kind == 'S'
+    if not are_logs or len(losses) != len(fids):
         raise InputError(f'{losses_path} and {fids_path} are not the logs of one run: {losses.dtype} {losses.shape} '
                          f'and {fids.dtype} {fids.shape}.')
     # Rows of iterations that were not reached are zeros; so may the losses of others be, but not their file names.

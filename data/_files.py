@@ -1,4 +1,6 @@
 """What the datasets share: finding and reading the files of a download, exporting images as PNG, a seeded order."""
+import concurrent.futures
+import faulthandler
 import hashlib
 import os
 import re
@@ -59,15 +61,21 @@ def read_mat(path, variable):
     Raises:
         InputError: no MATLAB file, a damaged one, or one without that variable.
     """
-    import scipy.io
-    try:
-        content = scipy.io.loadmat(path)
-    except Exception as error:  # The reader raises whatever a damaged byte leads it to.
-        raise InputError(f'{path} cannot be read as a MATLAB file ({error}).') from error
+    # In a process of its own, since a damaged byte may crash the reader; what is told of that is told below.
+    with concurrent.futures.ProcessPoolExecutor(1, initializer=faulthandler.disable) as pool:
+        try:
+            content = pool.submit(_load_mat, path).result()
+        except Exception as error:  # The reader raises whatever a damaged byte leads it to.
+            raise InputError(f'{path} cannot be read as a MATLAB file ({error}).') from error
     if variable not in content:
         held = ', '.join(name for name in content if not name.startswith('__')) or 'nothing'
         raise InputError(f'{path} has no variable {variable}, but {held}.')
     return content[variable]
+
+
+def _load_mat(path):
+    import scipy.io
+    return scipy.io.loadmat(path)
 
 
 def pick(items, numbers, path):

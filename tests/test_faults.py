@@ -232,7 +232,8 @@ def test_full_disk_in_embedding(people, finished, small_disk):
 
 def test_full_disk_in_evaluation(people, finished, small_disk):
     folder = small_disk(1 << 20)
-    run = Run('embed.py', '--experiment_root', finished, '--dataset', people / 'people.csv', '--filename', folder / 'a.h5')
+    run = Run('embed.py', '--experiment_root', finished, '--dataset', people / 'people.csv', '--filename',
+              folder / 'a.h5')
     assert run.wait() == 0, run.output
     sets = [each for role in ('query', 'gallery')
             for each in (f'--{role}_dataset', people / 'people.csv', f'--{role}_embeddings', folder / 'a.h5')]

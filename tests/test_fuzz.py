@@ -11,7 +11,7 @@ import h5py
 import hypothesis.extra.numpy  # noqa: F401  (here, and not within the time of a test)
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import arguments
@@ -237,6 +237,8 @@ def test_npz_that_declares_too_much(folder):
 
 
 @FUZZED
+@example(b'model_checkpoint_path: "' + b'[' * 1_000_000)
+@example(b'model_checkpoint_path: "checkpoint-' + b'9' * 5000 + b'"\n')
 @given(like(b'model_checkpoint_path: "checkpoint-20"\nall_model_checkpoint_paths: "checkpoint-20"\n'))
 def test_state_file(folder, content):
     """Whatever it says, a checkpoint of this very folder is found."""
@@ -293,6 +295,32 @@ def test_mars_index(folder, data):
     path = folder / 'query_IDX.mat'
     path.write_bytes(data.draw(like(file.getvalue())))
     read_or_refused(_files.read_mat, str(path), 'query_IDX')
+
+
+def test_a_mars_index_that_crashes_the_reader(folder):
+    """One changed byte in the length of the variable's name ends the process that asks SciPy to read it."""
+    import scipy.io
+    file = io.BytesIO()
+    scipy.io.savemat(file, {'query_IDX': np.arange(5)})
+    content = bytearray(file.getvalue())
+    content[193] = 1
+    path = folder / 'crash.mat'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match='crash.mat cannot be read as a MATLAB file'):
+        _files.read_mat(str(path), 'query_IDX')
+
+
+LOG_LINE = (b'2026-01-31 12:34:56,789 [INFO] train: iter:     7, loss min|avg|max: -0.512|-0.123| 0.300, '
+            b'batch-p@3: 90.00%, ETA: 0:00:01 (0.12s/it)\n')
+
+
+@FUZZED
+@given(st.one_of(like(LOG_LINE), damaged(LOG_LINE.replace(b'7', b'7' * 5000))))
+def test_train_log(folder, content):
+    root = folder / 'logged'
+    root.mkdir(exist_ok=True)
+    (root / 'train.log').write_bytes(content)
+    read_or_refused(training_logs.read_scalars, str(root))
 
 
 @FUZZED
