@@ -2,6 +2,8 @@
 
 So nothing of the input pipeline needs storing, and a resumed run sees exactly the batches that it would have seen.
 Random numbers come from TensorFlow's stateless generators, whose seeds are derived from (seed, stream, t).
+
+There is no Python here for AutoGraph to convert, which would take a second of each start.
 """
 import numpy as np
 import tensorflow as tf
@@ -87,6 +89,7 @@ def draw_of_each(seed, stream, step, counts, k):
     return tf.stack(drawn, axis=1) % counts[:, None]
 
 
+@tf.autograph.experimental.do_not_convert
 def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames=1):
     """A `tf.data.Dataset` of (step, rows [P·K·S]) for the steps [first_step, last_step); images of an identity adjoin.
 
@@ -172,6 +175,7 @@ def augment(image, seed, step, slot, flip, crop_size, erasing=0.0):
     return image
 
 
+@tf.autograph.experimental.do_not_convert
 def batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
     """The batches of the steps [first_step, last_step), whole or in parts.
 

@@ -53,8 +53,8 @@ def reader(paths, kind, loading_threads):
 
 def _decoded(paths, loading_threads):
     """Yields the decoded images in order, uint8 [H, W, 3]."""
-    decoded = tf.data.Dataset.from_tensor_slices(paths).map(lambda path: images.decode(tf.io.read_file(path)),
-                                                            num_parallel_calls=loading_threads)
+    decode = tf.autograph.experimental.do_not_convert(lambda path: images.decode(tf.io.read_file(path)))
+    decoded = tf.data.Dataset.from_tensor_slices(paths).map(decode, num_parallel_calls=loading_threads)
     try:
         yield from tqdm.tqdm(decoded.as_numpy_iterator(), 'Decoding', len(paths), delay=2, leave=False)
     except tf.errors.OpError as error:

@@ -179,7 +179,7 @@ def any_worker(strategy, flag):
     return bool(_sum_over_replicas(strategy, tf.constant(float(bool(flag)))) > 0)
 
 
-@tf.function
+@tf.function(autograph=False)
 def _sum_over_replicas(strategy, number):
     # A copy on the replica's own device: what has no device cannot be summed between workers.
     return run(strategy, lambda: total([tf.identity(number)])[0])

@@ -169,7 +169,9 @@ def embedder(network, load_size, args):
     input_size = network.input_shape[1:3]
     taken_size = (None, None) if args.any_size else load_size
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *taken_size, 3], args.input_dtype, name='images')])
+    images_spec = tf.TensorSpec([None, *taken_size, 3], args.input_dtype, name='images')
+
+    @tf.function(input_signature=[images_spec], autograph=False)
     def embed(images):
         images = tf.cast(images, tf.float32)
         if args.any_size:

@@ -145,6 +145,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     images_per_device = max(1, batch_size // variants)
     images_per_batch = images_per_device * strategy.num_replicas_in_sync
 
+    @tf.autograph.experimental.do_not_convert
     def load(path):
         return images.variants(images.load(path, load_size), flip, crop, input_size)
 

@@ -46,7 +46,7 @@ def main():
     network = model.build('trinet', 'fc1024', 128, (*CROP, 3))
     model.load_trinet(args.weights, model.named_variables(network))
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *CROP, 3))])
+    @tf.function(input_signature=[tf.TensorSpec((None, *CROP, 3))], autograph=False)
     def embed(crops):
         return network(crops, training=False)['emb']
 
