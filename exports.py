@@ -62,12 +62,32 @@ def load_tflite(path):
 
 def save_onnx(module, path):
     """Write an ONNX file; `module` as for `save_saved_model`."""
+    import tensorflow as tf
     import tf2onnx
+    # Keras wraps grouped convolutions, as ConvNeXt has them, in functions for XLA, which ONNX does not know; traced anew
+    # while functions run eagerly, what is in them becomes part of the graph.
+    traced_anew = tf.Module()
+    traced_anew.embed = tf.function(module.embed.python_function, module.embed.input_signature, autograph=False)
+    tf.config.run_functions_eagerly(True)
+    try:
+        graph = _frozen_graph(traced_anew, 'images', 'emb')
+    finally:
+        tf.config.run_functions_eagerly(False)
     # From a graph with constants: of a function it makes inputs of the constants from outside, as a ResNet's mean pixel.
     onnx_model, _ = tf2onnx.convert.from_graph_def(
-        _frozen_graph(module, 'images', 'emb'), input_names=['images:0'], output_names=['emb:0'],
-        tensors_to_rename={'images:0': 'images', 'emb:0': 'emb'})
+        graph, input_names=['images:0'], output_names=['emb:0'],
+        tensors_to_rename={'images:0': 'images', 'emb:0': 'emb'}, custom_op_handlers={'Erfc': (_onnx_erfc, [])})
     _write(path, onnx_model.SerializeToString())
+
+
+def _onnx_erfc(graph, node, *_):
+    """A handler of tf2onnx: ONNX has no erfc, as the activation of ConvNeXt needs it, but erf = 1 - erfc."""
+    import numpy as np
+    shapes, dtypes = ([of_output(node.output[0])] for of_output in (graph.get_shape, graph.get_dtype))
+    erf = graph.make_node('Erf', node.input, shapes=shapes, dtypes=dtypes)
+    one = graph.make_const(f'{node.name}/one', np.float32(1))
+    graph.remove_node(node.name)
+    graph.make_node('Sub', [one.output[0], erf.output[0]], outputs=node.output, shapes=shapes, dtypes=dtypes)
 
 
 def load_onnx(path):

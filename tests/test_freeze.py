@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -151,6 +152,25 @@ def test_a_constant_from_outside_stays_inside(ending, tmp_path):
     module.embed = embed
     with exports.written(str(tmp_path / f'constant{ending}'), module) as export:
         np.testing.assert_allclose(export.embed(np.ones((2, 4, 4, 3), np.float32)), [[0, -1, -2]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
+def test_grouped_convolutions_and_gelu(ending, tmp_path):
+    """As in ConvNeXt: the one is a function for XLA in Keras, the other needs what ONNX does not have."""
+    images = keras.Input((16, 8, 3))
+    features = keras.layers.Conv2D(6, 3, groups=3, activation='gelu')(images)
+    network = keras.Model(images, {'emb': keras.layers.GlobalAveragePooling2D()(features)})
+    pixels = np.random.default_rng(0).normal(0, 2, (5, 16, 8, 3)).astype(np.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 16, 8, 3], name='images')], autograph=False)
+    def embed(images):
+        return network(images, training=False)
+
+    module = tf.Module()
+    module.weights, module.embed = [variable.value for variable in network.variables], embed
+    export, path = exports.FORMATS[ending], str(tmp_path / f'exported{ending}')
+    export.save(module, path)
+    np.testing.assert_allclose(export.load(path).embed(pixels), embed(pixels)['emb'], rtol=1e-5, atol=1e-6)
 
 
 def test_the_originals_command_line(folder, plain_exports, monkeypatch, capsys):
