@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from _people import write_market1501
+from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
@@ -92,22 +93,23 @@ def evaluate(people, root, name='', excluder='market1501'):
     return json.loads(scores.read_text())
 
 
-def embed(people, root, subset, *more):
-    done = run_script('embed.py', '--experiment_root', root, '--dataset', people / f'market1501_{subset}.csv', *more)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_training_raises_map_well_above_the_untrained_net(people, run):
-    flips = ('--crop_augment', 'center', '--flip_augment', '--aggregator', 'mean')
+@pytest.fixture(scope='module')
+def embedded(people, run):
+    """The experiment root of the undisturbed run with the embeddings of queries and gallery, trained and untrained."""
     for subset in ('query', 'test'):
-        embed(people, run, subset, *flips)
-        embed(people, run, subset, *flips, '--checkpoint', 'checkpoint-0', '--filename',
-              f'market1501_{subset}_untrained_embeddings.h5')
-    trained, untrained = evaluate(people, run), evaluate(people, run, '_untrained')
+        for more in ((), ('--checkpoint', 'checkpoint-0', '--filename',
+                          f'market1501_{subset}_untrained_embeddings.h5')):
+            embedding = Run('embed.py', '--experiment_root', run, '--dataset', people / f'market1501_{subset}.csv',
+                            '--crop_augment', 'center', '--flip_augment', '--aggregator', 'mean', *more)
+            assert embedding.wait() == 0, embedding.output
+    return run
+
+
+def test_training_raises_map_well_above_the_untrained_net(people, embedded):
+    trained, untrained = evaluate(people, embedded), evaluate(people, embedded, '_untrained')
     assert trained['mAP'] > untrained['mAP'] + 0.2
     assert trained['mAP'] > 0.7
-    with h5py.File(run / 'market1501_query_embeddings.h5') as file:
+    with h5py.File(embedded / 'market1501_query_embeddings.h5') as file:
         assert file['emb'].shape == (40, 16) and file['emb_aug'].shape == (2, 40, 16)
         assert list(file['augmentation_types']) == [b'original_center', b'original_flip_center']
         np.testing.assert_allclose(file['emb'][()], file['emb_aug'][()].mean(0), rtol=1e-6)
@@ -158,19 +160,17 @@ def test_experiment_root_holds_what_it_takes_to_trace_a_number(people, run):
 
 def test_finished_run_has_nothing_to_resume(run):
     before = sorted(path.name for path in run.iterdir())
-    done = run_script('train.py', '--experiment_root', run, '--resume')
-    assert done.returncode == 0 and 'nothing is left to do' in done.stderr
+    again = Run('train.py', '--experiment_root', run, '--resume')
+    assert again.wait() == 0 and 'nothing is left to do' in again.output
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_embeddings_of_another_csv_are_refused(people, run):
-    if not (run / 'market1501_test_embeddings.h5').exists():
-        pytest.skip('needs the embeddings of the test above')
+def test_embeddings_of_another_csv_are_refused(people, embedded):
     swapped = run_script('evaluate.py', '--excluder', 'market1501', '--metric', 'euclidean',
                          '--query_dataset', people / 'market1501_query.csv',
-                         '--query_embeddings', run / 'market1501_test_embeddings.h5',
+                         '--query_embeddings', embedded / 'market1501_test_embeddings.h5',
                          '--gallery_dataset', people / 'market1501_test.csv',
-                         '--gallery_embeddings', run / 'market1501_query_embeddings.h5')
+                         '--gallery_embeddings', embedded / 'market1501_query_embeddings.h5')
     assert_one_sentence(swapped, 'rows', 'swapped')
 
 
