@@ -263,6 +263,9 @@ def test_weights_of_keras_that_do_not_fit(densenet, tmp_path):
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp('digits')
     assert run_script('make_dataset.py', 'digits', folder, '--out', folder).returncode == 0
+    for subset in ('query', 'test'):  # Validated on often: a part of them will do.
+        csv = folder / f'digits_{subset}.csv'
+        csv.write_text(''.join(csv.read_text().splitlines(keepends=True)[::6]))
     return folder
 
 
