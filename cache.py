@@ -5,7 +5,6 @@ the very numbers that it would have seen without.
 """
 import hashlib
 import os
-import re
 import zipfile
 
 import numpy as np
@@ -14,11 +13,10 @@ import tqdm
 
 import images
 from errors import InputError
-from files import written_whole
+from files import left_unfinished, written_whole
 
 PIXELS_FILE = 'pixels.bin'
 INDEX_FILE = 'index.npz'
-UNFINISHED = re.compile(r'\.(pixels\.bin|index\.npz)\..*partial')
 
 
 def reader(paths, kind, loading_threads):
@@ -67,9 +65,9 @@ def _in_folder(folder, paths, loading_threads):
     fingerprint = _fingerprint(paths)
     os.makedirs(folder, exist_ok=True)
     # What a run leaves that was killed while it filled the folder: the pixels, or half of a file; the index comes last.
-    left = [name for name in os.listdir(folder) if name == PIXELS_FILE or UNFINISHED.fullmatch(name)]
-    if len(left) == len(os.listdir(folder)):
-        for name in left:
+    held = set(os.listdir(folder))
+    if held <= {PIXELS_FILE, *left_unfinished(folder, PIXELS_FILE), *left_unfinished(folder, INDEX_FILE)}:
+        for name in held:
             os.remove(os.path.join(folder, name))
         shapes = []
         with written_whole(pixels_path) as temporary, open(temporary, 'wb') as file:

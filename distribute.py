@@ -123,11 +123,6 @@ def total(tensors):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
-def mean(number):
-    """The mean of a number [] over all replicas."""
-    return total([number])[0] / tf.distribute.get_replica_context().num_replicas_in_sync
-
-
 def gather(part):
     """The rows of all replicas, those of the first one first: [B / replicas, …] -> [B, …], and its exact gradient.
 
@@ -170,6 +165,11 @@ def _turn(tensor, direction, axis):
 def share_of_mean(rows):
     """What this replica adds to the mean over the rows of the whole batch, given its own ones: [B / replicas] -> []."""
     return tf.reduce_mean(rows) / tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def mean(rows):
+    """The mean over the rows of the whole batch, given this replica's own ones, [B / replicas], or their mean -> []."""
+    return total([share_of_mean(rows)])[0]
 
 
 def any_worker(strategy, flag):

@@ -4,7 +4,6 @@ import datetime
 import json
 import logging.handlers
 import os
-import re
 import signal
 import socket
 import sys
@@ -14,7 +13,7 @@ import time
 import arguments
 import provenance
 from errors import InputError
-from files import lock, write_json
+from files import left_unfinished, lock, write_json
 
 LOG_FILE = 'train.log'
 PROVENANCE_FILE = 'provenance.json'
@@ -28,8 +27,7 @@ def create(root):
     if os.path.exists(root) and not os.path.isdir(root):
         raise InputError(f'The experiment root {root} is a file.')
     # A lock and half an args.json are what a run leaves that was killed before it had written that.
-    if os.path.isdir(root) and not all(name == LOCK_FILE or re.fullmatch(r'\.args\.json\..*partial', name)
-                                       for name in os.listdir(root)):
+    if os.path.isdir(root) and not set(os.listdir(root)) <= {LOCK_FILE, *left_unfinished(root, arguments.FILE)}:
         raise InputError(f'The experiment root {root} is not empty. To continue that run add --resume.')
     os.makedirs(root, exist_ok=True)
 

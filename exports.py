@@ -66,8 +66,7 @@ def save_onnx(module, path):
     import tf2onnx
     # Keras wraps grouped convolutions, as ConvNeXt has them, in functions for XLA, which ONNX does not know; traced anew
     # while functions run eagerly, what is in them becomes part of the graph.
-    traced_anew = tf.Module()
-    traced_anew.embed = tf.function(module.embed.python_function, module.embed.input_signature, autograph=False)
+    traced_anew = tf.function(module.embed.python_function, module.embed.input_signature, autograph=False)
     tf.config.run_functions_eagerly(True)
     try:
         graph = _frozen_graph(traced_anew, 'images', 'emb')
@@ -106,14 +105,14 @@ def save_frozen_graph(module, path):
 
     `module` as for `save_saved_model`.
     """
-    _write(path, _frozen_graph(module, 'input', 'head/out_emb').SerializeToString())
+    _write(path, _frozen_graph(module.embed, 'input', 'head/out_emb').SerializeToString())
 
 
-def _frozen_graph(module, input_name, output_name):
-    """The graph of a module's `embed` with constants in place of variables, a tf.compat.v1.GraphDef."""
+def _frozen_graph(embed, input_name, output_name):
+    """The graph of a tf.function with constants in place of variables, a tf.compat.v1.GraphDef."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-    frozen = convert_variables_to_constants_v2(module.embed.get_concrete_function())
+    frozen = convert_variables_to_constants_v2(embed.get_concrete_function())
     with tf.Graph().as_default() as graph:
         images = tf.compat.v1.placeholder(frozen.inputs[0].dtype, frozen.inputs[0].shape, input_name)
         emb, = tf.graph_util.import_graph_def(frozen.graph.as_graph_def(), {frozen.inputs[0].name: images},

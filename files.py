@@ -29,6 +29,11 @@ def written_whole(path):
             os.remove(temporary)
 
 
+def left_unfinished(folder, name):
+    """What `written_whole` has left of a file `name` in its folder when its process was killed: a list of names."""
+    return [each for each in os.listdir(folder) if re.fullmatch(rf'\.{re.escape(name)}\..*partial', each)]
+
+
 @contextlib.contextmanager
 def folder_written_whole(path):
     """As `written_whole`, for a folder: yield an empty one that becomes `path`, in place of what is there."""

@@ -185,25 +185,34 @@ def measure_input(args):
     tell('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
 
 
+def best_milliseconds(works, rounds, calls):
+    """How long a call of each function takes, {name: milliseconds}: the best of several rounds that alternate.
+
+    The first round, in which functions are traced, does not count.
+    """
+    times = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            started = time.perf_counter()
+            for _ in range(calls):
+                work()
+            times[name].append((time.perf_counter() - started) / calls)
+    return {name: 1e3 * min(each[1:]) for name, each in times.items()}
+
+
 def measure_draw(args):
     """The images of one batch, drawn from datasets of growing size; four images an identity."""
     import numpy as np
 
     import batches
     import dataset
-    drawn, times = {}, {}
+    draws = {}
     for size in (10 ** 3, 10 ** 5, 10 ** 7):
         pids = np.repeat(np.arange(size // 4), 4)
         identities = batches.Identities(dataset.Dataset('simulated', pids, pids), 32)
-        drawn[size], times[size] = iter(batches.batch_rows(identities, 0, 0, 10 ** 9, 32, 4)), []
-    for _ in range(4 * args.repeats):
-        for size, iterator in drawn.items():
-            started = time.perf_counter()
-            for _ in range(20):
-                next(iterator)
-            times[size].append((time.perf_counter() - started) / 20)
+        draws[size] = iter(batches.batch_rows(identities, 0, 0, 10 ** 9, 32, 4)).__next__
     # The best of several: the first draw of an epoch permutes all identities.
-    best = {size: 1e3 * min(each) for size, each in times.items()}
+    best = best_milliseconds(draws, 4 * args.repeats, 20)
     for size in (10 ** 5, 10 ** 7):
         tell(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
 
@@ -229,15 +238,8 @@ def measure_losses(args):
                     mean = tf.reduce_mean(loss(cdist(emb, emb, 'euclidean'), pids, pids, 0.2, seed=tf.constant([0, 0])))
                 return tape.gradient(mean, emb)
 
-            steps[name] = step
-        times = {name: [] for name in steps}
-        for _ in range(4 * args.repeats):
-            for name, step in steps.items():
-                started = time.perf_counter()
-                for _ in range(10):
-                    step().numpy()
-                times[name].append((time.perf_counter() - started) / 10)
-        best = {name: 1e3 * min(each[1:]) for name, each in times.items()}
+            steps[name] = lambda step=step: step().numpy()
+        best = best_milliseconds(steps, 4 * args.repeats, 10)
         for name in sorted(set(best) - {'batch_hard'}):
             tell(f'{name}, {batch_p} x 4', best[name], 'batch_hard', best['batch_hard'], 'ms')
 
@@ -271,16 +273,9 @@ def measure_summaries(args):
     tell('summaries and logs, of an iteration', 1e3 * min(times), 'a step on a fast GPU, about', 30, 'ms')
 
 
-# A small process in between: a child begins with the peak of the process that it was forked from, here a large one.
-PEAK_OF_CHILD = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
-
 def measure_memory(args):
     """Peak memory of embed.py, by the number of images."""
+    from tests._memory import peak_memory
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         csv = write_images(folder, 64, (32, 32))
@@ -292,11 +287,8 @@ def measure_memory(args):
         peaks = []
         for count in (2_000, 20_000):
             (folder / f'{count}.csv').write_text(''.join((lines * (count // len(lines) + 1))[:count]))
-            embed = [sys.executable, str(ROOT / 'embed.py'), '--experiment_root', str(root), '--dataset',
-                     str(folder / f'{count}.csv'), '--quiet']
-            process = subprocess.run([sys.executable, '-c', PEAK_OF_CHILD, *embed], check=True, text=True,
-                                     stdout=subprocess.PIPE)
-            peaks.append(int(process.stdout) / 1024)
+            peaks.append(peak_memory(ROOT / 'embed.py', '--experiment_root', root, '--dataset',
+                                     folder / f'{count}.csv', '--quiet'))
     tell('peak memory of embedding 20,000 images', peaks[1], '2,000 images', peaks[0], 'MiB')
 
 

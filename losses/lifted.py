@@ -20,5 +20,5 @@ def loss(dists, anchor_pids, pids, margin, seed=None):
     # log(exp(a) + exp(b)) = b + softplus(a - b)
     both_ends = other_end + tf.nn.softplus(one_end[:, None] - other_end)  # [B1, B2]
     squares = tf.square(tf.nn.relu(dists + both_ends))
-    average_count = distribute.mean(tf.reduce_mean(tf.reduce_sum(tf.cast(positive, tf.float32), axis=1)))
+    average_count = distribute.mean(tf.reduce_sum(tf.cast(positive, tf.float32), axis=1))
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, squares, 0.0), axis=1) / 2, average_count)

@@ -15,6 +15,7 @@ import images
 import model
 import optimizer
 import plugins
+from _memory import peak_memory
 from _runs import Run, left_behind, make_people, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
 from dataset import load_dataset
@@ -188,25 +189,11 @@ def test_precision_is_kept_with_the_run(people, plain, tmp_path):
     assert_one_sentence(process, '--mixed_precision', 'float8', status=2)
 
 
-# A small process in between: a child begins with the peak of the process that it was forked from, here a large one.
-PEAK_OF_CHILD = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
-
-def peak_memory(*command):
-    """Peak resident memory of a Python script, in bytes."""
-    command = [sys.executable, '-c', PEAK_OF_CHILD, sys.executable, *map(str, command)]
-    return 1024 * int(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
-
-
 def test_memory_does_not_grow_with_the_number_of_images(people, plain, tmp_path):
     lines = (people / 'people.csv').read_text().splitlines()
     peaks = []
     for number in (1_000, 10_000):
         path = tmp_path / f'{number}.csv'
         path.write_text('\n'.join(lines[i % len(lines)] for i in range(number)) + '\n')
-        peaks.append(peak_memory('embed.py', '--experiment_root', plain, '--dataset', path, '--quiet'))
-    assert peaks[1] < 1.1 * peaks[0], [f'{peak / 2 ** 20:.0f} MiB' for peak in peaks]
+        peaks.append(peak_memory(ROOT / 'embed.py', '--experiment_root', plain, '--dataset', path, '--quiet'))
+    assert peaks[1] < 1.1 * peaks[0], [f'{peak:.0f} MiB' for peak in peaks]
