@@ -7,6 +7,7 @@ demo: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./digits_train.sh digits
 
 test: .venv/installed-test
+	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -n 2 --dist worksteal
 
 .venv/installed: requirements.txt
@@ -19,5 +20,5 @@ test: .venv/installed-test
 	touch $@
 
 clean:
-	rm -rf digits .pytest_cache .hypothesis
+	rm -rf digits .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-import arguments
-import quiet
-from errors import InputError, exit_with
+from reid import argument_types, quiet
+from reid.errors import InputError, exit_with
+from reid.experiment import arguments
 
 
 def make_parser():
@@ -19,8 +19,8 @@ def make_parser():
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
     add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
         '_embeddings.h5)')
-    add('--batch_size', type=arguments.positive_int, default=256, help='images at a time (%(default)s)')
-    add('--loading_threads', type=arguments.positive_int, default=8, help='images loaded at a time (%(default)s)')
+    add('--batch_size', type=argument_types.positive_int, default=256, help='images at a time (%(default)s)')
+    add('--loading_threads', type=argument_types.positive_int, default=8, help='images loaded at a time (%(default)s)')
     add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
     add('--crop_augment', choices=('center', 'avgpool', 'five'), help='load at the pre-crop size and embed the centre '
         'crop, the whole image, or the centre and the four corners, which needs an aggregator')
@@ -34,7 +34,7 @@ def make_parser():
         'whatever it was trained in (%(default)s)')
     add('--distribute', choices=('none', 'mirrored'), default='none', help='mirrored: divide the images among the GPUs '
         'of this host (%(default)s)')
-    add('--devices', type=arguments.positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
+    add('--devices', type=argument_types.positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
 
@@ -56,16 +56,17 @@ def main():
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     import numpy as np
-    from dataset import check_files, load_dataset, save_dataset
+
+    from reid.dataset import check_files, load_dataset, save_dataset
     dataset = load_dataset(args.dataset)
     image_root = args.image_root or trained.image_root
     check_files(dataset, image_root, args.allow_outside_root)
     if args.pool_tracklets and dataset.tracklets is None:
         raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
-        import distribute
+        from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
-    import images
+    from reid.input_pipeline import augmentation, images
     name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
     filename = os.path.join(args.experiment_root, name)
     if args.skip_broken_images:
@@ -84,18 +85,19 @@ def main():
         rows, row_of_image = dataset.first_frames(), dataset.tracklet_of_row()
 
     # The model. Average pooling takes in whole images of the pre-crop size.
-    import checkpoints
-    import model
-    import provenance
     import tqdm
-    from aggregators import AGGREGATORS, pool_rows
-    from embeddings import EmbeddingWriter
+
+    from reid import provenance
+    from reid.embeddings import EmbeddingWriter
+    from reid.experiment import checkpoints
+    from reid.modeling import inference, model
+    from reid.modeling.aggregators import AGGREGATORS, pool_rows
     net_size = (trained.net_input_height, trained.net_input_width)
     load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
     input_size = load_size if args.crop_augment == 'avgpool' else net_size
     model.set_precision(args.mixed_precision)
     with strategy.scope():
-        network, checkpoint = model.from_experiment(args.experiment_root, args.checkpoint, input_size)
+        network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, input_size)
     if not args.quiet:
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
@@ -105,14 +107,14 @@ def main():
                   'devices': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
                   'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
-    variant_names = images.variant_names(args.flip_augment, args.crop_augment)
+    variant_names = augmentation.variant_names(args.flip_augment, args.crop_augment)
     with EmbeddingWriter(filename, rows, trained.embedding_dim, variant_names, parameters, traces, args.resume,
                          pooled=bool(args.pool_tracklets)) as writer:
         if args.resume and not args.quiet:
             print(f'Going on behind {writer.rows_done} rows that are there already.')
         order = np.argsort(row_of_image, kind='stable')
         order = order[row_of_image[order] >= writer.rows_done]
-        embedded = model.embed_files(network, images.paths(dataset.take(order), image_root), load_size,
+        embedded = inference.embed_files(network, images.paths(dataset.take(order), image_root), load_size,
                                      args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment,
                                      strategy)
         # The aggregate goes before the variants, so that both are pooled alike.

@@ -1,23 +1,20 @@
 #!/usr/bin/env python3
 """Evaluate embeddings: rank the gallery for every query; mAP, CMC and mINP → JSON. Or compare two such files."""
 import argparse
-import json
 import os
 import sys
 
 import numpy as np
 
-import arguments
 import excluders
-import ranking
-from errors import InputError, exit_with
-from files import written_whole
+from reid import argument_types
+from reid.errors import InputError, exit_with
+from reid.evaluation import distances, ranking, reranking
+from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
+from reid.evaluation.results import read_results, write_results
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 LONGEST_CMC = 100_000  # Ranks behind these would only make the file large.
-CONFIDENCE = 0.95
-SAMPLES = 1000
-SEED = 0
 COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-10', 'mINP')
 
 
@@ -25,18 +22,18 @@ def make_parser():
     """The parser of evaluate.py's command line."""
     parser = argparse.ArgumentParser(description='Evaluate embeddings.', allow_abbrev=False)
     add = parser.add_argument
-    add('--excluder', type=arguments.excluder, metavar='NAME', help='which gallery images a query ignores: '
+    add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores: '
         f'{", ".join(excluders.names())}, or regex:PATTERN for file names with groups (?P<pid>…) and (?P<cid>…)')
     add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
     add('--query_embeddings', metavar='H5', help='its embeddings, as embed.py writes them')
     add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
     add('--gallery_embeddings', metavar='H5', help='their embeddings')
-    add('--metric', choices=ranking.METRICS, help='distance of embeddings')
+    add('--metric', choices=distances.METRICS, help='distance of embeddings')
     add('--filename', metavar='JSON', help='file to write the results to')
-    add('--batch_size', type=arguments.positive_int, default=256, help='queries at a time (%(default)s)')
+    add('--batch_size', type=argument_types.positive_int, default=256, help='queries at a time (%(default)s)')
     add('--use_market_ap', action='store_true', help='average precision as in the Market-1501 benchmark, not as in '
         'scikit-learn; about a point lower')
-    add('--workers', type=arguments.positive_int, default=1, metavar='N', help='processes to share the work '
+    add('--workers', type=argument_types.positive_int, default=1, metavar='N', help='processes to share the work '
         '(%(default)s)')
 
     more = parser.add_argument_group('protocols')
@@ -45,9 +42,9 @@ def make_parser():
         'becomes the mean of those of its person in its camera')
     add('--multi_query_embeddings', metavar='H5', help='their embeddings')
     add('--rerank', action='store_true', help='re-rank by k-reciprocal neighbours (Zhong et al. 2017)')
-    add('--rerank_k1', type=arguments.positive_int, default=20, metavar='K1', help='(%(default)s)')
-    add('--rerank_k2', type=arguments.positive_int, default=6, metavar='K2', help='(%(default)s)')
-    add('--rerank_lambda', type=arguments.share, default=0.3, metavar='L', help='(%(default)s)')
+    add('--rerank_k1', type=argument_types.positive_int, default=20, metavar='K1', help='(%(default)s)')
+    add('--rerank_k2', type=argument_types.positive_int, default=6, metavar='K2', help='(%(default)s)')
+    add('--rerank_lambda', type=argument_types.share, default=0.3, metavar='L', help='(%(default)s)')
     add('--by_camera', action='store_true', help='also mAP per pair of query and gallery camera')
 
     add = parser.add_argument_group('instead of evaluating').add_argument
@@ -69,9 +66,9 @@ def main():
     if not os.path.isdir(folder):
         parser.error(f'there is no folder {folder} to write --filename to')
 
-    import provenance
-    from dataset import load_dataset
-    from embeddings import open_with_dataset
+    from reid import provenance
+    from reid.dataset import load_dataset
+    from reid.embeddings import open_with_dataset
 
     # Queries and gallery.
     excluder = excluders.load(args.excluder)
@@ -90,7 +87,7 @@ def main():
     # Rank the gallery for every query.
     how = {'excluder': excluder, 'metric': args.metric, 'batch_size': args.batch_size, 'workers': args.workers}
     if args.rerank:
-        how['reranking'] = ranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2,
+        how['reranking'] = reranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2,
                                                 args.rerank_lambda, args.batch_size, args.workers)
         how['workers'] = 1  # To hand other processes what re-ranking knows of the queries takes longer than to rank.
     ranks = ranking.rank(queries, query_set, gallery, gallery_set, **how)
@@ -151,8 +148,8 @@ def mean_of_images(query_set, images, image_set, excluder):
     group_of_query = [number_of.setdefault(key, len(number_of)) for key in ids(query_set.fids)]
     group = np.array([number_of.get(key, -1) for key in ids(image_set.fids)])
     sums, counts = np.zeros((len(number_of), images.shape[1])), np.zeros(len(number_of))
-    for start in range(0, len(images), ranking.GALLERY_AT_ONCE):
-        embs = images.rows(start, start + ranking.GALLERY_AT_ONCE).astype(np.float64)
+    for start in range(0, len(images), distances.GALLERY_AT_ONCE):
+        embs = images.rows(start, start + distances.GALLERY_AT_ONCE).astype(np.float64)
         some = group[start:start + len(embs)]
         np.add.at(sums, some[some >= 0], embs[some >= 0])
         np.add.at(counts, some[some >= 0], 1)
@@ -212,37 +209,6 @@ def confidence(pids, ap, ranks):
             'mAP': [low[0], high[0]], 'top1': [low[1], high[1]]}
 
 
-def interval(pids, scores):
-    """The confidence interval of the mean of each score, by bootstrap over identities (percentiles).
-
-    Queries of one person are alike: to draw persons and not queries keeps that from looking like certainty.
-
-    Args:
-        pids: identity of each query [Q].
-        scores: float [Q, S].
-
-    Returns: two lists [S], lower and upper ends.
-    """
-    number_of = {}
-    person = np.array([number_of.setdefault(pid, len(number_of)) for pid in pids])
-    sums = np.stack([np.bincount(person), *(np.bincount(person, score) for score in scores.T)], axis=1)
-    random = np.random.default_rng(SEED)
-    means = np.empty((SAMPLES, scores.shape[1]))
-    for sample in range(SAMPLES):
-        count, *totals = sums[random.integers(len(sums), size=len(sums))].sum(axis=0)
-        means[sample] = np.divide(totals, count)
-    tail = (1 - CONFIDENCE) / 2
-    return np.quantile(means, [tail, 1 - tail], axis=0).tolist()
-
-
-def write_results(path, results):
-    """Write the JSON file, a line per key: with a line per number it would take longer than the evaluation."""
-    lines = [f'  "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(results.items())]
-    with written_whole(path) as temporary:
-        with open(temporary, 'w', encoding='utf-8') as file:
-            file.write('{\n' + ',\n'.join(lines) + '\n}\n')
-
-
 def print_results(results):
     """Print tables, and the summary of the original as the last line."""
     counts, cmc = results['counts'], results['CMC']
@@ -299,33 +265,6 @@ def compare(first_path, second_path):
     for name, mean, other, lower, upper in rows:
         verdict = 'may be noise' if lower <= 0 <= upper else 'better' if lower > 0 else 'worse'
         print(f'{name:18}{mean:9.2%}{other:9.2%}{other - mean:+12.2%}   {lower:+.2%} to {upper:+.2%}   {verdict}')
-
-
-def read_results(path):
-    """Read a JSON file of results.
-
-    Returns: its parameters, a dict, and of each query its fid, pid and scores, None without a match; sorted by fid.
-
-    Raises:
-        InputError: not a file that has results of each query.
-    """
-    try:
-        with open(path, encoding='utf-8') as file:
-            results = json.load(file)
-        queries = [(str(query['fid']), str(query['pid']), scores_of(query)) for query in results['queries']]
-        return dict(results['parameters']), sorted(queries, key=lambda query: query[0])
-    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise InputError(f'{path} is not a file of results of each query, as --filename writes them.') from error
-
-
-def scores_of(query):
-    """The scores of COMPARED of a query, given its entry in a file of results; None without a match."""
-    if not query['matches']:
-        return None
-    first = query['first_match_rank']
-    scores = (query['ap'], query['ap_market1501'], first <= 1, first <= 5, first <= 10,
-              query['matches'] / query['last_match_rank'])
-    return tuple(map(float, scores))
 
 
 if __name__ == '__main__':

@@ -5,11 +5,10 @@ import os
 import tempfile
 import time
 
-import arguments
-import exports
-import plugins
-import quiet
-from errors import InputError, exit_with
+from reid import argument_types, plugins, quiet
+from reid.errors import InputError, exit_with
+from reid.experiment import arguments
+from reid.modeling import exports
 
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
@@ -29,9 +28,9 @@ def make_parser():
     add = parser.add_argument
     add('--model_name', choices=plugins.choices('nets'), help=f'({MODEL_FLAGS["model_name"]})')
     add('--head_name', choices=plugins.choices('heads'), help=f'({MODEL_FLAGS["head_name"]})')
-    add('--embedding_dim', type=arguments.positive_int, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
-    add('--net_input_height', type=arguments.positive_int, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
-    add('--net_input_width', type=arguments.positive_int, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
+    add('--embedding_dim', type=argument_types.positive_int, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
+    add('--net_input_height', type=argument_types.positive_int, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
+    add('--net_input_width', type=argument_types.positive_int, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
 
     add = parser.add_argument_group('the export').add_argument
@@ -51,9 +50,9 @@ def make_parser():
     add = parser.add_argument_group('speed').add_argument
     add('--benchmark', action='store_true', help='time the exports')
     add('--load', action='store_true', help='only time exports that are there already')
-    add('--batch_size', type=arguments.positive_int, nargs='+', default=[16], metavar='B', help='images at a time, one '
+    add('--batch_size', type=argument_types.positive_int, nargs='+', default=[16], metavar='B', help='images at a time, one '
         'number or several (16)')
-    add('--runs', type=arguments.positive_int, default=100, metavar='N', help='batches to time (%(default)s)')
+    add('--runs', type=argument_types.positive_int, default=100, metavar='N', help='batches to time (%(default)s)')
     return parser
 
 
@@ -84,8 +83,8 @@ def main():
     args = parser.parse_args()
     if args.describe:
         with quiet.tensorflow_import():
-            import description
-        for line in description.describe(args.describe):
+            from reid.modeling import inspect_checkpoint
+        for line in inspect_checkpoint.describe(args.describe):
             print(line)
         return
     check(args, parser)
@@ -108,19 +107,19 @@ def main():
     if not args.load:
         paths = []
         if args.check_dataset:
-            from dataset import check_files, load_dataset
+            from reid.dataset import check_files, load_dataset
             dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
             image_root = args.image_root or trained.image_root
             check_files(dataset, image_root)
             paths = [os.path.join(image_root, fid) for fid in dataset.fids]
         with quiet.tensorflow_import():
             import tensorflow as tf
-        import checkpoints
-        import model
+        from reid.experiment import checkpoints
+        from reid.modeling import inference, model
         # Within 1e-4 of the other formats, which have no such thing as a GPU's multiplication with 10 bits.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         if args.experiment_root:
-            network, checkpoint = model.from_experiment(args.experiment_root, args.checkpoint, input_size)
+            network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, input_size)
         else:
             checkpoint = checkpoints.find(args.checkpoint_name)
             network = model.build(trained.model_name, trained.head_name, trained.embedding_dim, (*input_size, 3))
@@ -165,7 +164,8 @@ def embedder(network, load_size, args):
     """
     import tensorflow as tf
 
-    from images import resize_batch, variants
+    from reid.input_pipeline.augmentation import variants
+    from reid.input_pipeline.images import resize_batch
     input_size = network.input_shape[1:3]
     taken_size = (None, None) if args.any_size else load_size
 
@@ -213,16 +213,16 @@ def what_embed_gives(network, paths, load_size, args):
     import tensorflow as tf
     from PIL import Image
 
-    import images
-    import model
-    from aggregators import AGGREGATORS
+    from reid.input_pipeline import images
+    from reid.modeling import inference
+    from reid.modeling.aggregators import AGGREGATORS
     with tempfile.TemporaryDirectory() as folder:
         if args.input_dtype == 'uint8' and not args.any_size:
             # To 8 bits only after the resizing: files of that size, so that embed.py sees the same.
             originals, paths = paths, [os.path.join(folder, f'{number}.png') for number in range(len(paths))]
             for original, path in zip(originals, paths):
                 Image.fromarray(np.uint8(np.rint(images.load(original, load_size)))).save(path)
-        embs = list(model.embed_files(network, paths, load_size, flip=args.flip_augment, crop=args.crop_augment))
+        embs = list(inference.embed_files(network, paths, load_size, flip=args.flip_augment, crop=args.crop_augment))
         if args.any_size:
             batches = [images.decode(tf.io.read_file(path))[None] for path in paths]
         else:

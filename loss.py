@@ -8,8 +8,8 @@ anchors of one replica come first and the rest of the batch behind them (B1 < B2
 """
 import tensorflow as tf
 
-import plugins
-from errors import InputError
+from reid import plugins
+from reid.errors import InputError
 
 
 def cdist(a, b, metric):

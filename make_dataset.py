@@ -15,10 +15,9 @@ import re
 import statistics
 import sys
 
-import plugins
-import quiet
-from errors import InputError, exit_with
-from files import written_whole
+from reid import plugins, quiet
+from reid.errors import InputError, exit_with
+from reid.files import written_whole
 
 
 def main():
@@ -59,7 +58,7 @@ def make(name, root, out, options):
     Raises:
         InputError: nothing of the dataset is in `root`, or something there cannot be read.
     """
-    from dataset import file_problems
+    from reid.dataset import file_problems
     dataset = plugins.load('data', name)
     subsets = {}
     for subset, rows in dataset.splits(root, **options).items():
@@ -127,7 +126,8 @@ def check(csv_paths, root):
     images that several of the csv files share. The status is 1 when there are images that cannot be used.
     """
     import tqdm
-    from dataset import image_path, load_dataset
+
+    from reid.dataset import image_path, load_dataset
     datasets = [load_dataset(path) for path in csv_paths]
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
@@ -135,7 +135,7 @@ def check(csv_paths, root):
     # a training may be running.
     os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
     with quiet.tensorflow_import():
-        import images
+        from reid.input_pipeline import images
     fids = sorted({fid for dataset in datasets for fid in dataset.fids})
     paths = [image_path(root, fid) for fid in fids]
     with multiprocessing.pool.ThreadPool(os.cpu_count()) as pool:  # Decoding and hashing run outside of Python's lock.

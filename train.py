@@ -3,12 +3,10 @@
 import os
 import time
 
-import arguments
-import cluster
-import experiment
-import plugins
-import quiet
-from errors import InputError, exit_with, sentence_of
+from reid import cluster, plugins, quiet
+from reid.errors import InputError, exit_with, sentence_of
+from reid.experiment import arguments, root, train_log
+from reid.training.interruption import Interruption
 
 
 def main():
@@ -22,38 +20,38 @@ def main():
     if args.resume:
         args, notices = arguments.merge_with_stored(args, arguments.given_on_command_line(parser))
     arguments.check(args, parser)
-    import validation
-    from dataset import check_files, load_dataset
+    from reid.dataset import check_files, load_dataset
+    from reid.training.validation import Validation
     train_set = load_dataset(args.train_set)
     if args.frames_per_tracklet > 1 and train_set.tracklets is None:
         raise InputError(f'--frames_per_tracklet needs a third column in {args.train_set} that names the tracklets.')
     check_files(train_set, args.image_root, args.allow_outside_root)
-    validator = validation.Validation(args) if args.eval_frequency else None
+    validator = Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:
-        experiment.create(args.experiment_root)
+        root.create(args.experiment_root)
 
     # What computes: TensorFlow has to know of several devices before it computes anything.
-    interruption = experiment.Interruption()
+    interruption = Interruption()
     with quiet.tensorflow_import():
-        import checkpoints
-        import distribute
         from loss import check_margin
+        from reid import distribute
+        from reid.experiment import checkpoints
     strategy = distribute.strategy(args.distribute, args.devices)
     interruption.take_signals()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error():
-            train(args, train_set, validator, strategy, interruption, experiment.log_of_worker(task.worker))
+            train(args, train_set, validator, strategy, interruption, train_log.log_of_worker(task.worker))
         return
-    with experiment.locked(args.experiment_root):
+    with root.locked(args.experiment_root):
         arguments.save(args)
-        log = experiment.open_log(args.experiment_root)
+        log = train_log.open_log(args.experiment_root)
         for notice in notices:
             log.warning(notice)
         try:
-            if experiment.record_start(args.experiment_root, args, [args.train_set]):
+            if root.record_start(args.experiment_root, args, [args.train_set]):
                 log.warning(f'{args.train_set} is not what it was when this run was started last: the batches will not '
                             f'be those that it would have had.')
             with distribute.losing_a_worker_is_an_error():
@@ -63,151 +61,74 @@ def main():
                              f'with --resume.') from error
         except Exception:
             if not args.resume and not checkpoints.were_written(args.experiment_root):
-                experiment.take_back_start(args.experiment_root)
+                root.take_back_start(args.experiment_root)
             raise
 
 
 def train(args, train_set, validator, strategy, interruption, log):
-    import keras
-    import numpy as np
+    """Train from where the experiment root says that the run stands to its end, or to an interruption.
+
+    Args:
+        args: of the run.
+        train_set: the training `Dataset`.
+        validator: `Validation`, or None.
+        strategy: the `tf.distribute.Strategy` that computes.
+        interruption: `Interruption`.
+        log: logger.
+    """
     import tensorflow as tf
 
-    import batches
-    import checkpoints
-    import distribute
-    import images
-    import model
-    import optimizer
-    import validation
-    from loss import cdist, cross_entropy, mean_over_frames, monitor
-    from progress import Reporter
-    root, is_chief = args.experiment_root, cluster.task(args.distribute).is_chief
-
-    keras.utils.set_random_seed(args.seed)
+    from reid import distribute
+    from reid.experiment import best_checkpoint, checkpoints
+    from reid.input_pipeline import batches, images, sampling
+    from reid.training import optimizer
+    from reid.training.reporter import Reporter
+    from reid.training.train_state import TrainState
+    is_chief = cluster.task(args.distribute).is_chief
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
 
     # Data: which images can be read, and who is there. The batches are made when it is known at which step they start.
     if args.skip_broken_images:
-        list_path = os.path.join(root, experiment.BROKEN_IMAGES_FILE)
+        list_path = os.path.join(args.experiment_root, root.BROKEN_IMAGES_FILE)
         train_set = images.without_broken(train_set, args.image_root, list_path, args.resume, log.warning)
-    identities = batches.Identities(train_set, args.batch_p)
+    identities = sampling.Identities(train_set, args.batch_p)
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names),
              distribute.description(strategy))
 
-    # Model, loss, optimizer.
-    model.set_precision(args.mixed_precision)
-    with strategy.scope():
-        network = model.build_for(args)
-        if args.xent_weight:
-            network = model.with_classifier(network, len(identities.names))
-    losses_of = plugins.load('losses', args.loss).loss
-    variables = model.named_variables(network)
+    # Model, optimizer, and the weights to start with.
+    state = TrainState(args, len(identities.names), strategy)
     if validator:
-        validator.build(variables)
-    trainable = {name: variable for name, variable in variables.items() if variable.trainable}
-    of_body = model.named_variables(network.body)
-    of_head = {name: variable for name, variable in trainable.items() if name not in of_body}
-    late = [name for name in trainable if name in of_body] if args.freeze_body_iterations else []
-    with strategy.scope():
-        adam = optimizer.Adam(trainable, args.weight_decay, late)
-        loss_scale = optimizer.LossScale(args.mixed_precision)
-    global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
-    state = {**variables, **adam.variables, **loss_scale.variables, 'global_step': global_step}
-
-    # What the weights are at the start:
-    # 1. those of the newest whole checkpoint of the run to be resumed, unless it ended before it had written any.
-    # 2. pre-trained ones in the body, fresh ones in the head.
-    # 3. fresh ones.
-    resumed = distribute.any_worker(strategy, args.resume and checkpoints.were_written(root))
-    if resumed:
-        restored = checkpoints.load_newest(root, state, log)
-        log.info('Resuming from %s.', restored)
-    elif args.initial_checkpoint:
-        model.load_body(network, args.initial_checkpoint)
-        log.info('Initialised the body from %s.', args.initial_checkpoint)
-    first_step = int(global_step.numpy())
+        validator.build(state.names)
+    resumed = state.restore(args, strategy, log)
+    first_step = saved_step = state.step
     validation_is_due = validator and validator.is_due(first_step)
     if first_step >= args.train_iterations and not validation_is_due:
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
     if not resumed:
-        values = distribute.values(state)
+        values = state.values()
         if is_chief:
-            checkpoints.save(root, 0, values)
-
-    # With several devices, each of them runs this on its own part of the batch.
-    def replica_step(batch, learning_rate, beta1, body_is_frozen):
-        # This runs once for each value of the Python bool, while it is traced. It stops the body's batch norm as well.
-        network.body.trainable = not body_is_frozen
-        trained = of_head if body_is_frozen else trainable
-        with tf.GradientTape() as tape:
-            endpoints = network(batch['images'], training=True)
-            emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
-            batch_pids = batch['pids'][::args.frames_per_tracklet]
-            dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
-            seed = batches.stream_seed(args.seed, batches.LOSS, global_step)
-            losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin,
-                               seed)
-            loss, xent = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([])
-            if args.xent_weight:
-                of_images = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)
-                xent = distribute.share_of_mean(of_images)
-                loss += args.xent_weight * xent
-            scaled_loss = loss_scale.scaled(loss)
-        # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
-        gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
-                                  unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        gradients = loss_scale.unscaled(distribute.total(gradients))
-        gradient_norm = tf.linalg.global_norm(gradients)
-        clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
-        loss_scale.apply(gradient_norm, lambda: adam.apply(clipped, learning_rate, beta1))
-
-        of_batch = {'losses': losses, 'dists': distribute.batch_order(dists), 'emb': emb,
-                    'emb_raw': endpoints['emb_raw']}
-        of_batch = {name: distribute.gather(part) for name, part in of_batch.items()}
-        return {**of_batch, 'rows': batch['rows'], 'gradient_norm': gradient_norm,
-                **dict(zip(('loss', 'cross_entropy'), distribute.total([loss, xent]))),
-                **monitor(of_batch['dists'], batch_pids, batch_pids, of_batch['losses'], args.batch_k - 1)}
-
-    @tf.function(autograph=False, jit_compile=args.jit_compile)
-    def train_step(*arguments):
-        result = distribute.run(strategy, replica_step, *arguments)
-        global_step.assign_add(1)
-        return result
+            checkpoints.save(args.experiment_root, 0, values)
 
     # The loop. A checkpoint is never written after a number that is not finite, and every validation has its own.
     if is_chief:
-        validation.forget_after(root, first_step)
+        best_checkpoint.forget_after(args.experiment_root, first_step)
     reporter = Reporter(args, log, first_step, train_set.fids, identities.pid_numbers) if is_chief else None
     data = distribute.data(strategy, args, lambda slots, part_size: batches.batches(
         train_set, identities, args, first_step, args.train_iterations, slots, part_size))
+    train_step = make_train_step(args, state, strategy)
     log.info('Starting training from iteration %d.', first_step)
-    saved_step, broken_image = first_step, None
-
-    def save_checkpoint():
-        step, values = int(global_step.numpy()), distribute.values(state)
-        if is_chief:
-            reporter.flush()
-            checkpoints.save(root, step, values, args.keep_checkpoints, first_step)
-            log.info('Saved %s.', checkpoints.prefix(root, step))
-        return step
-
-    def validate():
-        step = int(global_step.numpy())
-        result = validator.evaluate(distribute.values(state), interruption)
-        if result and is_chief:
-            validation.note(root, step, result)
-            reporter.validation(step, result)
+    broken_image = None
 
     if validation_is_due:  # The run was interrupted just then.
-        validate()
+        validate(args, state, validator, interruption, reporter)
     for step in range(first_step, args.train_iterations):
         started = time.monotonic()
         try:
             batch = next(data)
         except tf.errors.OpError as error:
-            rows = batches.rows_at(identities, args, step)
+            rows = sampling.rows_at(identities, args, step)
             broken_image = images.broken_image(images.paths(train_set.take(rows), args.image_root), error)
         if distribute.any_worker(strategy, interruption.requested or broken_image):
             if not broken_image:
@@ -217,31 +138,131 @@ def train(args, train_set, validator, strategy, interruption, log):
         result = train_step(batch, tf.constant(learning_rate, tf.float32),
                             tf.constant(optimizer.beta1(step, args), tf.float32), step < args.freeze_body_iterations)
         result = {name: value.numpy() for name, value in result.items()}
-        rows = result['rows']
-        must_be_finite = ['loss', 'emb', 'gradient_norm']
-        if loss_scale.left_out(result['gradient_norm']):
-            log.warning('Iteration %d is left out: its gradients are beyond float16. The loss scale is %g from now on.',
-                        step + 1, loss_scale.scale.numpy())
-            must_be_finite.remove('gradient_norm')
-        if not all(np.isfinite(result[name]).all() for name in must_be_finite):
-            raise InputError(
-                f'Iteration {step + 1} gave a loss of {result["loss"]} and a gradient of norm '
-                f'{result["gradient_norm"]} on {", ".join(train_set.fids[rows])}. The run stops here; the last good '
-                f'checkpoint is {checkpoints.prefix(root, saved_step)}. Try a lower --learning_rate.')
+        check_finite(step, result, state.loss_scale, train_set.fids, checkpoints.prefix(args.experiment_root, saved_step),
+                     log)
         if is_chief:
-            reporter.iteration(step, rows, result, learning_rate, time.monotonic() - started)
+            reporter.iteration(step, result['rows'], result, learning_rate, time.monotonic() - started)
         validation_is_due = validator and validator.is_due(step + 1)
         if validation_is_due or args.checkpoint_frequency and (step + 1) % args.checkpoint_frequency == 0:
-            saved_step = save_checkpoint()
+            saved_step = save_checkpoint(args, state, first_step, reporter, log)
         if validation_is_due:
-            validate()
+            validate(args, state, validator, interruption, reporter)
 
-    if int(global_step.numpy()) != saved_step:
-        save_checkpoint()
+    if state.step != saved_step:
+        save_checkpoint(args, state, first_step, reporter, log)
     if is_chief:
         reporter.close()
     if broken_image:
         raise broken_image
+
+
+def make_train_step(args, state, strategy):
+    """The training step as TensorFlow runs it.
+
+    Args:
+        args: of the run.
+        state: `TrainState`, which every call changes.
+        strategy: the `tf.distribute.Strategy` of the replicas.
+
+    Returns: function of what `replica_step` takes behind its first three arguments, for all replicas together.
+    """
+    import tensorflow as tf
+
+    from reid import distribute
+    losses_of = plugins.load('losses', args.loss).loss
+
+    @tf.function(autograph=False, jit_compile=args.jit_compile)
+    def train_step(*arguments):
+        result = distribute.run(strategy, lambda *given: replica_step(args, state, losses_of, *given), *arguments)
+        state.global_step.assign_add(1)
+        return result
+
+    return train_step
+
+
+def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_frozen):
+    """What each replica does with its own part of a batch: forward, distances, losses, gradients, update.
+
+    Args:
+        args: of the run.
+        state: `TrainState`.
+        losses_of: the function `loss` of a file in losses/.
+        batch: one of `batches.batches`.
+        learning_rate, beta1: float32 scalars, of Adam.
+        body_is_frozen: a Python bool: this is traced once for each of its values.
+
+    Returns: dict of tensors about the whole batch, the same on each replica.
+    """
+    import tensorflow as tf
+
+    from loss import cdist, cross_entropy, mean_over_frames, monitor
+    from reid import distribute
+    from reid.input_pipeline.sampling import LOSS, stream_seed
+    from reid.training import optimizer
+    network = state.network
+    network.body.trainable = not body_is_frozen  # It stops the body's batch norm as well.
+    trained = state.trainable_head if body_is_frozen else state.trainable
+    with tf.GradientTape() as tape:
+        endpoints = network(batch['images'], training=True)
+        emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
+        batch_pids = batch['pids'][::args.frames_per_tracklet]
+        dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
+        losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin,
+                           stream_seed(args.seed, LOSS, state.global_step))
+        loss, xent = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([])
+        if args.xent_weight:
+            of_images = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)
+            xent = distribute.share_of_mean(of_images)
+            loss += args.xent_weight * xent
+        scaled_loss = state.loss_scale.scaled(loss)
+    # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
+    gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
+                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = state.loss_scale.unscaled(distribute.total(gradients))
+    gradient_norm = tf.linalg.global_norm(gradients)
+    clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
+    state.loss_scale.apply(gradient_norm, lambda: state.adam.apply(clipped, learning_rate, beta1))
+
+    of_batch = {'losses': losses, 'dists': distribute.batch_order(dists), 'emb': emb, 'emb_raw': endpoints['emb_raw']}
+    of_batch = {name: distribute.gather(part) for name, part in of_batch.items()}
+    return {**of_batch, 'rows': batch['rows'], 'gradient_norm': gradient_norm,
+            **dict(zip(('loss', 'cross_entropy'), distribute.total([loss, xent]))),
+            **monitor(of_batch['dists'], batch_pids, batch_pids, of_batch['losses'], args.batch_k - 1)}
+
+
+def check_finite(step, result, loss_scale, fids, good_checkpoint, log):
+    """Raises InputError when a step gave numbers that are not finite; a step that was left out is only told of."""
+    import numpy as np
+    must_be_finite = ['loss', 'emb', 'gradient_norm']
+    if loss_scale.left_out(result['gradient_norm']):
+        log.warning('Iteration %d is left out: its gradients are beyond float16. The loss scale is %g from now on.',
+                    step + 1, loss_scale.scale.numpy())
+        must_be_finite.remove('gradient_norm')
+    if not all(np.isfinite(result[name]).all() for name in must_be_finite):
+        raise InputError(
+            f'Iteration {step + 1} gave a loss of {result["loss"]} and a gradient of norm {result["gradient_norm"]} on '
+            f'{", ".join(fids[result["rows"]])}. The run stops here; the last good checkpoint is {good_checkpoint}. Try a '
+            f'lower --learning_rate.')
+
+
+def save_checkpoint(args, state, first_step, reporter, log):
+    """Store the state, with all that the reporter was told before; returns its step. Only the chief has a reporter."""
+    from reid.experiment import checkpoints
+    step, values = state.step, state.values()
+    if reporter:
+        reporter.flush()
+        checkpoints.save(args.experiment_root, step, values, args.keep_checkpoints, first_step)
+        log.info('Saved %s.', checkpoints.prefix(args.experiment_root, step))
+    return step
+
+
+def validate(args, state, validator, interruption, reporter):
+    """Validate the weights of the moment, unless an interruption is requested meanwhile; only the chief notes it."""
+    from reid.experiment import best_checkpoint
+    result = validator.evaluate(state.values(), interruption)
+    if result and reporter:
+        best_checkpoint.note(args.experiment_root, state.step, result)
+        reporter.validation(state.step, result)
 
 
 if __name__ == '__main__':

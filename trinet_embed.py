@@ -9,8 +9,8 @@ import concurrent.futures
 
 import numpy as np
 
-import quiet
-from errors import InputError, exit_with
+from reid import quiet
+from reid.errors import InputError, exit_with
 
 PRE_CROP = (288, 144)
 CROP = (256, 128)
@@ -41,10 +41,10 @@ def main():
         import tensorflow as tf
     import tqdm
 
-    import model
+    from reid.modeling import model, pretrained
 
     network = model.build('trinet', 'fc1024', 128, (*CROP, 3))
-    model.load_trinet(args.weights, model.named_variables(network))
+    pretrained.load_trinet(args.weights, model.named_variables(network))
 
     @tf.function(input_signature=[tf.TensorSpec((None, *CROP, 3))], autograph=False)
     def embed(crops):

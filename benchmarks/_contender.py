@@ -26,9 +26,9 @@ def batch(batch_size):
 
 
 def network(precision='none'):
-    import quiet
+    from reid import quiet
     with quiet.tensorflow_import():
-        import model
+        from reid.modeling import model
     model.set_precision(precision)
     return model.build('resnet_v1_50', 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
 
@@ -38,10 +38,10 @@ def training(batch_size, precision='none'):
     net = network(precision)
     import tensorflow as tf
 
-    import model
-    import optimizer
     from loss import cdist
     from losses import batch_hard
+    from reid.modeling import model
+    from reid.training import optimizer
     images, pids = (tf.constant(array) for array in batch(batch_size))
     trainable = {name: each for name, each in model.named_variables(net).items() if each.trainable}
     adam = optimizer.Adam(trainable)
@@ -64,10 +64,10 @@ def training_bfloat16(batch_size):
 
 def training_keras_bn(batch_size):
     """The same with the batch norm that Keras has."""
-    import quiet
+    from reid import quiet
     with quiet.tensorflow_import():
         import keras
-    import batch_norm
+    from reid.modeling import batch_norm
     batch_norm.BatchNorm = lambda epsilon=1e-5, momentum=0.9, **kwargs: keras.layers.BatchNormalization(
         epsilon=epsilon, momentum=momentum, **kwargs)
     return training(batch_size)
@@ -103,13 +103,13 @@ def embedding_of_files(batch_size):
     net = network()
     from PIL import Image
 
-    import model
+    from reid.modeling import inference
     folder = pathlib.Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     paths = [str(folder / f'{number}.jpg') for number in range(batch_size)]
     for path, image in zip(paths, batch(batch_size)[0].astype(np.uint8)):
         Image.fromarray(image).resize((64, 128)).save(path)
-    embedded = model.embed_files(net, 1000 * paths, batch_size=batch_size)
+    embedded = inference.embed_files(net, 1000 * paths, batch_size=batch_size)
     return lambda: next(embedded)
 
 

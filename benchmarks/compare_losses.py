@@ -17,12 +17,12 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import arguments  # noqa: E402
-import experiment  # noqa: E402
-import make_dataset  # noqa: E402
-import quiet  # noqa: E402
-from errors import InputError, exit_with  # noqa: E402
-from tests import _people  # noqa: E402
+import make_dataset
+from reid import argument_types, quiet
+from reid.errors import InputError, exit_with
+from reid.experiment import arguments
+from reid.training import interruption
+from tests import _people
 
 LOSSES = ('batch_hard', 'batch_all', 'batch_all_nonzero', 'batch_sample', 'lifted', 'lifted_general')
 MARGINS = ('0.2', '1.0', 'soft')
@@ -35,8 +35,8 @@ DATASETS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--iterations', type=arguments.positive_int, default=100, help='(%(default)s)')
-    parser.add_argument('--seeds', type=arguments.positive_int, default=3, help='how many (%(default)s)')
+    parser.add_argument('--iterations', type=argument_types.positive_int, default=100, help='(%(default)s)')
+    parser.add_argument('--seeds', type=argument_types.positive_int, default=3, help='how many (%(default)s)')
     parser.add_argument('--datasets', nargs='+', choices=DATASETS, default=list(DATASETS), help='(both)')
     options = parser.parse_args()
     with quiet.tensorflow_import():
@@ -51,7 +51,7 @@ def main():
                 cells = []
                 for margin in MARGINS:
                     try:
-                        loss.check_margin(name, arguments.margin(margin))
+                        loss.check_margin(name, argument_types.margin(margin))
                     except InputError:
                         cells.append('–')
                         continue
@@ -67,8 +67,9 @@ def mean_ap(folder, dataset, loss_name, margin, seed, iterations):
     import tensorflow as tf
 
     import train
-    import validation
-    from dataset import load_dataset
+    from reid.dataset import load_dataset
+    from reid.experiment import best_checkpoint
+    from reid.training import validation
     root = os.path.join(folder, f'{dataset}_{loss_name}_{margin}_{seed}')
     os.makedirs(root)
     args = arguments.make_parser().parse_args([
@@ -83,8 +84,8 @@ def mean_ap(folder, dataset, loss_name, margin, seed, iterations):
     silent = logging.getLogger('silent')
     silent.disabled = True
     train.train(args, load_dataset(args.train_set), validation.Validation(args), tf.distribute.get_strategy(),
-                experiment.Interruption(), silent)
-    return validation.results(root)[-1]['mAP']
+                interruption.Interruption(), silent)
+    return best_checkpoint.results(root)[-1]['mAP']
 
 
 if __name__ == '__main__':

@@ -109,8 +109,9 @@ def make(args, folder):
 
 def write(folder, role, person, centres, random):
     import numpy as np
-    from dataset import load_dataset
-    from embeddings import EmbeddingWriter
+
+    from reid.dataset import load_dataset
+    from reid.embeddings import EmbeddingWriter
     with open(f'{folder}/{role}.csv', 'w') as file:
         for row, (number, camera) in enumerate(zip(person, random.integers(1, 7, len(person)))):
             pid = '-1' if number < 0 else f'{number:04}'
@@ -170,12 +171,12 @@ def faiss_neighbours(_, folder):
 
 def our_neighbours(_, folder):
     """The same by ranking.py."""
-    import ranking
-    from dataset import load_dataset
-    from embeddings import open_with_dataset
+    from reid.dataset import load_dataset
+    from reid.embeddings import open_with_dataset
+    from reid.evaluation import neighbours
     queries, query_set = open_with_dataset(f'{folder}/query.h5', load_dataset(f'{folder}/query.csv'))
     gallery, gallery_set = open_with_dataset(f'{folder}/gallery.h5', load_dataset(f'{folder}/gallery.csv'))
-    found = ranking.nearest(queries, query_set.fids, gallery, gallery_set.fids, NEIGHBOURS, 'sqeuclidean')
+    found = neighbours.nearest(queries, query_set.fids, gallery, gallery_set.fids, NEIGHBOURS, 'sqeuclidean')
     print(f'{NEIGHBOURS} neighbours, numbers sum up to {found.rows.sum()}')
 
 

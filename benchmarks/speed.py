@@ -149,16 +149,15 @@ def measure_start(args):
 def measure_input(args):
     import tensorflow as tf
 
-    import arguments
-    import batches
-    import dataset
-    import images
+    from reid import dataset
+    from reid.experiment import arguments
+    from reid.input_pipeline import batches, images, sampling
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 512)
         flags = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment'))
         cached = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment', '--cache', 'memory'))
         train_set = dataset.load_dataset(csv)
-        identities = batches.Identities(train_set, flags.batch_p)
+        identities = sampling.Identities(train_set, flags.batch_p)
 
         def bare(path):
             image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
@@ -204,13 +203,13 @@ def measure_draw(args):
     """The images of one batch, drawn from datasets of growing size; four images an identity."""
     import numpy as np
 
-    import batches
-    import dataset
+    from reid import dataset
+    from reid.input_pipeline import sampling
     draws = {}
     for size in (10 ** 3, 10 ** 5, 10 ** 7):
         pids = np.repeat(np.arange(size // 4), 4)
-        identities = batches.Identities(dataset.Dataset('simulated', pids, pids), 32)
-        draws[size] = iter(batches.batch_rows(identities, 0, 0, 10 ** 9, 32, 4)).__next__
+        identities = sampling.Identities(dataset.Dataset('simulated', pids, pids), 32)
+        draws[size] = iter(sampling.batch_rows(identities, 0, 0, 10 ** 9, 32, 4)).__next__
     # The best of several: the first draw of an epoch permutes all identities.
     best = best_milliseconds(draws, 4 * args.repeats, 20)
     for size in (10 ** 5, 10 ** 7):
@@ -222,8 +221,8 @@ def measure_losses(args):
     import numpy as np
     import tensorflow as tf
 
-    import plugins
     from loss import cdist
+    from reid import plugins
     for batch_p in (18, 32):
         emb = tf.constant(np.random.default_rng(0).normal(size=(batch_p * 4, 128)).astype(np.float32))
         pids = tf.constant(np.repeat(np.arange(batch_p), 4).astype(np.int32))
@@ -250,8 +249,8 @@ def measure_summaries(args):
 
     import numpy as np
 
-    import arguments
-    import progress
+    from reid.experiment import arguments
+    from reid.training.reporter import Reporter
     random = np.random.default_rng(0)
     rows = np.arange(128)
     result = {'losses': random.random(128, np.float32), 'dists': random.random((128, 128), np.float32),
@@ -262,7 +261,7 @@ def measure_summaries(args):
     log.addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as folder:
         flags = arguments.make_parser().parse_args(['--experiment_root', folder])
-        reporter = progress.Reporter(flags, log, 0, rows.astype(str).astype(object), (rows // 4).astype(np.int32))
+        reporter = Reporter(flags, log, 0, rows.astype(str).astype(object), (rows // 4).astype(np.int32))
         times = []
         for step in range(50):
             time.sleep(0.03)  # The training step, during which the last histograms are made.

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 
-from errors import InputError
+from reid.errors import InputError
 
 
 def find(root, *names):

@@ -6,7 +6,7 @@ query and the test set only. With --query_per_identity alone all identities are,
 import pathlib
 
 from data import _files
-from errors import InputError
+from reid.errors import InputError
 
 EXCLUDER = 'diagonal'
 TOTALS = {}

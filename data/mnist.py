@@ -11,7 +11,7 @@ import struct
 import zlib
 
 from data import _files
-from errors import InputError
+from reid.errors import InputError
 
 EXCLUDER = 'diagonal'
 TOTALS = {

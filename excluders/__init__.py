@@ -2,8 +2,8 @@
 import functools
 import re
 
-import plugins
-from errors import InputError
+from reid import plugins
+from reid.errors import InputError
 
 
 def names():

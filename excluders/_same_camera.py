@@ -3,8 +3,8 @@ import re
 
 import numpy as np
 
-from errors import InputError
 from excluders import _same_key
+from reid.errors import InputError
 
 JUNK = '-1'
 

@@ -1,8 +1,8 @@
 """The losses of all triplets of a batch, for those that use every one of them."""
 import tensorflow as tf
 
-import distribute
 from loss import apply_margin, pair_masks
+from reid import distribute
 
 
 def all_triplets(dists, anchor_pids, pids, margin):

@@ -1,8 +1,8 @@
 """The lifted structured loss (Song et al., CVPR 2016, eq. 4): each positive pair against all negatives of both ends."""
 import tensorflow as tf
 
-import distribute
 from loss import log_sum_exp, number_margin, pair_masks
+from reid import distribute
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):

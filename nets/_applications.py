@@ -5,7 +5,7 @@ what Keras has as the output of such a net without its top: there ends the part 
 """
 import keras
 
-from errors import InputError
+from reid.errors import InputError
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

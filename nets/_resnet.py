@@ -1,8 +1,8 @@
 """Residual networks of bottleneck units (He et al., arXiv 1512.03385), in TF-Slim's layout and in Caffe's."""
 import keras
 
-from batch_norm import BatchNorm
 from nets import _pooling
+from reid.modeling.batch_norm import BatchNorm
 
 DEPTHS = (256, 512, 1024, 2048)
 RGB_MEAN = (123.68, 116.78, 103.94)

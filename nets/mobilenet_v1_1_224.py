@@ -1,8 +1,8 @@
 """MobileNet, version 1 (Howard et al., arXiv 1704.04861), full width, in TF-Slim's layout."""
 import keras
 
-from batch_norm import BatchNorm
 from nets import _pooling
+from reid.modeling.batch_norm import BatchNorm
 
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 STRIDED = (2, 4, 6, 12)

@@ -4,8 +4,8 @@ The averages of the last stage's first two blocks are fused by a dense layer, an
 """
 import keras
 
-from batch_norm import BatchNorm
 from nets import _applications, _pooling
+from reid.modeling.batch_norm import BatchNorm
 
 
 def body(input_shape):

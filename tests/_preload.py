@@ -2,7 +2,7 @@
 
 TensorFlow may be imported before a fork, but not used: nothing here makes a tensor.
 """
-import quiet
+from reid import quiet
 
 with quiet.tensorflow_import():
     import tensorflow  # noqa: F401
@@ -13,6 +13,6 @@ import tensorboard.plugins.scalar.summary_v2  # noqa: F401
 import tqdm  # noqa: F401
 
 import embed  # noqa: F401
-import model  # noqa: F401
-import progress  # noqa: F401
 import train  # noqa: F401
+from reid.modeling import inference  # noqa: F401
+from reid.training import reporter  # noqa: F401

@@ -57,9 +57,9 @@ class Fault:
         if self.moment == 'time':
             threading.Thread(target=self._strike_later, daemon=True).start()
             return
-        import model
-        import optimizer
-        places = {'step': [(optimizer, 'learning_rate')], 'embedding': [(model, 'embed_files')],
+        from reid.modeling import inference
+        from reid.training import optimizer
+        places = {'step': [(optimizer, 'learning_rate')], 'embedding': [(inference, 'embed_files')],
                   'file': [(os, 'fsync'), (os, 'replace'), (os, 'remove')]}
         self.calls = 0
         for module, name in places[self.moment]:
@@ -130,7 +130,7 @@ def _main(script, arguments, fault, output, environment):
     assert 'train' in sys.modules, 'the fork server did not import _preload'
     import importlib
 
-    from errors import exit_with
+    from reid.errors import exit_with
     if fault:
         fault.arm()
     exit_with(importlib.import_module(script.removesuffix('.py')).main)

@@ -1,16 +1,14 @@
 """Bad input to train.py and embed.py: one clear sentence, status 1 or 2, no traceback, and nothing lost."""
 import json
 import os
-import pathlib
 
 import h5py
 import numpy as np
 import pytest
-from conftest import assert_one_sentence, run_script
 from PIL import Image
 
-import plugins
 from _runs import Run, ended_in_one_sentence
+from conftest import ROOT, assert_one_sentence, run_script
 
 
 @pytest.fixture
@@ -122,7 +120,7 @@ def test_image_that_does_not_decode_stops_embedding(small):
 
 def test_a_net_whose_layers_have_no_names(small, tmp_path_factory):
     """Validation builds it a second time, and Keras numbers such layers within a process."""
-    unnamed = pathlib.Path(plugins.__file__).parent / 'nets' / 'unnamed_in_a_test.py'
+    unnamed = ROOT / 'nets' / 'unnamed_in_a_test.py'
     unnamed.write_text('''import keras
 
 

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-import arguments
-import batches
-from dataset import Dataset
-from errors import InputError
+from reid.dataset import Dataset
+from reid.errors import InputError
+from reid.experiment import arguments
+from reid.input_pipeline import batches, sampling
 
 P, K = 3, 4
 
@@ -23,7 +23,7 @@ def make_dataset(counts):
 
 
 def all_rows(dataset, seed, first, last, p=P, k=K):
-    drawn = batches.batch_rows(batches.Identities(dataset, p), seed, first, last, p, k)
+    drawn = sampling.batch_rows(sampling.Identities(dataset, p), seed, first, last, p, k)
     return {int(step): rows.numpy() for step, rows in drawn}
 
 
@@ -55,7 +55,7 @@ def test_images_are_drawn_without_replacement_or_repeated_evenly():
 
 
 def test_every_subset_of_images_is_equally_likely():
-    drawn = [tuple(sorted(batches.draw_of_each(3, 0, step, tf.constant([5], tf.int64), 3).numpy()[0]))
+    drawn = [tuple(sorted(sampling.draw_of_each(3, 0, step, tf.constant([5], tf.int64), 3).numpy()[0]))
              for step in range(600)]
     counts = np.array(list(collections.Counter(drawn).values()))
     assert len(counts) == 10
@@ -76,7 +76,7 @@ def test_batches_do_not_depend_on_where_a_run_starts():
 
 def test_too_few_identities_is_an_error_and_not_a_wait_for_ever():
     with pytest.raises(InputError, match='2 identities, fewer than the 3'):
-        batches.Identities(make_dataset([4, 4]), P)
+        sampling.Identities(make_dataset([4, 4]), P)
 
 
 def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
@@ -85,9 +85,9 @@ def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
     names = np.random.default_rng(0).permutation(names)
     fids = np.array([f'{row}.png' for row in range(len(names))], dtype=object)
     dataset = Dataset('made.csv', names[:, 0].astype(object), fids, names[:, 1].astype(object))
-    identities = batches.Identities(dataset, 3)
+    identities = sampling.Identities(dataset, 3)
     frame_counts = collections.Counter(dataset.tracklets)
-    for _, rows in batches.batch_rows(identities, 0, 0, 50, 3, 2, frames=4):
+    for _, rows in sampling.batch_rows(identities, 0, 0, 50, 3, 2, frames=4):
         drawn = dataset.tracklets[rows.numpy()].reshape(3, 2, 4)
         assert (drawn == drawn[:, :, :1]).all()
         for pid_rows, of_pid in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
@@ -113,7 +113,7 @@ def image_run(tmp_path_factory):
 
 
 def load(args, dataset, first, last):
-    return list(batches.batches(dataset, batches.Identities(dataset, args.batch_p), args, first, last))
+    return list(batches.batches(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
 
 
 def test_images_are_flipped_and_cropped_and_the_same_again_on_resume(image_run):
@@ -162,7 +162,7 @@ def naive_tf1_resize(image, height, width):
 
 
 def test_resize_samples_as_tensorflow_1_eagerly_and_in_tf_data():
-    import images
+    from reid.input_pipeline import images
     image = np.random.default_rng(0).integers(0, 256, (13, 7, 3), dtype=np.uint8)
     for size in ((20, 11), (5, 4), (13, 7)):
         expected = naive_tf1_resize(image.astype(float), *size)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import model
-import plugins
-from aggregators import AGGREGATORS
-from errors import InputError
 from loss import cdist
+from reid import plugins
+from reid.errors import InputError
+from reid.modeling import model
+from reid.modeling.aggregators import AGGREGATORS
 
 # Small, and large enough for all the poolings of every net.
 INPUT_SHAPE = (128, 64, 3)

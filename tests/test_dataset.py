@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import make_dataset
-from dataset import Dataset, check_files, file_problems, load_dataset
-from errors import InputError
+from reid.dataset import Dataset, check_files, file_problems, load_dataset
+from reid.errors import InputError
 
 
 def load(tmp_path, content):

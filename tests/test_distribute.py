@@ -1,17 +1,15 @@
 """Several devices and several hosts: the numbers of one device, checkpoints for any number, workers that go away."""
 import json
 import shutil
-import signal
 import socket
 
 import numpy as np
 import pytest
 
-import cluster
-import plugins
 from _runs import FORKS, Run, ended_in_one_sentence, left_behind, make_people, start_fork_server, train_arguments
 from conftest import assert_one_sentence, run_script
-from errors import InputError
+from reid import cluster, plugins
+from reid.errors import InputError
 
 ITERATIONS = 10
 
@@ -82,8 +80,8 @@ def _losses_and_gradients(replicas, to_parent):
     """Send what each loss is of a batch, one of whose identities is divided between two replicas."""
     import tensorflow as tf
 
-    import distribute
     from loss import cdist
+    from reid import distribute
     strategy = distribute.strategy('mirrored', replicas)
     embs = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
     found = {}

@@ -12,14 +12,13 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_sentence, run_script
 from sklearn.metrics import average_precision_score
 
-import evaluate as evaluate_script
 import excluders
-import ranking
-from dataset import Dataset, load_dataset
-from embeddings import Embeddings, EmbeddingWriter, save_embeddings
+from conftest import ROOT, assert_one_sentence, run_script
+from reid.dataset import Dataset, load_dataset
+from reid.embeddings import Embeddings, EmbeddingWriter, save_embeddings
+from reid.evaluation import bootstrap, ranking, reranking
 
 SUMMARY = re.compile(r'mAP: \d+\.\d\d% \| top-1: \d+\.\d\d% top-2: \d+\.\d\d% \| top-5: \d+\.\d\d% \| '
                      r'top-10: \d+\.\d\d%')
@@ -219,9 +218,9 @@ def test_reranking(market):
     _, _, plain = evaluate(market)
     _, _, results = evaluate(market, '--rerank', '--rerank_k1', 12, '--workers', 2)
     queries, gallery = read(market, 'query'), read(market, 'test')
-    reranking = ranking.k_reciprocal(queries[1], gallery[1], 'euclidean', 12, 6, 0.3)
+    how = reranking.k_reciprocal(queries[1], gallery[1], 'euclidean', 12, 6, 0.3)
     ranks = ranking.rank(queries[1], queries[0], gallery[1], gallery[0], excluders.load('market1501'), 'euclidean',
-                         reranking=reranking)
+                         reranking=how)
     assert results['mAP'] == pytest.approx(np.nanmean(ranks.ap_sklearn)) and results['mAP'] > plain['mAP']
 
 
@@ -280,8 +279,8 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         random = np.random.default_rng(seed)
         pids = np.repeat(np.arange(80), random.integers(1, 9, 80))
         scores = random.normal(0.5, 0.2, 80)[pids] + random.normal(0, 0.02, len(pids))
-        with mock.patch.object(evaluate_script, 'SAMPLES', 300):
-            low, high = evaluate_script.interval(pids, scores[:, None])
+        with mock.patch.object(bootstrap, 'SAMPLES', 300):
+            low, high = bootstrap.interval(pids, scores[:, None])
         covered.append(low[0] <= 0.5 <= high[0])
     assert 0.85 <= np.mean(covered) <= 1
 

@@ -11,15 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-import arguments
-import batches
-import embeddings
-import experiment
-import files
-import validation
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from dataset import load_dataset
-from errors import InputError
+from reid import embeddings, files
+from reid.dataset import load_dataset
+from reid.errors import InputError
+from reid.experiment import arguments, best_checkpoint, train_log
+from reid.experiment.root import LOCK_FILE, SILENCE_OF_THE_DEAD, locked
+from reid.input_pipeline import sampling
 
 LOG = logging.getLogger('test')
 
@@ -82,11 +80,11 @@ def test_write_errors_in_training(people, finished, tmp_path):
 
 
 def test_log_on_a_full_disk(tmp_path):
-    (tmp_path / experiment.LOG_FILE).symlink_to('/dev/full')
-    log = experiment.open_log(tmp_path)
+    (tmp_path / train_log.LOG_FILE).symlink_to('/dev/full')
+    log = train_log.open_log(tmp_path)
     with pytest.raises(OSError, match='No space left on device') as raised:
         log.info('hello')
-    assert raised.value.filename == str(tmp_path / experiment.LOG_FILE)
+    assert raised.value.filename == str(tmp_path / train_log.LOG_FILE)
 
 
 def test_lost_folder(people, finished, tmp_path):
@@ -130,15 +128,15 @@ def _hang_in_c():
 
 
 def test_a_lock_of_another_host(tmp_path):
-    lock, log = tmp_path / experiment.LOCK_FILE, tmp_path / experiment.LOG_FILE
+    lock, log = tmp_path / LOCK_FILE, tmp_path / train_log.LOG_FILE
     lock.write_text('host elsewhere process 1\n')
     log.write_text('')
     with pytest.raises(InputError, match='on another host works in .*host elsewhere process 1.* remove'):
-        with experiment.locked(tmp_path):
+        with locked(tmp_path):
             pass
-    silent_since = time.time() - experiment.SILENCE_OF_THE_DEAD - 1
+    silent_since = time.time() - SILENCE_OF_THE_DEAD - 1
     os.utime(log, (silent_since, silent_since))
-    with experiment.locked(tmp_path):
+    with locked(tmp_path):
         assert f'process {os.getpid()}' in lock.read_text()
 
 
@@ -159,7 +157,7 @@ def test_not_finite(people, tmp_path):
     assert kept == {'checkpoint-0.index'}
     args, _ = arguments.load(str(root))
     train_set = load_dataset(people / 'people.csv')
-    rows = batches.rows_at(batches.Identities(train_set, args.batch_p), args, 1)
+    rows = sampling.rows_at(sampling.Identities(train_set, args.batch_p), args, 1)
     assert ' on ' + ', '.join(train_set.fids[rows]) + '. ' in run.output
 
 
@@ -181,11 +179,11 @@ def test_struck_while_validating(validated, tmp_path, what, status):
     root = tmp_path / 'run'
     run = Run('train.py', '--experiment_root', root, *command, fault=Fault(what, 'embedding', 4))
     assert run.wait() == status and 'Traceback' not in run.output, run.output
-    assert [entry['step'] for entry in validation.results(root)] == [8], 'the second one was not finished'
+    assert [entry['step'] for entry in best_checkpoint.results(root)] == [8], 'the second one was not finished'
     run = Run('train.py', '--experiment_root', root, '--resume')
     assert run.wait() == 0, run.output
     assert left_behind(root, 20) == left_behind(undisturbed, 20)
-    assert (root / validation.FILE).read_bytes() == (undisturbed / validation.FILE).read_bytes()
+    assert (root / best_checkpoint.FILE).read_bytes() == (undisturbed / best_checkpoint.FILE).read_bytes()
 
 
 def kill_behind_the_last_row():
@@ -263,7 +261,7 @@ def saved(tmp_path):
     """A root with the checkpoints 0, 10 and 20, whose variable counts the steps."""
     import tensorflow as tf
 
-    import checkpoints
+    from reid.experiment import checkpoints
     for step in (0, 10, 20):
         checkpoints.save(tmp_path, step, {'a/weights': tf.fill([100, 3], float(step))})
     return tmp_path
@@ -272,7 +270,7 @@ def saved(tmp_path):
 def restored(root):
     import tensorflow as tf
 
-    import checkpoints
+    from reid.experiment import checkpoints
     variable = tf.Variable(tf.zeros([100, 3]))
     checkpoints.load_newest(root, {'a/weights': variable}, LOG)
     assert np.ptp(variable.numpy()) == 0
@@ -314,7 +312,7 @@ def test_no_checkpoint_is_whole(saved):
 def test_a_checkpoint_that_cannot_be_written(saved):
     import tensorflow as tf
 
-    import checkpoints
+    from reid.experiment import checkpoints
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -329,7 +327,7 @@ def test_a_checkpoint_that_cannot_be_written(saved):
 def test_not_finite_is_never_saved(saved):
     import tensorflow as tf
 
-    import checkpoints
+    from reid.experiment import checkpoints
     with pytest.raises(InputError, match='a/weights is not finite after 30 iterations'):
         checkpoints.save(saved, 30, {'a/weights': tf.fill([100, 3], float('nan'))})
     assert restored(saved) == 20
@@ -338,9 +336,9 @@ def test_not_finite_is_never_saved(saved):
 def test_keep_checkpoints(saved):
     import tensorflow as tf
 
-    import checkpoints
-    validation.note(saved, 0, {'mAP': 0.9, 'top1': 0.9})
-    validation.note(saved, 20, {'mAP': 0.8, 'top1': 0.9})
+    from reid.experiment import checkpoints
+    best_checkpoint.note(saved, 0, {'mAP': 0.9, 'top1': 0.9})
+    best_checkpoint.note(saved, 20, {'mAP': 0.8, 'top1': 0.9})
     for step in (30, 40, 50):
         checkpoints.save(saved, step, {'a/weights': tf.fill([100, 3], float(step))}, keep=2, resumed_from=10)
     assert sorted(checkpoints.steps_in(saved)) == [0, 10, 40, 50], 'the best, the one resumed from, the newest two'

@@ -14,17 +14,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import ROOT, run_script
 
-import arguments
-import batches
-import checkpoints
-import description
 import embed
-import model
-import plugins
-from dataset import load_dataset
-from errors import InputError
+from conftest import ROOT, run_script
+from reid import plugins
+from reid.dataset import load_dataset
+from reid.errors import InputError
+from reid.experiment import arguments, checkpoints
+from reid.input_pipeline import batches, sampling
+from reid.modeling import inference, inspect_checkpoint, model, pretrained
 
 NETS = ('resnet_v1_50', 'resnet_v1_101', 'mobilenet_v1_1_224')
 HEADS = ('direct', 'direct_normalize', 'fc1024', 'fc1024_normalize')
@@ -70,7 +68,7 @@ def write_batches(folder, name):
     """The batches that the project draws in a training, for the original to train on."""
     args, _ = arguments.load(str(folder / f'{name}-training'))
     dataset = load_dataset(args.train_set)
-    identities = batches.Identities(dataset, args.batch_p)
+    identities = sampling.Identities(dataset, args.batch_p)
     drawn = list(batches.batches(dataset, identities, args, 0, STEPS).as_numpy_iterator())
     np.savez(folder / f'{name}-batches.npz', **{key: [batch[key] for batch in drawn] for key in ('images', 'pids')})
 
@@ -109,7 +107,7 @@ def check(record_property):
 @pytest.mark.parametrize('net', NETS)
 def test_net_with_slim_checkpoint(oracle, net, check):
     network = model.build(net, 'direct', 16, (None, None, 3))
-    model.load_body(network, str(oracle / 'slim' / f'{net}.ckpt'))
+    pretrained.load_body(network, str(oracle / 'slim' / f'{net}.ckpt'))
     expected = np.load(oracle / 'slim' / f'{net}.npz')
     for size in ('regular', 'odd'):
         images = expected[size]
@@ -198,7 +196,7 @@ def test_checkpoint_of_another_net(oracle):
     network = model.build('mobilenet_v1_1_224', 'direct', 16, (64, 32, 3))
     before = [variable.numpy() for variable in network.variables]
     with pytest.raises(InputError, match='lacks MobilenetV1/Conv2d_0/weights, MobilenetV1/Conv2d_0/BatchNorm/'):
-        model.load_body(network, str(oracle / 'slim' / 'resnet_v1_50.ckpt'))
+        pretrained.load_body(network, str(oracle / 'slim' / 'resnet_v1_50.ckpt'))
     for variable, value in zip(network.variables, before):
         np.testing.assert_array_equal(variable, value)
 
@@ -207,7 +205,7 @@ def test_body_of_an_earlier_experiment(oracle):
     network = model.build('mobilenet_v1_1_224', 'direct', 8, (64, 32, 3))
     head = network.get_layer('emb').kernel.numpy()
     root = str(oracle / 'mobilenet-training')
-    model.load_body(network, root)
+    pretrained.load_body(network, root)
     reader = checkpoints.open_reader(checkpoints.find(root))
     for name, variable in model.named_variables(network.body).items():
         np.testing.assert_array_equal(variable, reader.get_tensor(name))
@@ -223,7 +221,7 @@ def test_truncated_checkpoint(oracle, tmp_path, file, share):
     os.truncate(tmp_path / file, int(share * (tmp_path / file).stat().st_size))
     network = model.build('mobilenet_v1_1_224', 'direct', 16, (64, 32, 3))
     with pytest.raises(InputError, match='damaged'):
-        model.load_body(network, str(tmp_path / file))
+        pretrained.load_body(network, str(tmp_path / file))
 
 
 def test_args_with_unknown_and_missing_keys(oracle, tmp_path):
@@ -233,15 +231,15 @@ def test_args_with_unknown_and_missing_keys(oracle, tmp_path):
     for file in (oracle / 'mobilenet_v1_1_224-fc1024').iterdir():
         os.link(file, tmp_path / 'root' / file.name)
     # The default head is fc1024, as it was in the original.
-    _, path = model.from_experiment(str(tmp_path / 'root'))
+    _, path = inference.from_experiment(str(tmp_path / 'root'))
     assert path.endswith('checkpoint-25000')
     write_root(tmp_path / 'other', {**args, 'head_name': 'direct'})
     with pytest.raises(InputError, match='no checkpoint'):
-        model.from_experiment(str(tmp_path / 'other'))
+        inference.from_experiment(str(tmp_path / 'other'))
 
 
 def summary_of(path):
-    lines = list(description.describe(str(path)))
+    lines = list(inspect_checkpoint.describe(str(path)))
     return lines[:lines.index('')], lines[lines.index('') + 1:]
 
 

@@ -10,15 +10,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, assert_one_sentence, run_script
 from PIL import Image
 
-import checkpoints
-import exports
 import freeze
-import images
-import model
-from errors import InputError
+from conftest import ROOT, assert_one_sentence, run_script
+from reid.errors import InputError
+from reid.experiment import checkpoints
+from reid.input_pipeline import images
+from reid.modeling import exports, inference, model
 
 ENDINGS = ['', '.tflite', '.onnx', '.pb']
 
@@ -85,7 +84,7 @@ def plain_exports(folder):
 
 def test_every_format_gives_the_embeddings(folder, plain_exports):
     paths, printed = plain_exports
-    network, _ = model.from_experiment(str(folder / 'run'))
+    network, _ = inference.from_experiment(str(folder / 'run'))
     batch = np.stack([images.load(str(folder / f'{number}.png'), (32, 16)) for number in range(5)])
     expected = network(batch, training=False)['emb'].numpy()
     assert np.ptp(expected, axis=0).min() > 1e-2
@@ -104,7 +103,7 @@ def test_augmentation_and_resizing_inside(folder, monkeypatch, capsys):
     run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', *paths, '--any_size',
                '--input_dtype', 'uint8', '--flip_augment', '--crop_augment', 'five', '--aggregator', 'normalized_mean')
     assert capsys.readouterr().out.count('at most on 16 images') == len(ENDINGS)
-    network, _ = model.from_experiment(str(folder / 'run'))
+    network, _ = inference.from_experiment(str(folder / 'run'))
     for number, image in enumerate(pixels(folder)):
         resized = np.asarray(images.load(str(folder / f'{number}.png'), (37, 19)))
         crops = [mirror[top:top + 32, left:left + 16] for mirror in (resized, resized[:, ::-1])
@@ -122,7 +121,7 @@ def test_uint8_images_of_the_nets_size(folder, monkeypatch, capsys):
                '--check_dataset', folder / 'images.csv')
     assert 'at most on 5 images' in capsys.readouterr().out
     batch = np.random.default_rng(2).integers(0, 256, (3, 32, 16, 3), np.uint8)
-    network, _ = model.from_experiment(str(folder / 'run'))
+    network, _ = inference.from_experiment(str(folder / 'run'))
     expected = network(batch.astype(np.float32), training=False)['emb']
     np.testing.assert_allclose(exports.load(path).embed(batch), expected, atol=1e-5)
 
@@ -131,7 +130,7 @@ def test_fused_batch_norm_and_depthwise_convolutions(folder, monkeypatch, capsys
     root = write_experiment(folder / 'mobilenet', 'mobilenet_v1_1_224', 'bnneck', (64, 32), (72, 36))
     paths = [root / 'net.tflite', root / 'net.onnx']
     run_freeze(monkeypatch, '--experiment_root', root, '--frozen_model_path', *paths)
-    network, _ = model.from_experiment(str(root))
+    network, _ = inference.from_experiment(str(root))
     batch = pictures(2, (64, 32), seed=100)
     expected = network(batch, training=False)['emb'].numpy()
     assert np.ptp(expected, axis=0).max() > 1e-2
@@ -221,8 +220,8 @@ def test_the_example_needs_nothing_of_this_project(folder, tmp_path, monkeypatch
     command = [sys.executable, '-I', 'use_embedding.py', 'export', '0.png', '1.png']
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    network, _ = model.from_experiment(str(folder / 'run'))
-    embs, = model.embed_files(network, [str(folder / '0.png'), str(folder / '1.png')])
+    network, _ = inference.from_experiment(str(folder / 'run'))
+    embs, = inference.embed_files(network, [str(folder / '0.png'), str(folder / '1.png')])
     assert run.stdout == f'distance: {np.linalg.norm(embs[0, 0] - embs[0, 1]):.4f}\n'
 
 

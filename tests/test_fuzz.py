@@ -14,15 +14,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import arguments
-import evaluate
-import results
-import training_logs
-import validation
 from data import _files
-from dataset import load_dataset
-from embeddings import Embeddings, save_embeddings
-from errors import InputError
+from reid import argument_types, plugins
+from reid.dataset import load_dataset
+from reid.embeddings import Embeddings, save_embeddings
+from reid.errors import InputError
+from reid.evaluation import results
+from reid.experiment import arguments, best_checkpoint, event_files
 
 FUZZED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -96,10 +94,10 @@ def test_args_json(folder, content):
     loaded = read_or_refused(arguments.load, str(folder))
     if loaded:
         args, _ = loaded
-        assert args.model_name in arguments.plugins.choices('nets')
-        assert args.head_name in arguments.plugins.choices('heads')
-        assert args.loss in arguments.plugins.choices('losses')
-        assert 0 < args.learning_rate < float('inf') and 1 <= args.batch_p <= arguments.LARGEST_INT
+        assert args.model_name in plugins.choices('nets')
+        assert args.head_name in plugins.choices('heads')
+        assert args.loss in plugins.choices('losses')
+        assert 0 < args.learning_rate < float('inf') and 1 <= args.batch_p <= argument_types.LARGEST_INT
 
 
 @pytest.mark.parametrize('name', ['../../etc/passwd', '_dense', 'os', '--resume', '', '/tmp/evil', 'mnist.py'])
@@ -204,10 +202,10 @@ def npz(**arrays):
 @FUZZED
 @given(like(npz(arr_0=np.ones(3), arr_1=np.zeros((2, 2)))))
 def test_npz(folder, content):
-    import model
+    from reid.modeling import pretrained
     path = folder / 'weights.npz'
     path.write_bytes(content)
-    read_or_refused(model._read_arrays, str(path))
+    read_or_refused(pretrained._read_arrays, str(path))
 
 
 class Evil:
@@ -216,24 +214,24 @@ class Evil:
 
 
 def test_npz_is_never_unpickled(folder, monkeypatch):
-    import model
+    from reid.modeling import pretrained
     monkeypatch.chdir(folder)
     (folder / 'evil.npz').write_bytes(npz(arr_0=np.array([Evil()], dtype=object)))
     with pytest.raises(InputError, match='evil.npz'):
-        model._read_arrays('evil.npz')
+        pretrained._read_arrays('evil.npz')
     assert not pathlib.Path('pwned').exists()
 
 
 def test_npz_that_declares_too_much(folder):
     import zipfile
 
-    import model
+    from reid.modeling import pretrained
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {'descr': '<f8', 'fortran_order': False, 'shape': (10 ** 13,)})
     with zipfile.ZipFile(folder / 'bomb.npz', 'w', zipfile.ZIP_DEFLATED) as file:
         file.writestr('arr_0.npy', header.getvalue() + bytes(1000))
     with pytest.raises(InputError, match='bomb.npz'):
-        model._read_arrays(str(folder / 'bomb.npz'))
+        pretrained._read_arrays(str(folder / 'bomb.npz'))
 
 
 @FUZZED
@@ -242,7 +240,7 @@ def test_npz_that_declares_too_much(folder):
 @given(like(b'model_checkpoint_path: "checkpoint-20"\nall_model_checkpoint_paths: "checkpoint-20"\n'))
 def test_state_file(folder, content):
     """Whatever it says, a checkpoint of this very folder is found."""
-    import checkpoints
+    from reid.experiment import checkpoints
     root = folder / 'root'
     root.mkdir(exist_ok=True)
     for step in (0, 20):
@@ -268,14 +266,14 @@ def test_evaluation_json(folder, content):
     path = folder / 'evaluation.json'
     path.write_bytes(content)
     read_or_refused(results.read_evaluation, str(path))
-    read_or_refused(evaluate.read_results, str(path))
+    read_or_refused(results.read_results, str(path))
 
 
 @FUZZED
 @given(like(b'{"validations": [{"step": 20, "mAP": 0.5, "top1": 0.5}]}'))
 def test_validations(folder, content):
-    (folder / validation.FILE).write_bytes(content)
-    read_or_refused(validation.best_step, str(folder))
+    (folder / best_checkpoint.FILE).write_bytes(content)
+    read_or_refused(best_checkpoint.best_step, str(folder))
 
 
 @FUZZED
@@ -320,16 +318,16 @@ def test_train_log(folder, content):
     root = folder / 'logged'
     root.mkdir(exist_ok=True)
     (root / 'train.log').write_bytes(content)
-    read_or_refused(training_logs.read_scalars, str(root))
+    read_or_refused(event_files.read_scalars, str(root))
 
 
 @FUZZED
 @given(like(b'\x09\0\0\0\0\0\0\0\x01\x02\x03\x04\x09\0\0\0\0\0\0\xf8\x3f\x01\x02\x03\x04' * 2))
 def test_event_files(folder, content):
-    from progress import forget_events_after
+    from reid.experiment.event_files import forget_events_after
     root = folder / 'events'
     root.mkdir(exist_ok=True)
     (root / 'events.out.tfevents.1.host').write_bytes(content)
-    read_or_refused(training_logs.read_scalars, str(root))
+    read_or_refused(event_files.read_scalars, str(root))
     forget_events_after(root, 0)
     assert content.startswith((root / 'events.out.tfevents.1.host').read_bytes())

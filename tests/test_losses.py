@@ -8,10 +8,10 @@ import tensorflow as tf
 from scipy.spatial.distance import cdist as scipy_cdist
 
 import loss
-import plugins
-import ranking
 from conftest import assert_one_sentence, run_script
-from errors import InputError
+from reid import plugins
+from reid.errors import InputError
+from reid.evaluation import distances
 
 MARGINS = (0.2, 1.0, 'soft', 'none')
 
@@ -205,7 +205,7 @@ def test_one_image_of_an_identity_is_refused():
 
 # --- Distances --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('metric', ranking.METRICS)
+@pytest.mark.parametrize('metric', distances.METRICS)
 def test_distances_and_their_gradient(metric):
     random = np.random.default_rng(3)
     a, b = random.normal(size=(4, 5)), random.normal(size=(6, 5))
@@ -219,7 +219,7 @@ def test_distances_and_their_gradient(metric):
     np.testing.assert_allclose(tape.gradient(weighted, variable), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('metric', ranking.METRICS)
+@pytest.mark.parametrize('metric', distances.METRICS)
 def test_distances_of_equal_and_of_zero_embeddings(metric):
     embs = tf.Variable([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0], [1.0, 2.0]])
     with tf.GradientTape() as tape:

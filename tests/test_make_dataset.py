@@ -1,5 +1,4 @@
 """Each dataset from its folder as distributed, here with tiny generated files of the real names, to csv files."""
-import argparse
 import gzip
 import os
 import re
@@ -10,14 +9,14 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from conftest import assert_one_sentence, run_script
 from PIL import Image
 
 import excluders
 import make_dataset
-import plugins
-from dataset import load_dataset
-from errors import InputError
+from conftest import assert_one_sentence, run_script
+from reid import plugins
+from reid.dataset import load_dataset
+from reid.errors import InputError
 
 
 def put(root, *paths, content=b'not looked at'):

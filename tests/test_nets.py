@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
 
-import model
-import plugins
-from batch_norm import BatchNorm
-from errors import InputError
+from conftest import ROOT
 from heads import _dense
+from reid import plugins
+from reid.errors import InputError
+from reid.modeling import model
+from reid.modeling.batch_norm import BatchNorm
 
 
 def normal(*shape, seed=0):

@@ -13,17 +13,15 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
-import arguments
-import batches
-import checkpoints
-import model
-import optimizer
-import validation
 from _runs import Run, ended_in_one_sentence
 from conftest import run_script
-from dataset import load_dataset
-from errors import InputError
 from nets import _pooling
+from reid.dataset import load_dataset
+from reid.errors import InputError
+from reid.experiment import arguments, best_checkpoint, checkpoints
+from reid.input_pipeline import augmentation
+from reid.modeling import inference, model, pretrained
+from reid.training import optimizer, validation
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
 
@@ -114,7 +112,7 @@ def test_random_erasing():
     image = tf.zeros([60, 40, 3])
 
     def augmented(step):
-        return batches.augment(image, 7, step, 3, False, None, erasing=0.5)
+        return augmentation.augment(image, 7, step, 3, False, None, erasing=0.5)
 
     steps = tf.data.Dataset.range(1500)
     areas, aspects, tops, bottoms = [], [], [], []
@@ -124,7 +122,7 @@ def test_random_erasing():
             continue
         rows, columns = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
         assert where.sum() == len(rows) * len(columns) and np.ptp(rows) < len(rows) and np.ptp(columns) < len(columns)
-        np.testing.assert_allclose(erased[where], np.broadcast_to(batches.MEAN_COLOUR, (where.sum(), 3)), rtol=1e-6)
+        np.testing.assert_allclose(erased[where], np.broadcast_to(augmentation.MEAN_COLOUR, (where.sum(), 3)), rtol=1e-6)
         areas.append(where.mean())
         aspects.append(len(rows) / len(columns))
         tops.append(rows[0] == 0)
@@ -138,7 +136,7 @@ def test_random_erasing():
 
 def test_without_erasing_an_image_stays_as_it_is():
     image = tf.random.stateless_uniform([6, 4, 3], (0, 1))
-    np.testing.assert_array_equal(batches.augment(image, 7, 1, 3, False, None), image)
+    np.testing.assert_array_equal(augmentation.augment(image, 7, 1, 3, False, None), image)
 
 
 # --- Nets -------------------------------------------------------------------------------------------------------------
@@ -181,7 +179,7 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path):
 
     arguments.save(args)
     checkpoints.save(str(tmp_path), 1, variables)
-    restored, _ = model.from_experiment(str(tmp_path))
+    restored, _ = inference.from_experiment(str(tmp_path))
     assert 'logits' not in restored.output
     np.testing.assert_array_equal(restored(images, training=False)['emb'], network(images, training=False)['emb'])
 
@@ -233,7 +231,7 @@ def densenet(tmp_path_factory):
 def test_weights_that_keras_distributes(densenet, file):
     net, folder = densenet
     network = model.build('densenet121', 'features', 8, (32, 32, 3), pooling='gem')
-    model.load_body(network, str(folder / file))
+    pretrained.load_body(network, str(folder / file))
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     expected = net(keras.applications.densenet.preprocess_input(images.copy()), training=False)
     np.testing.assert_allclose(network.body(images, training=False)['features'], expected, rtol=1e-4, atol=1e-5)
@@ -242,9 +240,9 @@ def test_weights_that_keras_distributes(densenet, file):
 def test_weights_of_keras_that_do_not_fit(densenet, tmp_path):
     _, folder = densenet
     with pytest.raises(InputError, match='another net'):
-        model.load_body(model.build('convnext_tiny', 'direct', 4, (32, 32, 3)), str(folder / 'new.weights.h5'))
+        pretrained.load_body(model.build('convnext_tiny', 'direct', 4, (32, 32, 3)), str(folder / 'new.weights.h5'))
     with pytest.raises(InputError, match='mnist cannot take'):
-        model.load_body(model.build('mnist', 'direct', 4, (28, 28, 3)), str(folder / 'old_notop.h5'))
+        pretrained.load_body(model.build('mnist', 'direct', 4, (28, 28, 3)), str(folder / 'old_notop.h5'))
     network = model.build('densenet121', 'direct', 4, (32, 32, 3))
     (tmp_path / 'garbage.h5').write_bytes(b'garbage')
     whole = (folder / 'new.weights.h5').read_bytes()
@@ -254,7 +252,7 @@ def test_weights_of_keras_that_do_not_fit(densenet, tmp_path):
         file['top'] = np.zeros(3)
     for name in ('garbage.h5', 'half.weights.h5', 'more.h5', 'none.h5'):
         with pytest.raises(InputError, match=name):
-            model.load_body(network, str(tmp_path / name))
+            pretrained.load_body(network, str(tmp_path / name))
 
 
 # --- Validation while training ----------------------------------------------------------------------------------------
@@ -300,11 +298,11 @@ def test_validation_is_noted_and_logged(run):
 
 
 def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
-    network, path = model.from_experiment(str(run), 'checkpoint-best')
+    network, path = inference.from_experiment(str(run), 'checkpoint-best')
     noted = json.loads((run / 'checkpoint-best').read_text())
     assert os.path.basename(path) == noted['checkpoint']
     sets = [load_dataset(digits / f'digits_{subset}.csv') for subset in ('query', 'test')]
-    query, gallery = (np.concatenate([embs[0] for embs in model.embed_files(
+    query, gallery = (np.concatenate([embs[0] for embs in inference.embed_files(
         network, [str(digits / fid) for fid in images_of.fids], (32, 32))]) for images_of in sets)
     dists = np.linalg.norm(query[:, None].astype(np.float64) - gallery[None], axis=2)
     same = sets[0].pids[:, None] == sets[1].pids
@@ -357,14 +355,14 @@ def test_resuming_gives_the_very_run(run, digits):
 def test_the_best_checkpoint_is_never_removed(tmp_path):
     for step in (1, 2, 3, 4):
         checkpoints.save(str(tmp_path), step, {'a': tf.constant(float(step))}, keep=1)
-        validation.note(str(tmp_path), step, {'mAP': 0.5 if step == 2 else 0.1, 'top1': 0.0})
+        best_checkpoint.note(str(tmp_path), step, {'mAP': 0.5 if step == 2 else 0.1, 'top1': 0.0})
     assert sorted(checkpoints.steps_in(tmp_path)) == [2, 4]
     assert checkpoints.find(str(tmp_path / 'checkpoint-best')) == str(tmp_path / 'checkpoint-2')
-    validation.forget_after(str(tmp_path), 1)
-    assert validation.best_step(str(tmp_path)) == 1
+    best_checkpoint.forget_after(str(tmp_path), 1)
+    assert best_checkpoint.best_step(str(tmp_path)) == 1
     (tmp_path / 'checkpoint-best').write_text('garbage')
     with pytest.raises(InputError, match='damaged'):
-        validation.best_step(str(tmp_path))
+        best_checkpoint.best_step(str(tmp_path))
 
 
 def test_queries_without_any_match_are_told_before_anything_is_written(digits, tmp_path):

@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
 from _people import write_market1501
 from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
-from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 ITERATIONS = 60
 
@@ -175,8 +176,8 @@ def test_embeddings_of_another_csv_are_refused(people, embedded):
 
 
 def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
-    import checkpoints
-    import model
+    from reid.experiment import checkpoints
+    from reid.modeling import model
     network = model.build('resnet_v1_50', 'fc1024', 128, (256, 128, 3))
     checkpoints.save(tmp_path, 0, model.named_variables(network.body))
     # In a copy of the project, since the script makes its csv files there.

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 import excluders
-import ranking
-from dataset import Dataset
-from errors import InputError
+from reid.dataset import Dataset
+from reid.errors import InputError
+from reid.evaluation import chunks, neighbours, ranking
+from reid.evaluation.distances import METRICS, Distances
+from reid.evaluation.reranking import k_reciprocal
 
 KINDS = ('grid', 'normal', 'far from zero', 'few points', 'tiny', 'huge', 'two scales')
 
@@ -42,7 +44,7 @@ def make_dataset(count, random):
 
 
 @st.composite
-def problems(draw, metrics=ranking.METRICS):
+def problems(draw, metrics=METRICS):
     """Queries and gallery as `rank` takes them, and sizes of chunks and batches."""
     random = np.random.default_rng(draw(st.integers(0, 2 ** 32)))
     query_count, gallery_count, dim = draw(st.integers(1, 4)), draw(st.integers(1, 30)), draw(st.integers(1, 5))
@@ -101,7 +103,7 @@ def expected_ranks(queries, query_set, gallery, gallery_set, excluder, metric, k
 
 def computed_ranks(problem, **more):
     names = ('queries', 'query_set', 'gallery', 'gallery_set', 'excluder', 'metric', 'batch_size')
-    with mock.patch.multiple(ranking, **problem['sizes']):
+    with mock.patch.multiple(chunks, **problem['sizes']):
         return ranking.rank(*(problem[name] for name in names), **more)
 
 
@@ -132,8 +134,8 @@ def test_part_of_a_gallery_is_ranked_as_if_it_were_all(problem, seed):
 @hypothesis.given(problems(), st.integers(1, 8), st.booleans())
 def test_neighbours_are_those_of_brute_force(problem, k, keep_excluded):
     query_fids, gallery_fids = problem['query_set'].fids, problem['gallery_set'].fids
-    with mock.patch.multiple(ranking, **problem['sizes']):
-        found = ranking.nearest(problem['queries'], query_fids, problem['gallery'], gallery_fids, k, problem['metric'],
+    with mock.patch.multiple(chunks, **problem['sizes']):
+        found = neighbours.nearest(problem['queries'], query_fids, problem['gallery'], gallery_fids, k, problem['metric'],
                                 problem['excluder'], keep_excluded, problem['batch_size'])
     ignored = problem['excluder'](gallery_fids)(query_fids)
     for q, query in enumerate(problem['queries']):
@@ -199,12 +201,12 @@ def scene(query_count, gallery_count, dim, seed=0):
     return queries[:query_count].astype(np.float32), query_set, gallery, gallery_set
 
 
-@pytest.mark.parametrize('metric', ranking.METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 def test_no_size_of_chunk_or_batch_changes_a_bit(metric):
     queries, query_set, gallery, gallery_set = scene(30, 1500, 128)
     all_ranks = []
     for at_once, batch_size in ((10 ** 6, 256), (700, 7), (97, 1)):
-        with mock.patch.object(ranking, 'GALLERY_AT_ONCE', at_once):
+        with mock.patch.object(chunks, 'GALLERY_AT_ONCE', at_once):
             all_ranks.append(ranking.rank(queries, query_set, gallery, gallery_set, excluders.load('market1501'),
                                           metric, batch_size))
     for ranks in all_ranks[1:]:
@@ -221,7 +223,7 @@ def test_a_collapsed_net_ranks_everything_as_tied():
     np.testing.assert_allclose(ranks.ap_sklearn[ranks.matched], np.array(shares)[ranks.matched])
 
 
-@pytest.mark.parametrize('metric', ranking.METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('dim', [1, 100, 3000])
 def test_approximate_distances_are_within_their_error_bound(metric, kind, dim):
@@ -230,7 +232,7 @@ def test_approximate_distances_are_within_their_error_bound(metric, kind, dim):
     if metric == 'cosine':
         queries[~queries.any(axis=1)] = 1
         gallery[~gallery.any(axis=1)] = 1
-    distances = ranking.Distances(queries, metric)
+    distances = Distances(queries, metric)
     chunk = distances.prepare(np.arange(30), gallery)
     approximate, error = distances.approximate(np.arange(20), chunk)
     exact = [distances_of(query, gallery, metric) for query in queries]
@@ -292,10 +294,10 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
     images = np.concatenate([queries, gallery])
     # Where all distances are 0 the paper's relative distances are 0 / 0.
     hypothesis.assume(all(distances_of(image, images, metric).max() > 1e-30 for image in images))
-    with mock.patch.multiple(ranking, **problem['sizes']):
-        reranking = ranking.k_reciprocal(queries, gallery, metric, k1, k2, weight)
+    with mock.patch.multiple(chunks, **problem['sizes']):
+        reranking = k_reciprocal(queries, gallery, metric, k1, k2, weight)
     everything = slice(0, len(queries))
-    distances = reranking.applied_to(ranking.Distances(queries, metric), everything)
+    distances = reranking.applied_to(Distances(queries, metric), everything)
     chunk = distances.prepare(np.arange(len(gallery)), gallery)
     pairs = np.repeat(np.arange(len(queries)), len(gallery)), np.tile(np.arange(len(gallery)), len(queries))
     exact = distances.exact(pairs[0], chunk, pairs[1]).reshape(len(queries), len(gallery))

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-import checkpoints
-import model
 from _people import write_market1501
 from conftest import ROOT
+from reid.experiment import checkpoints
+from reid.modeling import model
 
 RECIPES = sorted(path.name for path in (ROOT / 'recipes').glob('*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',

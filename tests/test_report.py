@@ -11,8 +11,8 @@ from PIL import Image
 
 import _evaluated
 from conftest import run_script
-from dataset import load_dataset
-from embeddings import Embeddings, save_embeddings
+from reid.dataset import load_dataset
+from reid.embeddings import Embeddings, save_embeddings
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',

@@ -1,25 +1,21 @@
 """What makes it faster and changes no number, or only as far as it says: 16 bits, XLA, cached images, flat memory."""
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import arguments
-import batches
-import cache
-import images
-import model
-import optimizer
-import plugins
 from _memory import peak_memory
 from _runs import Run, left_behind, make_people, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
-from dataset import load_dataset
-from errors import InputError
+from reid import plugins
+from reid.dataset import load_dataset
+from reid.errors import InputError
+from reid.experiment import arguments
+from reid.input_pipeline import batches, cache, images, sampling
+from reid.modeling import model
+from reid.training import optimizer
 
 ITERATIONS = 8
 
@@ -126,7 +122,7 @@ def test_parts_of_batches_are_the_batches(people):
     args = arguments.make_parser().parse_args([*map(str, train_arguments(people, 'nowhere')), '--crop_augment',
                                                '--pre_crop_height', '32', '--pre_crop_width', '30'])
     dataset = load_dataset(people / 'people.csv')
-    identities = batches.Identities(dataset, args.batch_p)
+    identities = sampling.Identities(dataset, args.batch_p)
     whole = list(batches.batches(dataset, identities, args, 2, 7).as_numpy_iterator())
     second_worker = batches.batches(dataset, identities, args, 2, 7, range(2, 6), 2)
     parts = list(second_worker.as_numpy_iterator())

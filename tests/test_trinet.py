@@ -11,11 +11,11 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import tensorflow as tf
-from conftest import assert_one_sentence, run_script
 
-import model
 import trinet_embed
-from errors import InputError
+from conftest import assert_one_sentence, run_script
+from reid.errors import InputError
+from reid.modeling import model, pretrained
 
 BGR_MEAN = np.array([103.0626238, 115.90288257, 123.15163084], np.float32)
 
@@ -113,7 +113,7 @@ def variables(network):
 
 
 def test_same_features_as_keras_applications(network, variables, weights, reference, record_property):
-    model.load_trinet(str(weights), variables)
+    pretrained.load_trinet(str(weights), variables)
     for size in ((256, 128), (97, 61)):
         images = np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
         features, embs = reference(images)
@@ -178,7 +178,7 @@ def test_resize_is_bilinear():
 def test_weights_as_initial_checkpoint(network, variables, weights, arrays):
     for variable in variables.values():
         variable.assign(tf.zeros(variable.shape))
-    model.load_body(network, str(weights))
+    pretrained.load_body(network, str(weights))
     np.testing.assert_array_equal(variables['trinet/conv1/biases'], arrays[1])
     np.testing.assert_array_equal(variables['trinet/block1/unit_1/shortcut/weights'], arrays[6].transpose(2, 3, 1, 0))
     # The head stays as it is.
@@ -188,7 +188,7 @@ def test_weights_as_initial_checkpoint(network, variables, weights, arrays):
 def refused(path, variables, match):
     before = variables['trinet/conv1/weights'].numpy()
     with pytest.raises(InputError, match=match):
-        model.load_trinet(str(path), variables)
+        pretrained.load_trinet(str(path), variables)
     np.testing.assert_array_equal(variables['trinet/conv1/weights'], before)
 
 
@@ -207,7 +207,7 @@ def test_arrays_that_do_not_fit(arrays, variables, tmp_path):
     other_net = model.named_variables(model.build('mnist', 'direct', 16, (28, 28, 3)))
     np.savez(path, *arrays)
     with pytest.raises(InputError, match='the net trinet .* not mnist/conv1/weights and 7 more'):
-        model.load_trinet(str(path), other_net)
+        pretrained.load_trinet(str(path), other_net)
 
 
 class Bomb:

@@ -4,11 +4,11 @@ import json
 import h5py
 import numpy as np
 import pytest
-from _people import draw_person
-from _runs import Run, ended_in_one_sentence
 from PIL import Image
 
-from dataset import load_dataset
+from _people import draw_person
+from _runs import Run, ended_in_one_sentence
+from reid.dataset import load_dataset
 
 SUBSETS = {'train': range(1, 7), 'query': range(7, 13), 'test': range(7, 13)}
 

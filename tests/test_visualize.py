@@ -10,13 +10,15 @@ import pytest
 from PIL import Image
 
 import _evaluated
-import training_logs
 import visualize
 from conftest import assert_one_sentence, run_script
-from dataset import Dataset, load_dataset
-from embeddings import Embeddings, save_embeddings
-from errors import InputError
-from results import open_evaluation, ranked_lists, read_evaluation
+from reid.dataset import Dataset, load_dataset
+from reid.embeddings import Embeddings, save_embeddings
+from reid.errors import InputError
+from reid.evaluation.results import read_evaluation
+from reid.experiment import detailed_logs, event_files
+from reid.visualization import curves, embedding_plot, rankings_plot
+from reid.visualization.ranked_lists import open_evaluation, ranked_lists
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -92,7 +94,7 @@ def test_picture_of_lists(root):
     evaluation, query, gallery = opened(root)
     queries = np.array([3, 1])
     lists = ranked_lists(evaluation, query, gallery, queries, 10)
-    figure, missing, count = visualize.picture_of_lists(evaluation, query, gallery, queries, lists)
+    figure, missing, count = rankings_plot.picture_of_lists(evaluation, query, gallery, queries, lists)
     axes = figure.axes[0]
     expected = []
     for row in queries:
@@ -253,9 +255,9 @@ def test_names_of_files_to_write(root, tmp_path):
 
 def test_two_dimensions_stay_as_they_are():
     emb = np.random.default_rng(0).normal(size=(30, 2))
-    points, how = visualize.in_two_dimensions(emb, 'tsne', 0)
+    points, how = embedding_plot.in_two_dimensions(emb, 'tsne', 0)
     pids = np.array([f'p{i % 3}' for i in range(30)], object)
-    axes = visualize.scatter_plot(points, pids, how).axes[0]
+    axes = embedding_plot.scatter_plot(points, pids, how).axes[0]
     assert [text.get_text() for text in axes.texts] == ['p0', 'p1', 'p2']
     for i, collection in enumerate(axes.collections):
         assert np.array_equal(collection.get_offsets(), emb[i::3])
@@ -266,29 +268,29 @@ def test_two_dimensions_stay_as_they_are():
 def test_projections():
     random = np.random.default_rng(0)
     emb = random.normal(size=(40, 6)) * [5, 3, 1, 1, 1, 1] + 10
-    points, how = visualize.in_two_dimensions(emb, 'pca', 0)
+    points, how = embedding_plot.in_two_dimensions(emb, 'pca', 0)
     centred = emb - emb.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     assert np.allclose(np.abs(points), np.abs(u[:, :2] * s[:2]))
     assert how == f'PCA, {(s[:2] ** 2).sum() / (s ** 2).sum():.0%} of the variance'
     # t-SNE keeps two far groups apart, also where there are fewer images than its usual perplexity.
     emb[:20] += 100
-    points, _ = visualize.in_two_dimensions(emb, 'tsne', 0)
+    points, _ = embedding_plot.in_two_dimensions(emb, 'tsne', 0)
     within = max(np.ptp(points[:20], axis=0).max(), np.ptp(points[20:], axis=0).max())
     assert np.linalg.norm(points[:20].mean(axis=0) - points[20:].mean(axis=0)) > within / 2
-    points, how = visualize.in_two_dimensions(np.ones((9, 4)), 'tsne', 0)
+    points, how = embedding_plot.in_two_dimensions(np.ones((9, 4)), 'tsne', 0)
     assert np.array_equal(points, np.zeros((9, 2))) and how == 'all in one point'
     for shape in ((1, 6), (4, 1)):
         with pytest.raises(InputError):
-            visualize.in_two_dimensions(np.zeros(shape), 'pca', 0)
+            embedding_plot.in_two_dimensions(np.zeros(shape), 'pca', 0)
 
 
 def test_some_identities():
     pids = np.array([str(i // 3) for i in range(30)], object)
-    rows = visualize.rows_of_identities(pids, 4, seed=0)
+    rows = embedding_plot.rows_of_identities(pids, 4, seed=0)
     assert len(rows) == 12 and len(set(pids[rows])) == 4 and (np.diff(rows) > 0).all()
-    assert len(visualize.rows_of_identities(pids, 0, seed=0)) == 30
-    assert len(visualize.rows_of_identities(pids, 99, seed=0)) == 30
+    assert len(embedding_plot.rows_of_identities(pids, 0, seed=0)) == 30
+    assert len(embedding_plot.rows_of_identities(pids, 99, seed=0)) == 30
 
 
 def test_projector(root, tmp_path):
@@ -320,7 +322,7 @@ def test_projector(root, tmp_path):
 
 def test_a_name_with_a_tab_stays_one_cell(tmp_path):
     dataset = Dataset('x.csv', np.array(['a\tb'], object), np.array(['c\nd.jpg'], object))
-    missing = visualize.write_projector(tmp_path, np.zeros((1, 3)), dataset, [None])
+    missing = embedding_plot.write_projector(tmp_path, np.zeros((1, 3)), dataset, [None])
     assert (tmp_path / 'names.tsv').read_text() == 'identity\tfile\na b\tc d.jpg\n'
     assert missing == ['c\nd.jpg']
 
@@ -363,10 +365,10 @@ def write_events(root, scalars, resumed_at=None):
 def test_scalars_of_events(tmp_path):
     (tmp_path / 'train.log').write_text(LOG_LINE.format(1, 9, 9))
     write_events(tmp_path, {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}})
-    assert training_logs.read_scalars(tmp_path) == {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}}
+    assert event_files.read_scalars(tmp_path) == {'loss': {1: 0.5, 2: 0.25, 3: 9, 4: 9}, 'learning_rate': {1: 0.125}}
     # Resumed at step 3: steps 3 and 4 of the first part did not become part of the run.
     write_events(tmp_path, {'loss': {3: 0.125}}, resumed_at=3)
-    assert training_logs.read_scalars(tmp_path)['loss'] == {1: 0.5, 2: 0.25, 3: 0.125}
+    assert event_files.read_scalars(tmp_path)['loss'] == {1: 0.5, 2: 0.25, 3: 0.125}
 
 
 def test_scalars_of_tensorflow1_events(tmp_path):
@@ -376,7 +378,7 @@ def test_scalars_of_tensorflow1_events(tmp_path):
     writer = EventFileWriter(str(tmp_path))
     writer.add_event(Event(step=7, summary=Summary(value=[Summary.Value(tag='loss', simple_value=0.5)])))
     writer.close()
-    assert training_logs.read_scalars(tmp_path) == {'loss': {7: 0.5}}
+    assert event_files.read_scalars(tmp_path) == {'loss': {7: 0.5}}
 
 
 def test_event_file_cut_anywhere(tmp_path):
@@ -387,7 +389,7 @@ def test_event_file_cut_anywhere(tmp_path):
     for size in range(len(whole) - 1, -1, -7):
         path.write_bytes(whole[:size])
         try:
-            scalars = training_logs.read_scalars(tmp_path)['loss']
+            scalars = event_files.read_scalars(tmp_path)['loss']
         except InputError:
             scalars = {}
         assert scalars == {step: step / 8 for step in range(1, len(scalars) + 1)}
@@ -395,13 +397,13 @@ def test_event_file_cut_anywhere(tmp_path):
     assert counts == sorted(counts, reverse=True) and counts[0] == 8 and counts[-1] == 0
     path.write_bytes(np.random.default_rng(0).bytes(1000))
     with pytest.raises(InputError):
-        training_logs.read_scalars(tmp_path)
+        event_files.read_scalars(tmp_path)
 
 
 def test_scalars_of_a_log(tmp_path):
     (tmp_path / 'train.log').write_text('2026-01-31 12:34:56,789 [INFO] train: Starting.\n'
                                         + ''.join(LOG_LINE.format(step, step / 8, step) for step in (1, 2, 3)))
-    assert training_logs.read_scalars(tmp_path) == {
+    assert event_files.read_scalars(tmp_path) == {
         'loss': {1: 0.125, 2: 0.25, 3: 0.375}, 'batch_prec_at_3': {1: 0.01, 2: 0.02, 3: 0.03},
         'secs_per_iter': {1: 0.12, 2: 0.12, 3: 0.12}}
 
@@ -416,24 +418,24 @@ def write_detailed_logs(root, losses, iterations):
 
 
 def test_loss_quantiles(tmp_path):
-    assert training_logs.read_loss_quantiles(tmp_path) is None
+    assert detailed_logs.read_loss_quantiles(tmp_path) is None
     losses = np.random.default_rng(0).gamma(1, size=(50, 12)).astype(np.float32)
     losses[20:] = 0  # No loss is active from here on; these iterations were run all the same.
     write_detailed_logs(tmp_path, losses, 80)
-    steps, quantiles = training_logs.read_loss_quantiles(tmp_path)
+    steps, quantiles = detailed_logs.read_loss_quantiles(tmp_path)
     assert steps.tolist() == list(range(1, 51))
     for row, expected in zip(quantiles, losses):
         assert np.allclose(row, [np.quantile(expected, q) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)])
-    steps, quantiles = training_logs.read_loss_quantiles(tmp_path, bins=7)
+    steps, quantiles = detailed_logs.read_loss_quantiles(tmp_path, bins=7)
     assert len(steps) == 7 and steps[-1] == 50
-    assert np.allclose(quantiles[0], np.quantile(losses[:steps[0]], training_logs.QUANTILES))
+    assert np.allclose(quantiles[0], np.quantile(losses[:steps[0]], detailed_logs.QUANTILES))
 
 
 def test_losses_below_zero(tmp_path):
     """As without a margin."""
     line = 'iter:     7, loss min|avg|max: -0.512|-0.123| 0.300, batch-p@3: 90.00%, ETA: 0:00:01 (0.12s/it)\n'
     (tmp_path / 'train.log').write_text(line)
-    assert training_logs.read_scalars(tmp_path)['loss'] == {7: -0.123}
+    assert event_files.read_scalars(tmp_path)['loss'] == {7: -0.123}
 
 
 def test_loss_quantiles_of_a_part_and_of_tracklets(tmp_path):
@@ -443,9 +445,9 @@ def test_loss_quantiles_of_a_part_and_of_tracklets(tmp_path):
     fids[:30] = b''
     np.save(tmp_path / 'log_losses.npy', losses)
     np.save(tmp_path / 'log_fids.npy', fids)
-    steps, quantiles = training_logs.read_loss_quantiles(tmp_path)
+    steps, quantiles = detailed_logs.read_loss_quantiles(tmp_path)
     assert steps.tolist() == list(range(31, 81))
-    assert np.allclose(quantiles[0], np.quantile(losses[30], training_logs.QUANTILES))
+    assert np.allclose(quantiles[0], np.quantile(losses[30], detailed_logs.QUANTILES))
 
 
 def test_curves_script(tmp_path):
@@ -471,9 +473,9 @@ def test_smoothing():
     from matplotlib.figure import Figure
     panel = Figure().subplots()
     y = np.random.default_rng(0).normal(size=20)
-    visualize.draw_scalar(panel, dict(enumerate(y, 1)), {'color': 'C0', 'linestyle': '-'}, 5)
+    curves.draw_scalar(panel, dict(enumerate(y, 1)), {'color': 'C0', 'linestyle': '-'}, 5)
     raw, smooth = panel.lines
     assert np.array_equal(raw.get_ydata(), y)
     assert np.allclose(smooth.get_ydata(), [y[i:i + 5].mean() for i in range(16)])
     assert smooth.get_xdata().tolist() == list(range(3, 19))  # The middles of the windows.
-    visualize.draw_scalar(panel, {}, {'color': 'C0', 'linestyle': '-'}, None)
+    curves.draw_scalar(panel, {}, {'color': 'C0', 'linestyle': '-'}, None)

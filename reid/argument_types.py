@@ -1,0 +1,77 @@
+"""Types for argparse: each takes a text and gives a value, or a sentence that says what is wrong with it."""
+import argparse
+
+import excluders
+from reid.errors import InputError
+
+LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take everywhere.
+
+
+def positive_int(text):
+    """An int of 1 or more, for argparse."""
+    number = int(text)
+    if not 1 <= number <= LARGEST_INT:
+        raise argparse.ArgumentTypeError(f'{text} is not 1 or more (and at most {LARGEST_INT})')
+    return number
+
+
+def non_negative_int(text):
+    """An int of 0 or more, for argparse."""
+    number = int(text)
+    if not 0 <= number <= LARGEST_INT:
+        raise argparse.ArgumentTypeError(f'{text} is not 0 or more (and at most {LARGEST_INT})')
+    return number
+
+
+def positive_float(text):
+    """A finite number above 0, for argparse."""
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
+    return number
+
+
+def non_negative_float(text):
+    """A finite number of 0 or more, for argparse."""
+    number = float(text)
+    if not 0 <= number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a number of 0 or more')
+    return number
+
+
+def share(text):
+    """A number from 0 to 1, for argparse."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
+    return number
+
+
+def iterations(text):
+    """Iterations in ascending order with commas between, for argparse; they stay a text, as args.json holds them."""
+    numbers = [positive_int(number) for number in text.split(',')]
+    if numbers != sorted(set(numbers)):
+        raise argparse.ArgumentTypeError(f'{text} is not in ascending order')
+    return text
+
+
+def excluder(text):
+    """The name of an excluder, or regex:PATTERN, for argparse."""
+    try:
+        excluders.load(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(error) from error
+    return text
+
+
+def margin(text):
+    """A finite number as float, 'soft' or 'none', for argparse."""
+    if text in ('soft', 'none'):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = float('nan')
+    if not abs(number) < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text!r} is none of: a number, soft, none')
+    return number

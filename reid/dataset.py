@@ -1,0 +1,195 @@
+"""A dataset is a csv file without a header: `identity,relative/path.jpg[,tracklet]` per line, all of them strings."""
+import csv
+import dataclasses
+import multiprocessing.pool
+import os
+
+import numpy as np
+
+from reid.errors import InputError
+from reid.files import written_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The rows of one csv file, in the order of its lines.
+
+    path: the csv file's path, for messages.
+    pids: person ids (identities), object array of str [N].
+    fids: file ids, i.e. image paths relative to the image root, object array of str [N].
+    tracklets: names of the tracklets, object array of str [N], or None where the csv has two columns. A tracklet
+        is the frames of one identity that share a name.
+    """
+    path: str
+    pids: np.ndarray
+    fids: np.ndarray
+    tracklets: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.fids)
+
+    def take(self, rows):
+        """The dataset of the given rows (an index array or a mask)."""
+        tracklets = None if self.tracklets is None else self.tracklets[rows]
+        return Dataset(self.path, self.pids[rows], self.fids[rows], tracklets)
+
+    def tracklet_of_row(self):
+        """Number of the tracklet of each row, int64 [N]; tracklets are numbered in the order of their first frames."""
+        import pandas as pd
+        keys = pd.MultiIndex.from_arrays([self.pids, self.tracklets])
+        return pd.factorize(keys)[0]
+
+    def first_frames(self):
+        """The dataset with one row a tracklet, its first frame: the rows of a pooled embedding file."""
+        _, first_rows = np.unique(self.tracklet_of_row(), return_index=True)
+        return self.take(first_rows)
+
+
+def load_dataset(path, fid_type=object):
+    """Read a dataset's csv file.
+
+    Args:
+        path: the csv file. A byte order mark, CRLF line ends, quotes and blanks after a comma are understood.
+        fid_type: dtype of the file ids; for millions of images NumPy's StringDType takes half of the memory.
+
+    Returns: a `Dataset`.
+
+    Raises:
+        InputError: no such file, not UTF-8, empty, a line that is empty or has not two (or three) columns.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f'There is no dataset file {path}.')
+    try:
+        # Python's reader takes a second for a million lines, and pandas half a second just to be imported.
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            fids = np.empty(sum(1 for _ in file), fid_type)
+            file.seek(0)
+            columns = _read_columns(csv.reader(file, skipinitialspace=True, strict=True), fids, path)
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path} is not UTF-8 text ({error.reason}).') from error
+    except csv.Error as error:
+        raise InputError(f'{path} is not a csv file of two or three columns in all lines: {error}.') from error
+    return Dataset(str(path), *columns)
+
+
+def _read_columns(reader, fids, path):
+    """The two or three columns of a csv reader as the arrays of a `Dataset`.
+
+    Args:
+        fids: an array with a place for every line.
+
+    Raises:
+        InputError, csv.Error: not all lines have them.
+    """
+    width = 0
+    pids, tracklets, incomplete = [], [], []
+    known = {}  # One string for all the images of an identity or a tracklet, for the sake of memory.
+    some_fids = []
+    for row in reader:
+        width = width or len(row)
+        if width not in (0, 2, 3):
+            raise InputError(f'{path} has {width} column(s) where identity,relative/path.jpg (and optionally a '
+                             f'tracklet) are expected.')
+        if len(row) > width:
+            raise csv.Error(f'Expected {width} fields in line {reader.line_num}, saw {len(row)}')
+        if len(row) < width or '' in row or not row:
+            incomplete.append(reader.line_num)
+            continue
+        if '\0' in ''.join(row):
+            unprintable = next(value for value in row if '\0' in value)
+            raise InputError(f'{path} has a NUL character in {unprintable!r}.')
+        pids.append(known.setdefault(row[0], row[0]))
+        some_fids.append(row[1])
+        if len(some_fids) == 1 << 16:
+            fids[len(pids) - len(some_fids):len(pids)] = some_fids
+            some_fids.clear()
+        if width == 3:
+            tracklets.append(known.setdefault(row[2], row[2]))
+    if not width:
+        raise InputError(f'{path} is empty; expected lines of the form identity,relative/path.jpg.')
+    if incomplete:
+        raise InputError(f'{path} has {len(incomplete)} line(s) that are empty or lack a column, the first of them '
+                         f'line {incomplete[0]}.')
+    fids[len(pids) - len(some_fids):len(pids)] = some_fids
+    columns = np.array(pids, dtype=object), fids[:len(pids)], np.array(tracklets, dtype=object)
+    return columns[:width]
+
+
+def save_dataset(path, dataset):
+    """Write a dataset's csv file, whole or not at all."""
+    columns = [dataset.pids, dataset.fids] + ([] if dataset.tracklets is None else [dataset.tracklets])
+    with written_whole(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8', newline='') as file:
+            # In quotes, where blanks at a field's start survive.
+            csv.writer(file, lineterminator='\n', quoting=csv.QUOTE_ALL).writerows(zip(*columns))
+
+
+def image_path(image_root, fid):
+    """The path of an image file."""
+    return os.path.join(image_root, fid)
+
+
+def file_problems(fids, image_root):
+    """What is wrong with each image file: a list of 'missing', 'outside' (of the image root) or None.
+
+    A path leads outside by `../`, by being absolute, or by a link. Folders are listed, and only what no listing has is
+    asked for; both in parallel, since a network file system answers slowly, and with a progress bar after two seconds.
+    """
+    import tqdm
+    real_root = os.path.realpath(image_root)
+    folders = sorted({os.path.dirname(fid) for fid in fids})
+    with multiprocessing.pool.ThreadPool(16) as pool:
+        listings = pool.imap(lambda folder: _plain_files(image_path(image_root, folder), real_root), folders)
+        listings = tqdm.tqdm(listings, 'Listing folders', len(folders), delay=2, leave=False)
+        listed = dict(zip(folders, listings))
+        others = [fid for fid in fids if os.path.basename(fid) not in listed[os.path.dirname(fid)]]
+        answers = pool.imap(lambda fid: _problem(image_path(image_root, fid), real_root), others, chunksize=256)
+        answers = tqdm.tqdm(answers, 'Checking files', len(others), delay=2, leave=False)
+        problems = dict(zip(others, answers))
+    return [problems.get(fid) for fid in fids]
+
+
+def _plain_files(folder, real_root):
+    """Names of the files, links left out, in a folder inside of the root; none where it cannot be listed."""
+    if not _is_inside(folder, real_root):
+        return set()
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError:
+        return set()
+
+
+def _problem(path, real_root):
+    """The answer for a file that no listing has: a link, a file under another spelling of its name, or none at all."""
+    if not os.path.isfile(path):
+        return 'missing'
+    return None if _is_inside(path, real_root) else 'outside'
+
+
+def _is_inside(path, real_root):
+    return os.path.join(os.path.realpath(path), '').startswith(os.path.join(real_root, ''))
+
+
+def check_files(dataset, image_root, allow_outside_root=False):
+    """Check that every image of the dataset is there and inside the image root (`../`, absolute paths, links).
+
+    Raises:
+        InputError: no such image root, or files that are missing or outside (their count and the first few names).
+    """
+    if not image_root or not os.path.isdir(image_root):
+        raise InputError(f'There is no image root {image_root}.')
+    problems = {'missing': [], 'outside': [], None: []}
+    for fid, problem in zip(dataset.fids, file_problems(dataset.fids, image_root)):
+        problems[problem].append(fid)
+    if problems['outside'] and not allow_outside_root:
+        raise InputError(f'{len(problems["outside"])} of {len(dataset)} images of {dataset.path} lie outside of the '
+                         f'image root {image_root}: {_some(problems["outside"])}. To read them all the same add '
+                         f'--allow_outside_root.')
+    if problems['missing']:
+        raise InputError(f'{len(problems["missing"])} of {len(dataset)} images of {dataset.path} are not in '
+                         f'{image_root}: {_some(problems["missing"])}.')
+
+
+def _some(names, limit=3):
+    return ', '.join(names[:limit]) + (', …' if len(names) > limit else '')

@@ -1,0 +1,318 @@
+"""Embedding files: `.h5` with the rows of a dataset's csv, read and written a few rows at a time.
+
+    emb                 float32 [N, D]; `embs` is a second name for the same data
+    emb_aug             float32 [A, N, D], only where there are several variants of an image
+    augmentation_types  bytes [A], the names of the variants
+    fids                UTF-8 strings [N]: the file ids of the rows, so that files are never matched with another csv
+    tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's
+    attributes          `parameters` and `provenance`, both JSON
+"""
+import contextlib
+import json
+import os
+
+import h5py
+import numpy as np
+
+from reid.errors import InputError
+from reid.files import lock, reserve, sync_folder, write_at
+
+COUNT_BYTES = 8
+
+
+class Embeddings:
+    """An open embedding file. Use it as a context manager; `rows` reads what is asked for and no more.
+
+    Attributes:
+        path: the file's path.
+        shape: (N, D).
+        fids: file ids of the rows, object array of str [N], or None in a file of the original.
+        pooled: whether the rows are tracklets.
+        parameters: what `embed.py` was run with, a dict (empty in a file of the original).
+    """
+
+    def __init__(self, path):
+        """Raises InputError when the file is missing, no HDF5 file, truncated, being written or without embeddings."""
+        self.path = str(path)
+        if not os.path.isfile(path):
+            raise InputError(f'There is no embedding file {path}.')
+        try:
+            self._file = h5py.File(path, 'r')
+        except OSError as error:
+            raise InputError(f'{path} cannot be read as HDF5: it is truncated, still being written, or of another '
+                             f'format. Embed again, or wait for embed.py to end.') from error
+        try:
+            self._read_header()
+        except InputError:
+            self.close()
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.close()
+            raise InputError(f'{path} is damaged ({error}). Embed again.') from error
+
+    def _read_header(self):
+        name = next((name for name in ('emb', 'embs') if self._is_own_array(name)), None)
+        if name is None:
+            held = ', '.join(self._file) or 'nothing'
+            raise InputError(f'{self.path} has no dataset "emb" (nor "embs"), but {held}. Is it an embedding file?')
+        self.emb = self._file[name]
+        if self.emb.ndim != 2 or self.emb.dtype.kind != 'f':
+            raise InputError(f'{self.path}: "{name}" is {self.emb.dtype} of shape {self.emb.shape} where floats '
+                             f'[rows, dimensions] are expected.')
+        self.shape = self.emb.shape
+        if 'fids' in self._file:
+            if not (self._is_own_array('fids') and self._file['fids'].shape == self.shape[:1]):
+                raise ValueError('"fids" is not one string a row')
+            _check_fixed_length('fids', self._file['fids'].dtype)
+        self.pooled = 'tracklets' in self._file
+        self.parameters = {}
+        if 'parameters' in self._file.attrs:
+            _check_fixed_length('parameters', self._file.attrs.get_id('parameters').dtype)
+            self.parameters = json.loads(self._file.attrs['parameters'])
+        if not isinstance(self.parameters, dict):
+            raise ValueError('"parameters" is not a JSON object')
+
+    def _is_own_array(self, name):
+        """Whether the file holds an array of this name: not a link to another file, nor one put together of others.
+
+        Raises ValueError for an array that is declared larger than compression at its best (DEFLATE's 1032 : 1) allows.
+        """
+        if not isinstance(self._file.get(name, getlink=True), h5py.HardLink):
+            return False
+        array = self._file[name]
+        if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
+            return False
+        if array.nbytes > 1032 * os.path.getsize(self.path):
+            raise ValueError(f'"{name}" of shape {array.shape} is far larger than the file')
+        return True
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __reduce__(self):
+        return Embeddings, (self.path,)  # Another process opens the file itself.
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._file.close()
+
+    @property
+    def fids(self):
+        return self._fids_of_rows(0, len(self)) if 'fids' in self._file else None
+
+    def _fids_of_rows(self, start, stop):
+        try:
+            return self._file['fids'].asstr()[start:stop].astype(object)
+        except (OSError, RuntimeError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise InputError(f'{self.path} is damaged ({error}). Embed again.') from error
+
+    def rows(self, start, stop):
+        """Embeddings of the rows [start, stop), float32 [stop - start, D].
+
+        Raises:
+            InputError: NaN or infinity (the rows are named), or a damaged file.
+        """
+        try:
+            rows = self.emb[start:stop].astype(np.float32, copy=False)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f'{self.path} is damaged at rows {start} to {stop}: {error}. Embed again.') from error
+        # A sum is finite only if all of its terms are, and costs no array of the size of `rows`.
+        if not np.isfinite(rows.sum(dtype=np.float64)):
+            broken = start + np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if len(broken):
+                some = ', '.join(map(str, broken[:5])) + (', …' if len(broken) > 5 else '')
+                raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
+        return rows
+
+    def check_matches(self, dataset):
+        """Check that the rows are those of `dataset`, in its order.
+
+        Raises:
+            InputError: another number of rows, or other file ids: query and gallery swapped, or an edited csv.
+        """
+        if len(self) != len(dataset):
+            raise InputError(f'{self.path} has {len(self)} rows, but {dataset.path} has {len(dataset)}. Is it the '
+                             f'embedding of another dataset (query and gallery swapped)?')
+        if 'fids' not in self._file:
+            return
+        for start in range(0, len(self), 1 << 16):
+            fids = self._fids_of_rows(start, start + (1 << 16))
+            different = np.flatnonzero(fids != dataset.fids[start:start + len(fids)])
+            if len(different):
+                row = start + different[0]
+                raise InputError(f'{self.path} was made from other rows than {dataset.path}: row {row} (counted from '
+                                 f'0) is {fids[different[0]]} there and {dataset.fids[row]} in the csv file.')
+
+
+def _check_fixed_length(name, dtype):
+    # Texts of any length lie in a heap of their own, in which HDF5 runs in circles when it is damaged.
+    if dtype.kind != 'S':
+        raise ValueError(f'"{name}" is {dtype} where text of a fixed length is expected')
+
+
+def _fixed_length(texts):
+    """Strings as an array of UTF-8 texts of one length, with the HDF5 type that says so."""
+    encoded = np.array([text.encode() for text in texts])
+    return encoded.astype(h5py.string_dtype('utf-8', max(1, encoded.itemsize)))
+
+
+def open_with_dataset(path, dataset):
+    """Open an embedding file and check it against its dataset.
+
+    Returns: (embeddings, dataset), the dataset reduced to one row a tracklet where the file holds pooled tracklets.
+    """
+    embeddings = Embeddings(path)
+    try:
+        if embeddings.pooled:
+            if dataset.tracklets is None:
+                raise InputError(f'{path} has one row a tracklet, but {dataset.path} has no tracklet column.')
+            dataset = dataset.first_frames()
+        embeddings.check_matches(dataset)
+    except InputError:
+        embeddings.close()
+        raise
+    return embeddings, dataset
+
+
+def save_embeddings(path, dataset, emb, parameters=None):
+    """Write a whole embedding file at once.
+
+    Args:
+        path: of the `.h5` file.
+        dataset: the `Dataset` of the rows.
+        emb: [N, D].
+        parameters: JSON-serialisable dict that tells how the embeddings came about.
+    """
+    with EmbeddingWriter(path, dataset, emb.shape[1], (), parameters or {}) as writer:
+        writer.append(emb)
+
+
+class EmbeddingWriter:
+    """Writes an embedding file a few rows at a time into a hidden temporary file, then renames it.
+
+    Use it as a context manager. When the block ends well the file is there; when it fails, the rows so far are kept
+    in the temporary file, and a later writer with `resume` and the same parameters continues behind them.
+
+    HDF5 makes the file; the rows are then written to their place in it without HDF5, which on a full disk loses rows
+    without an error. The temporary file ends in the number of rows that are there, COUNT_BYTES long.
+
+    Attributes:
+        rows_done: how many rows are written already (not 0 only with `resume`).
+    """
+
+    def __init__(self, path, dataset, dim, augmentation_types, parameters, provenance=None, resume=False,
+                 pooled=False):
+        """
+        Args:
+            path: of the `.h5` file.
+            dataset: the `Dataset` of the rows.
+            dim: D.
+            augmentation_types: names of the variants of each image, or nothing where they are not known.
+            parameters: JSON-serialisable dict; rows written under other parameters are never continued.
+            provenance: JSON-serialisable dict.
+            resume: continue an interrupted writer's rows.
+            pooled: the rows are tracklets.
+        """
+        self.path = os.path.abspath(path)
+        folder, name = os.path.split(self.path)
+        self.temporary = os.path.join(folder, f'.{name}.partial')
+        # Not truncated before it is known that nobody else writes there.
+        self._file = open(os.open(self.temporary, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', buffering=0)
+        if not lock(self._file):
+            self._file.close()
+            raise InputError(f'Another process is writing {path}. Wait for it or stop it.')
+        self.rows_done = 0
+        if resume:
+            self.rows_done = self._rows_of_interrupted(dataset, dim, augmentation_types, parameters)
+        if not self.rows_done:
+            try:
+                self._create(dataset, dim, augmentation_types, parameters, provenance, pooled)
+            except OSError as error:
+                os.remove(self.temporary)
+                error.filename = error.filename or path
+                raise
+        with h5py.File(self.temporary, 'r', locking=False) as file:
+            self._places = {name: (file[name].id.get_offset(), file[name].shape)
+                            for name in ('emb', 'emb_aug') if name in file}
+
+    def _rows_of_interrupted(self, dataset, dim, augmentation_types, parameters):
+        """How many rows an interrupted writer of the same dataset and parameters has left; 0 where there is none."""
+        with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
+            with h5py.File(self.temporary, 'r', locking=False) as file:
+                variants = file['augmentation_types'].asstr()[()].tolist() if augmentation_types else []
+                same = (json.loads(file.attrs['parameters']) == json.loads(json.dumps(parameters))
+                        and variants == list(augmentation_types) and file['emb'].shape == (len(dataset), dim)
+                        and np.array_equal(file['fids'].asstr()[()], dataset.fids))
+            self._end = os.path.getsize(self.temporary) - COUNT_BYTES
+            rows = int.from_bytes(os.pread(self._file.fileno(), COUNT_BYTES, self._end), 'little')
+            return rows if same and rows <= len(dataset) else 0
+        return 0
+
+    def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
+        variants = len(augmentation_types) if len(augmentation_types) > 1 else 0
+        # A disk without room for all of the rows says so now, and not after hours.
+        reserve(self._file, (1 + variants) * len(dataset) * dim * 4 + (1 << 16))
+        with h5py.File(self.temporary, 'w', locking=False) as file:
+            # Contiguous arrays of the final size, whose place in the file is known from here on.
+            early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            file.create_dataset('emb', (len(dataset), dim), '<f4', dcpl=early)
+            file['embs'] = file['emb']
+            if variants:
+                file.create_dataset('emb_aug', (variants, len(dataset), dim), '<f4', dcpl=early)
+            if augmentation_types:
+                file['augmentation_types'] = np.array(augmentation_types, dtype='S')
+            file['fids'] = _fixed_length(dataset.fids)
+            if pooled:
+                file['tracklets'] = _fixed_length(dataset.tracklets)
+            file.attrs['parameters'] = _fixed_length([json.dumps(parameters, sort_keys=True)])[0]
+            file.attrs['provenance'] = _fixed_length([json.dumps(provenance or {}, sort_keys=True)])[0]
+        self._end = os.path.getsize(self.temporary)
+        reserve(self._file, self._end + COUNT_BYTES)
+
+    def append(self, emb, emb_aug=None):
+        """Write the next rows.
+
+        Args:
+            emb: [B, D], the (aggregated) embeddings.
+            emb_aug: [A, B, D], those of the variants; kept where there are several.
+        """
+        self._write('emb', (), emb)
+        if 'emb_aug' in self._places:
+            for variant, embs in enumerate(emb_aug):
+                self._write('emb_aug', (variant,), embs)
+        # The count reaches the disk after the rows, so that it never stands for rows that are not there.
+        os.fsync(self._file.fileno())
+        self.rows_done += len(emb)
+        write_at(self._file, self._end, self.rows_done.to_bytes(COUNT_BYTES, 'little'))
+
+    def _write(self, name, variant, embs):
+        start, shape = self._places[name]
+        if self.rows_done + len(embs) > shape[-2] or embs.shape[1:] != shape[-1:]:
+            raise ValueError(f'rows of shape {embs.shape} behind row {self.rows_done} of {shape}')
+        index = np.ravel_multi_index((*variant, self.rows_done, 0), shape)
+        write_at(self._file, start + index * 4, np.ascontiguousarray(embs, '<f4'))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        with self._file:
+            if kind is None and self.rows_done != len(self):
+                raise ValueError(f'{self.rows_done} rows were written of {len(self)}')
+            if kind is None:
+                self._file.truncate(self._end)
+                os.fsync(self._file.fileno())
+                os.replace(self.temporary, self.path)
+                sync_folder(os.path.dirname(self.path))
+            elif not self.rows_done:
+                os.remove(self.temporary)
+
+    def __len__(self):
+        return self._places['emb'][1][0]

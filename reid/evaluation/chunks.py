@@ -1,0 +1,43 @@
+"""Embeddings, a part at a time: no more of a gallery is in memory than one chunk."""
+import numpy as np
+
+GALLERY_AT_ONCE = 16384  # Images a chunk at most; with a query batch of 256 their distances take 16 MB.
+CHUNK_NUMBERS = 1 << 22  # In the embeddings of a chunk, at most: another 16 MB.
+QUERIES_AT_ONCE = 4096  # For more queries than these, or
+MATCHES_AT_ONCE = 1 << 20  # more true matches, the gallery is read once more.
+
+
+
+def read(source, start, stop):
+    """Embeddings [start, stop) of an open `Embeddings` or an array, float32 [stop - start, D]."""
+    if hasattr(source, 'rows'):
+        return source.rows(start, stop)
+    return np.asarray(source[start:stop], dtype=np.float32)
+
+
+def of_gallery(gallery, start, stop, keep=None):
+    """Rows int64 [C] and embeddings [C, D] of the gallery from `start` to `stop`, a chunk at a time.
+
+    With a mask `keep` [stop - start] only the images that it names.
+    """
+    images = min(GALLERY_AT_ONCE, max(1, CHUNK_NUMBERS // gallery.shape[1]))
+    for first in range(start, stop, images):
+        last = min(first + images, stop)
+        if keep is None:
+            yield np.arange(first, last), read(gallery, first, last)
+            continue
+        kept = np.flatnonzero(keep[first - start:last - start])
+        if len(kept):
+            yield first + kept, read(gallery, first, last)[kept]
+
+
+def slices(count, batch_size):
+    """Slices of `batch_size` that cover `count`."""
+    return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def ranges(starts, stops):
+    """The numbers of all the ranges [start, stop), one range behind the other: int64 [sum of their lengths]."""
+    lengths = stops - starts
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())

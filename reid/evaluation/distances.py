@@ -1,0 +1,136 @@
+"""Distances between embeddings, a chunk of the gallery at a time: all of them approximately, or few of them exactly.
+
+The distance of two images is defined as a sum over the differences of their coordinates in float64: a function of the
+two rows alone. A float32 matrix product is much faster, but gives a pair of rows other last bits in chunks of other
+shapes. Its error is bounded, though, and only the pairs that it cannot decide are measured exactly.
+"""
+import dataclasses
+
+import numpy as np
+
+from reid.errors import InputError
+from reid.evaluation import chunks
+
+METRICS = ('euclidean', 'sqeuclidean', 'cityblock', 'cosine')
+CACHED_NUMBERS = 1 << 16  # Differences at once: of as many the processor's cache holds all intermediate values.
+ROUNDING = 2.0 ** -24  # Largest relative error of one float32 operation,
+SMALLEST = 2.0 ** -120  # but where numbers are as small as this.
+LARGEST = 2.0 ** 120  # A float32 sum of squares overflows soon behind this.
+
+
+@dataclasses.dataclass
+class Chunk:
+    """Some images of the gallery, made ready by `Distances.prepare`.
+
+    rows: their rows, int64 [C], ascending.
+    embs: float32 [C, D].
+    centred: float32 [C, D], what the approximate distances are computed from.
+    sizes: float32 [C], squared norms of `centred`; for cityblock its sums of absolute values.
+    """
+    rows: np.ndarray
+    embs: np.ndarray
+    centred: np.ndarray
+    sizes: np.ndarray
+
+
+class Distances:
+    """Distances from some queries to chunks of a gallery: all of them approximately, or few of them exactly.
+
+    They are in the unit that images are compared in, which spares the root: the squared distance for `euclidean` and
+    `sqeuclidean`, that of the embeddings scaled to length one for `cosine` (twice the cosine distance).
+    """
+
+    def __init__(self, queries, metric):
+        """Takes embeddings float32 [Q, D] and one of METRICS."""
+        self.queries = queries
+        self.metric = metric
+        # Norms enter the error bound: what all embeddings have in common is better taken away first.
+        self.centre = np.zeros(queries.shape[1], np.float32)
+        if metric != 'cosine':
+            self.centre = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.centred, self.sizes = self._centre(queries, 'queries')
+
+    def prepare(self, rows, embs):
+        """The `Chunk` of the gallery's rows [C] and their embeddings [C, D].
+
+        Raises:
+            InputError: numbers too large to be squared, or, for `cosine`, embeddings of length zero.
+        """
+        return Chunk(rows, embs, *self._centre(embs, 'gallery'))
+
+    def approximate(self, batch, chunk):
+        """Distances of the queries with the numbers `batch` [B] to a chunk, and how far they are from exact ones.
+
+        Returns: float32 [B, C], and a bound of their absolute errors, float64 [B].
+        """
+        if self.metric == 'cityblock':
+            approximate = _cityblock(self.centred[batch], chunk.centred)
+            largest = self.sizes[batch].astype(np.float64) + chunk.sizes.max()
+        else:
+            approximate = np.matmul(-2 * self.centred[batch], chunk.centred.T)
+            approximate += chunk.sizes
+            approximate += self.sizes[batch, None]
+            largest = (np.sqrt(self.sizes[batch], dtype=np.float64) + np.sqrt(chunk.sizes.max())) ** 2
+        # A sum of D products is off by at most D roundings of the sum of their absolute values, in whatever order it
+        # is computed (Higham 2002, section 3.1). The 16 stand for centring, adding the sizes, and comparing.
+        dim = self.queries.shape[1]
+        return approximate, 1.01 * (dim + 16) * ROUNDING * largest + dim * SMALLEST
+
+    def exact(self, queries, chunk, columns):
+        """Distances of pairs, float64 [n], for numbers of queries [n] and of images in the chunk [n]."""
+        exact = np.empty(len(queries))
+        for some in chunks.slices(len(queries), max(1, CACHED_NUMBERS // self.queries.shape[1])):
+            differences = self._float64(self.queries[queries[some]]) - self._float64(chunk.embs[columns[some]])
+            size = np.abs if self.metric == 'cityblock' else np.square
+            exact[some] = size(differences, out=differences).sum(axis=1)
+        return exact
+
+    def _float64(self, embs):
+        embs = embs.astype(np.float64)
+        if self.metric == 'cosine':
+            embs /= np.sqrt(np.square(embs).sum(axis=1, keepdims=True))
+        return embs
+
+    def _centre(self, embs, whose):
+        if self.metric == 'cosine':
+            if not embs.any(axis=1).all():
+                raise InputError(f'There are embeddings of all zeros among the {whose}; they have no cosine distance.')
+            embs = self._float64(embs).astype(np.float32)
+        centred = embs - self.centre
+        if self.metric == 'cityblock':
+            sizes = np.abs(centred).sum(axis=1)
+        else:
+            sizes = np.einsum('nd,nd->n', centred, centred)
+        if not sizes.max(initial=0) < LARGEST:
+            raise InputError(f'There are numbers as large as {np.abs(embs).max():.3g} in the embeddings of the {whose}: '
+                             f'too large to be compared.')
+        return centred, sizes
+
+
+def _cityblock(queries, gallery):
+    """Sums of absolute differences, float32 [B, C], for [B, D] and [C, D]."""
+    dim = queries.shape[1]
+    sums = np.empty((len(queries), len(gallery)), np.float32)
+    ones = np.ones(dim, np.float32)
+    for columns in chunks.slices(len(gallery), max(1, CACHED_NUMBERS // dim)):
+        part = gallery[columns]
+        differences = np.empty_like(part)
+        for query, row in zip(queries, sums):
+            np.subtract(part, query, out=differences)
+            np.abs(differences, out=differences)
+            np.dot(differences, ones, out=row[columns])
+    return sums
+
+
+def shown(exact, metric):
+    """Distances as `Distances.exact` gives them, in the metric's own unit."""
+    if metric == 'euclidean':
+        return np.sqrt(exact + 1e-12)
+    return exact / 2 if metric == 'cosine' else exact
+
+
+def check_dimensions(query_embeddings, gallery_embeddings):
+    query_dim, gallery_dim = query_embeddings.shape[1], gallery_embeddings.shape[1]
+    if query_dim != gallery_dim or query_dim == 0:
+        raise InputError(f'The queries have {query_dim} dimensions and the gallery has {gallery_dim}: embed both with '
+                         f'the same model.')

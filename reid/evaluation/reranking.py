@@ -1,0 +1,204 @@
+"""Re-ranking by k-reciprocal neighbours (Zhong et al. 2017), without a matrix of all pairs."""
+import dataclasses
+import functools
+
+import numpy as np
+
+from reid.evaluation import chunks
+from reid.evaluation.distances import ROUNDING, SMALLEST, Distances, check_dimensions
+from reid.evaluation.neighbours import nearest_of_kind
+
+
+@dataclasses.dataclass
+class Reranking:
+    """What re-ranking by k-reciprocal neighbours knows of all images (Zhong et al. 2017).
+
+    furthest: distance of the image furthest from each query, float64 [Q].
+    query_encodings, gallery_encodings: sparse float64 [Q, N] and [G, N], weights of each image's neighbours among all N
+        images; rows sum to 1. The gallery's are stored by column.
+    weight: the paper's λ, of the distance itself.
+    """
+    furthest: np.ndarray
+    query_encodings: object
+    gallery_encodings: object
+    weight: float
+
+    def applied_to(self, distances, block):
+        """The new distances of a slice of the queries, given their `Distances`."""
+        pairs, overlaps = _overlaps(self.query_encodings[block], self.gallery_encodings)
+        return RerankedDistances(distances, self.furthest[block], pairs, overlaps, self.gallery_encodings.shape[0],
+                                 self.weight)
+
+
+class RerankedDistances:
+    """`Distances` after re-ranking: λ · distance / furthest + (1 - λ) · Jaccard distance. The methods are theirs.
+
+    The Jaccard distance is 1 but for the few pairs whose neighbours overlap, of which alone a note is kept.
+    """
+
+    def __init__(self, distances, furthest, pairs, overlaps, gallery_size, weight):
+        """
+        Args:
+            distances: the `Distances` of Q queries.
+            furthest: float64 [Q].
+            pairs: of images with overlapping neighbours, sorted: query · gallery_size + row, int64 [n].
+            overlaps: float64 [n], how far they overlap.
+            gallery_size: G.
+            weight: λ.
+        """
+        self.distances = distances
+        self.furthest = furthest
+        self.pairs = pairs
+        self.jaccard = 1 - overlaps / (2 - overlaps)
+        self.gallery_size = gallery_size
+        self.weight = weight
+        self.prepare = distances.prepare
+
+    def approximate(self, batch, chunk):
+        approximate, error = self.distances.approximate(batch, chunk)
+        scale = self.weight / self.furthest[batch]
+        approximate *= scale[:, None].astype(np.float32)
+        approximate += np.float32(1 - self.weight)
+        first_pair = batch * self.gallery_size
+        first = np.searchsorted(self.pairs, first_pair + chunk.rows[0])
+        last = np.searchsorted(self.pairs, first_pair + chunk.rows[-1], 'right')
+        pairs = chunks.ranges(first, last)
+        queries = np.repeat(np.arange(len(batch)), last - first)
+        rows = self.pairs[pairs] - first_pair[queries]
+        columns = np.searchsorted(chunk.rows, rows)
+        there = chunk.rows[columns] == rows  # A chunk need not hold all rows between its first and its last.
+        nearer = (1 - self.weight) * (1 - self.jaccard[pairs[there]])
+        approximate[queries[there], columns[there]] -= nearer.astype(np.float32)
+        largest = np.abs(approximate).max(axis=1).astype(np.float64) + 1
+        return approximate, error * scale + 16 * ROUNDING * largest
+
+    def exact(self, queries, chunk, columns):
+        pairs = queries * self.gallery_size + chunk.rows[columns]
+        place = np.searchsorted(self.pairs, pairs)
+        overlapping = np.flatnonzero(np.append(self.pairs, -1)[place] == pairs)
+        jaccard = np.ones(len(pairs))
+        jaccard[overlapping] = self.jaccard[place[overlapping]]
+        relative = self.distances.exact(queries, chunk, columns) / self.furthest[queries]
+        return self.weight * relative + (1 - self.weight) * jaccard
+
+
+class _Furthest(Distances):
+    """Distances with the opposite sign: the nearest image is the furthest."""
+
+    def approximate(self, batch, chunk):
+        approximate, error = super().approximate(batch, chunk)
+        return np.negative(approximate, out=approximate), error
+
+    def exact(self, queries, chunk, columns):
+        return -super().exact(queries, chunk, columns)
+
+
+class _Stacked:
+    """The embeddings of two sources, one below the other."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+        self.shape = len(first) + len(second), first.shape[1]
+
+    def rows(self, start, stop):
+        border = len(self.first)
+        return np.concatenate([chunks.read(self.first, min(start, border), min(stop, border)),
+                               chunks.read(self.second, max(start - border, 0), max(stop - border, 0))])
+
+
+def k_reciprocal(query_embeddings, gallery_embeddings, metric, k1=20, k2=6, weight=0.3, batch_size=256, workers=1):
+    """Prepare re-ranking with k-reciprocal encoding (Zhong et al. 2017, sections 3.2 to 3.5, and their code).
+
+    As in the authors' code queries and gallery are one set, junk included, and distances are squared (all but those of
+    `cityblock`). Here the sets of neighbours are sparse, and neighbours are found in passes over the gallery: memory
+    grows with the number of images, not with its square.
+
+    Args:
+        query_embeddings, gallery_embeddings: open `Embeddings` or arrays [Q, D], [G, D].
+        metric: one of METRICS.
+        k1: neighbours that may be reciprocal.
+        k2: neighbours whose encodings are averaged (local query expansion).
+        weight: λ, the weight of the distance itself beside the Jaccard distance.
+        batch_size, workers: as in `rank`.
+
+    Returns: `Reranking`, for `rank`.
+
+    Raises:
+        InputError: other dimensions in query and gallery, or embeddings that cannot be compared.
+    """
+    from scipy import sparse
+    check_dimensions(query_embeddings, gallery_embeddings)
+    everyone = _Stacked(query_embeddings, gallery_embeddings)
+    query_count, count = len(query_embeddings), everyone.shape[0]
+    no_fids = np.zeros(count, object)
+    neighbours = functools.partial(nearest_of_kind, query_embeddings=everyone, query_fids=no_fids,
+                                   gallery_embeddings=everyone, gallery_fids=no_fids, metric=metric, excluder=None,
+                                   keep_excluded=False, batch_size=batch_size, workers=workers)
+    near = neighbours(Distances, k=min(max(k1 + 1, k2), count)).rows
+    furthest = -neighbours(_Furthest, k=1).distances[:, 0]
+    furthest[furthest < SMALLEST] = 1  # All images have one embedding.
+
+    def reciprocal(k):
+        among_first = _table(near[:, :k])
+        return among_first.multiply(among_first.T).tocsr()
+
+    # R(p, k1) grows by R(q, k1/2) of each of its members q that shares more than two thirds of that with it.
+    members = reciprocal(k1 + 1)
+    half = reciprocal(round(k1 / 2) + 1)
+    shared = (members @ half.T).multiply(members).tocoo()
+    accepted = 3 * shared.data > 2 * half.sum(axis=1)[shared.col]
+    adopted = sparse.csr_array((accepted[accepted].astype(np.int32), (shared.row[accepted], shared.col[accepted])),
+                               members.shape)
+    members = (members + adopted @ half).tocoo()
+
+    weights = np.exp(-_pair_distances(everyone, metric, members.row, members.col) / furthest[members.row])
+    encoding = sparse.csr_array((weights / np.bincount(members.row, weights)[members.row],
+                                 (members.row, members.col)), members.shape)
+    expanders = _table(near[:, :k2])
+    encoding = expanders @ encoding / min(k2, count)
+    return Reranking(furthest[:query_count], encoding[:query_count], encoding[query_count:].tocsc(), weight)
+
+
+def _table(neighbours):
+    """The sparse [N, N] matrix with ones at the neighbours [N, k] of each row."""
+    from scipy import sparse
+    count, k = neighbours.shape
+    ones = np.ones(count * k, np.int32)
+    return sparse.csr_array((ones, neighbours.ravel(), np.arange(0, count * k + 1, k)), (count, count))
+
+
+def _pair_distances(source, metric, queries, rows):
+    """Exact distances, float64 [n], of pairs of images of one source, sorted by `queries`."""
+    exact = np.empty(len(queries))
+    for block in chunks.slices(source.shape[0], chunks.QUERIES_AT_ONCE):
+        distances = Distances(source.rows(block.start, block.stop), metric)
+        of_block = np.arange(*np.searchsorted(queries, [block.start, block.stop]))
+        of_block = of_block[np.argsort(rows[of_block], kind='stable')]
+        for chunk_rows, embs in chunks.of_gallery(source, 0, source.shape[0]):
+            first, last = np.searchsorted(rows[of_block], [chunk_rows[0], chunk_rows[-1] + 1])
+            pairs = of_block[first:last]
+            chunk = distances.prepare(chunk_rows, embs)
+            exact[pairs] = distances.exact(queries[pairs] - block.start, chunk, rows[pairs] - chunk_rows[0])
+    return exact
+
+
+def _overlaps(queries, gallery):
+    """Sums over columns of the smaller of two rows' values, for all pairs of rows where that is not 0.
+
+    Args:
+        queries, gallery: sparse matrices [Q, N] by row, [G, N] by column.
+
+    Returns: query · G + row of the gallery, int64 [n], sorted, and the sums, float64 [n].
+    """
+    pairs, sums = [], []
+    for query in range(queries.shape[0]):
+        entries = slice(queries.indptr[query], queries.indptr[query + 1])
+        columns = queries.indices[entries]
+        first, last = gallery.indptr[columns], gallery.indptr[columns + 1]
+        shared = chunks.ranges(first, last)
+        smaller = np.minimum(np.repeat(queries.data[entries], last - first), gallery.data[shared])
+        of_row = np.bincount(gallery.indices[shared], smaller, minlength=gallery.shape[0])
+        rows = np.flatnonzero(of_row)
+        pairs.append(query * gallery.shape[0] + rows)
+        sums.append(of_row[rows])
+    return np.concatenate(pairs), np.concatenate(sums)

@@ -1,0 +1,266 @@
+"""The parameters of a training run: `train.py`'s flags, from the command line or from an experiment's args.json.
+
+What args.json holds goes through the very parser of the command line, so that both mean the same and neither can name
+a net, a head or a number that the other could not.
+"""
+import argparse
+import json
+import os
+
+from reid import plugins
+from reid.argument_types import (
+    excluder,
+    iterations,
+    margin,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    share,
+)
+from reid.errors import InputError
+from reid.evaluation.distances import METRICS
+from reid.files import write_json
+
+FILE = 'args.json'
+# These belong to one start of a run and not to the run.
+OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
+
+
+def make_parser():
+    """The parser of train.py's command line."""
+    parser = argparse.ArgumentParser(description='Train an embedding with the triplet loss.', allow_abbrev=False)
+    add = parser.add_argument
+    add('--experiment_root', required=True, metavar='DIR', help='where the run is kept: args.json, checkpoints, logs')
+    add('--resume', action='store_true', help='go on with the run in the experiment root; everything else is loaded '
+        'from its args.json')
+
+    data = parser.add_argument_group('data')
+    add = data.add_argument
+    add('--train_set', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
+    add('--image_root', metavar='DIR', help='folder that the paths in the csv file are relative to')
+    add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
+    add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
+    add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='with tracklets in the csv file, K are '
+        'tracklets, whose embedding is the mean over S frames (%(default)s)')
+    add('--net_input_height', type=positive_int, default=256, metavar='H', help='(%(default)s)')
+    add('--net_input_width', type=positive_int, default=128, metavar='W', help='(%(default)s)')
+    add('--pre_crop_height', type=positive_int, default=288, metavar='H', help='with crop augmentation (%(default)s)')
+    add('--pre_crop_width', type=positive_int, default=144, metavar='W', help='with crop augmentation (%(default)s)')
+    add('--flip_augment', action='store_true', help='mirror images at random')
+    add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')
+    add('--random_erasing', type=share, default=0.0, metavar='P', help='blot out a random rectangle of an image with '
+        'this probability (%(default)s)')
+    add('--loading_threads', type=positive_int, default=8, help='images loaded at a time (%(default)s)')
+    add('--cache', default='none', metavar='{none,memory,DIR}', help='keep the decoded images of a small dataset in '
+        'memory, and in a folder, if one is named, for later runs (%(default)s)')
+    add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
+    add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
+        'in broken_images.csv and leave them out')
+
+    net = parser.add_argument_group('net')
+    add = net.add_argument
+    add('--model_name', default='resnet_v1_50', choices=plugins.choices('nets'), help='(%(default)s)')
+    add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='(%(default)s)')
+    add('--embedding_dim', type=positive_int, default=128, metavar='D', help='(%(default)s)')
+    add('--initial_checkpoint', metavar='FILE', help="pre-trained weights of the net's body")
+    add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (2)')
+    add('--pooling', choices=('avg', 'gem'), help='what becomes of the last feature map: its average, or the '
+        'generalised mean with a learned exponent (avg)')
+
+    loss = parser.add_argument_group('loss')
+    add = loss.add_argument
+    add('--loss', default='batch_hard', choices=plugins.choices('losses'), help='(%(default)s)')
+    add('--margin', type=margin, default='soft', help='a number, soft or none (%(default)s)')
+    add('--metric', default='euclidean', choices=METRICS, help='(%(default)s)')
+    add('--metric_weight', type=non_negative_float, default=1.0, metavar='W', help='of that loss (%(default)s)')
+    add('--xent_weight', type=non_negative_float, default=0.0, metavar='W', help='of the cross-entropy of a classifier '
+        'of the training identities, which is beside the embedding; 0: there is none (%(default)s)')
+    add('--label_smoothing', type=share, default=0.1, metavar='S', help='of the cross-entropy (%(default)s)')
+
+    optimisation = parser.add_argument_group('optimisation')
+    add = optimisation.add_argument
+    add('--learning_rate', type=positive_float, default=3e-4, help='(%(default)s)')
+    add('--train_iterations', type=positive_int, default=25000, help='(%(default)s)')
+    add('--decay_start_iteration', type=int, default=15000, help='when the learning rate starts to decay; -1: never '
+        '(%(default)s)')
+    add('--lr_schedule', default='exponential', choices=('exponential', 'step', 'cosine', 'constant'),
+        help='how the learning rate decays: from decay_start_iteration to a thousandth of it or along a cosine to 0 at '
+        'the end, by a factor at some iterations, or not at all (%(default)s)')
+    add('--lr_steps', type=iterations, metavar='N,N,…', help='iterations at which the step schedule lowers the rate')
+    add('--lr_step_factor', type=positive_float, default=0.1, metavar='F', help='by which it does (%(default)s)')
+    add('--warmup_iterations', type=non_negative_int, default=0, metavar='N', help='in which the learning rate rises '
+        'to its full value (%(default)s)')
+    add('--decay_beta1', type=share, metavar='B', help="Adam's beta1 once the decay has started; the paper has 0.5 "
+        '(0.9, as before)')
+    add('--weight_decay', type=non_negative_float, default=0.0, metavar='W', help='times each variable is added to its '
+        "gradient, as PyTorch's Adam does (%(default)s)")
+    add('--gradient_clip', type=positive_float, metavar='NORM', help='scale longer gradients to this (never)')
+    add('--freeze_body_iterations', type=non_negative_int, default=0, metavar='N', help='train only the head at first; '
+        "the body's batch norm stays as it is too (%(default)s)")
+
+    validation = parser.add_argument_group('validation while training')
+    add = validation.add_argument
+    add('--eval_frequency', type=non_negative_int, default=0, metavar='N', help='iterations between evaluations; the '
+        'best of these checkpoints is noted in checkpoint-best; 0: never (%(default)s)')
+    add('--eval_query', metavar='CSV', help='query images, in the image root')
+    add('--eval_gallery', metavar='CSV', help='gallery images, in the image root')
+    add('--eval_excluder', type=excluder, metavar='NAME', help='as of evaluate.py')
+
+    run = parser.add_argument_group('run')
+    add = run.add_argument
+    add('--checkpoint_frequency', type=non_negative_int, default=1000, metavar='N', help='iterations between '
+        'checkpoints; 0: only the final one (%(default)s)')
+    add('--keep_checkpoints', type=non_negative_int, default=0, metavar='N', help='how many checkpoints stay, the '
+        'newest ones besides the best one and the one that the run was resumed from; 0: all (%(default)s)')
+    add('--summary_frequency', type=positive_int, default=1, metavar='N', help='iterations between histograms in '
+        'TensorBoard (%(default)s)')
+    add('--detailed_logs', action='store_true', help='keep embeddings, losses and file ids of every batch as .npy')
+    add('--seed', type=non_negative_int, default=0, help='of the initialisation, the batches and their augmentation '
+        '(%(default)s)')
+    add('--deterministic', action='store_true', help="TensorFlow's op determinism: the same run twice gives the same "
+        'bits, at some cost in speed')
+
+    speed = parser.add_argument_group('speed')
+    add = speed.add_argument
+    add('--mixed_precision', choices=('none', 'bfloat16', 'float16'), default='none', help='compute the net in 16 bits; '
+        'weights, distances, loss and embeddings stay float32 (%(default)s)')
+    add('--jit_compile', action='store_true', help='compile the training step with XLA: for GPUs')
+    add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
+        'hosts that the environment variable TF_CONFIG names (%(default)s)')
+    add('--devices', type=positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all of them)')
+    return parser
+
+
+def given_on_command_line(parser, argv=None):
+    """Names of the arguments that the command line sets, whatever their values; a set."""
+    absent = object()
+    untouched = {name: absent for name in vars(parser.parse_args(argv))}
+    given = parser.parse_args(argv, argparse.Namespace(**untouched))
+    return {name for name, value in vars(given).items() if value is not absent}
+
+
+def check(args, parser):
+    """Check what one argument alone cannot tell; ends through `parser.error`."""
+    if not args.train_set or not args.image_root:
+        parser.error('--train_set and --image_root are needed, unless --resume loads them')
+    if args.batch_k < 2:
+        parser.error('--batch_k must be 2 or more: without a second image an anchor has no positive')
+    if args.batch_p < 2:
+        parser.error('--batch_p must be 2 or more: without a second identity an anchor has no negative')
+    if not args.xent_weight and (args.loss == 'none' or not args.metric_weight):
+        parser.error('without a metric loss (--loss, --metric_weight) and without cross-entropy (--xent_weight) there '
+                     'is nothing to train with')
+    if (args.lr_schedule == 'step') != bool(args.lr_steps):
+        parser.error('--lr_schedule step and --lr_steps belong together: give both or neither')
+    evaluation = [args.eval_query, args.eval_gallery, args.eval_excluder, args.eval_frequency]
+    if any(evaluation) and not all(evaluation):
+        parser.error('--eval_query, --eval_gallery, --eval_excluder and --eval_frequency belong together: give all or '
+                     'none')
+    if args.jit_compile and args.distribute != 'none':
+        parser.error('--jit_compile is for a single device, i.e. --distribute none')
+    if args.skip_broken_images and args.distribute == 'multi_worker':
+        parser.error('--skip_broken_images is for one host; make a csv file without them first, with make_dataset.py')
+    crop_fits = args.net_input_height <= args.pre_crop_height and args.net_input_width <= args.pre_crop_width
+    if args.crop_augment and not crop_fits:
+        parser.error(f'with --crop_augment the net input ({args.net_input_height}x{args.net_input_width}) must not be '
+                     f'larger than the pre-crop size ({args.pre_crop_height}x{args.pre_crop_width})')
+
+
+def net_options(args):
+    """What is asked of the net beside its input: keyword arguments of its `body`, those that are given."""
+    options = {'last_stride': args.last_stride, 'pooling': args.pooling}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def load(root):
+    """Read an experiment's args.json.
+
+    Returns: (args, stored): the arguments as `train.py` would have parsed them, with defaults for what the file lacks,
+        and the file's own content as a dict.
+
+    Raises:
+        InputError: no such file, no JSON object, or a value that the command line would refuse.
+    """
+    path = os.path.join(root, FILE)
+    if not os.path.isdir(root):
+        raise InputError(f'There is no experiment root {root}.')
+    if not os.path.isfile(path):
+        raise InputError(f'{root} has no {FILE}, so it is not an experiment root.')
+    try:
+        with open(path, encoding='utf-8') as file:
+            stored = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path} is not valid JSON ({error}).') from error
+    if not isinstance(stored, dict):
+        raise InputError(f'{path} does not hold a JSON object of arguments.')
+    parser = make_parser()
+    known = vars(parser.parse_args(['--experiment_root', root]))
+
+    def refuse(message):
+        raise InputError(f'{path}: {message}.')
+
+    parser.error = refuse
+    argv = ['--experiment_root', root]
+    for name in known:
+        if name in stored and name not in OF_ONE_START:
+            argv += _as_flag(name, stored[name], is_switch=isinstance(known[name], bool), refuse=refuse)
+    return parser.parse_args(argv), stored
+
+
+def save(args):
+    """Write the parameters of a run to its args.json; what is there and not known here stays.
+
+    Args:
+        args: as parsed, with `experiment_root`.
+    """
+    path = os.path.join(args.experiment_root, FILE)
+    kept = {}
+    if os.path.isfile(path):
+        with open(path, encoding='utf-8') as file:
+            kept = json.load(file)
+    write_json(path, {**vars(args), **kept})
+
+
+def merge_with_stored(args, given):
+    """The parameters of a run to be resumed.
+
+    Args:
+        args: as parsed from the command line.
+        given: names of the arguments that the command line really sets.
+
+    Returns: (args, notices): what args.json holds, or the command line where that lacks an argument; and what the user
+        should know about it, a list of sentences.
+    """
+    merged, stored = load(args.experiment_root)
+    notices, defaults_used = [], []
+    for name, value in vars(args).items():
+        if name in OF_ONE_START:
+            setattr(merged, name, value)
+        elif name not in stored and name in given:
+            setattr(merged, name, value)
+            notices.append(f'{FILE} lacks the argument {name}: using the given {value!r}.')
+        elif name not in stored:
+            defaults_used.append(name)
+        elif name in given and value != getattr(merged, name):
+            notices.append(f'The argument {name} was given as {value!r}, but the run to be resumed has '
+                           f'{getattr(merged, name)!r}: using that.')
+    if defaults_used:
+        notices.append(f'{FILE} lacks {", ".join(defaults_used)}: using the defaults.')
+    unknown = sorted(set(stored) - set(vars(args)))
+    if unknown:
+        notices.append(f'{FILE} holds arguments that are not known here and not used: {", ".join(unknown)}.')
+    return merged, notices
+
+
+def _as_flag(name, value, is_switch, refuse):
+    """An argument of args.json as the command line has it, a list of zero or one strings."""
+    if isinstance(value, bool) != is_switch and value is not None:
+        refuse(f'argument {name}: {json.dumps(value)} is not what it should be')
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [f'--{name}']
+    if not isinstance(value, (str, int, float)):
+        refuse(f'argument {name}: {json.dumps(value)} is neither a number nor a text')
+    return [f'--{name}={value}']

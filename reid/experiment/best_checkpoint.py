@@ -1,0 +1,53 @@
+"""`checkpoint-best`: what the validations of a run gave, and which of its checkpoints was the best."""
+import json
+import os
+
+from reid.errors import InputError
+from reid.files import write_json
+
+FILE = 'checkpoint-best'
+
+
+def results(root):
+    """What an experiment's file `checkpoint-best` notes of each validation: dicts of step, mAP and top1, in order.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = os.path.join(root, FILE)
+    if not os.path.isfile(path):
+        return []
+    try:
+        with open(path, encoding='utf-8') as file:
+            return [{'step': int(entry['step']), 'mAP': float(entry['mAP']), 'top1': float(entry['top1'])}
+                    for entry in json.load(file)['validations']]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(f'{path} is damaged ({error}). Without this file, validation begins anew.') from error
+
+
+def best_step(root):
+    """The step of the best checkpoint, the earliest of equals; None before the first validation. See `results`."""
+    found = results(root)
+    return max(found, key=lambda entry: entry['mAP'])['step'] if found else None
+
+
+def note(root, step, result):
+    """Note the result of a validation. What is noted of this step and later ones, by a run that was killed, is void."""
+    earlier = [entry for entry in results(root) if entry['step'] < step]
+    _write(root, [*earlier, {'step': step, **result}])
+
+
+def forget_after(root, step):
+    """Drop what is noted of validations after `step`, from where the run goes on."""
+    found = results(root)
+    kept = [entry for entry in found if entry['step'] <= step]
+    if not kept and found:
+        os.remove(os.path.join(root, FILE))
+    elif len(kept) < len(found):
+        _write(root, kept)
+
+
+def _write(root, entries):
+    best = max(entries, key=lambda entry: entry['mAP'])
+    content = {**best, 'checkpoint': f'checkpoint-{best["step"]}', 'validations': entries}
+    write_json(os.path.join(root, FILE), content)

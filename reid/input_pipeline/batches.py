@@ -1,0 +1,48 @@
+"""The batches of a training run: rows drawn, images loaded and augmented."""
+import tensorflow as tf
+
+from reid.input_pipeline import cache, images
+from reid.input_pipeline.augmentation import augment
+from reid.input_pipeline.sampling import batch_rows
+
+
+@tf.autograph.experimental.do_not_convert
+def batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
+    """The batches of the steps [first_step, last_step), whole or in parts.
+
+    Args:
+        dataset: the training `Dataset`.
+        identities: its `Identities`.
+        args: of `train.py`.
+        slots: the range of places in the batch whose images are loaded; None: all of them.
+        part_size: into how many images each the slots are divided; None: all of them are one part.
+
+    Returns: a `tf.data.Dataset` with one dict for each part of each step: `rows` int64 [B] and `pids` int32 [B] (numbers
+        of identities) of the whole batch, `images` float32 [part_size, H, W, 3] of the part.
+    """
+    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
+    slots = slots or range(batch_size)
+    part_size = part_size or len(slots)
+    net_size = (args.net_input_height, args.net_input_width)
+    crop_size = net_size if args.crop_augment else None
+    load_size = (args.pre_crop_height, args.pre_crop_width) if args.crop_augment else net_size
+    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads)
+    pid_numbers = tf.constant(identities.pid_numbers)
+
+    def split(step, rows):
+        of_slots = tf.range(slots.start, slots.stop)
+        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), of_slots, tf.gather(rows, of_slots)))
+
+    def load(step, slot, row):
+        image = images.resize(read(row), load_size)
+        return augment(image, args.seed, step, slot, args.flip_augment, crop_size, args.random_erasing)
+
+    def whole(step, rows):
+        batch = {'rows': tf.ensure_shape(rows, [batch_size]), 'pids': tf.gather(pid_numbers, rows)}
+        return tf.data.Dataset.from_tensors(batch).repeat(len(slots) // part_size)
+
+    steps = batch_rows(identities, args.seed, first_step, last_step, args.batch_p, args.batch_k,
+                       args.frames_per_tracklet)
+    loaded = steps.flat_map(split).map(load, num_parallel_calls=args.loading_threads, deterministic=True)
+    parts = tf.data.Dataset.zip(steps.flat_map(whole), loaded.batch(part_size, drop_remainder=True))
+    return parts.map(lambda batch, part: {**batch, 'images': part}).prefetch(2)

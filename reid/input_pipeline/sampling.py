@@ -1,0 +1,120 @@
+"""Which images the batch of step t holds: a pure function of (seed, t).
+
+So nothing of the input pipeline needs storing, and a resumed run sees exactly the batches that it would have seen.
+Random numbers come from TensorFlow's stateless generators, whose seeds are derived from (seed, stream, t).
+
+There is no Python here for AutoGraph to convert, which would take a second of each start.
+"""
+import numpy as np
+import tensorflow as tf
+
+from reid.errors import InputError
+
+# One stream of random numbers for each thing that is drawn, so that no two of them are correlated.
+IDENTITIES, IMAGES, AUGMENTATION, FRAMES, LOSS = range(5)
+
+
+class Identities:
+    """The items of each identity, in arrays whose look-up costs the same for a thousand images as for ten million.
+
+    An item is an image; or a tracklet with its frames, where the csv names tracklets.
+
+    Attributes:
+        names: the identities [I], sorted. Their place here is their number.
+        pid_numbers: number of the identity of each row of the dataset, int32 [N].
+        starts, counts: which items an identity has, int64 [I].
+        rows: rows of the dataset, those of an item and the items of an identity adjoining, int64 [N].
+        item_starts, item_counts: where the rows of an item lie in `rows`, int64 [M].
+    """
+
+    def __init__(self, dataset, batch_p):
+        """Raises InputError when the dataset has fewer than P identities."""
+        names, pid_numbers = np.unique(dataset.pids, return_inverse=True)
+        if len(names) < batch_p:
+            raise InputError(f'{dataset.path} has {len(names)} identities, fewer than the {batch_p} that a batch '
+                             f'takes (--batch_p).')
+        self.names = names
+        self.pid_numbers = pid_numbers.astype(np.int32)
+        items = np.arange(len(dataset)) if dataset.tracklets is None else dataset.tracklet_of_row()
+        self.rows = np.lexsort([items, pid_numbers])
+        self.item_starts = np.flatnonzero(np.diff(items[self.rows], prepend=-1))
+        self.item_counts = np.diff(self.item_starts, append=len(dataset))
+        self.counts = np.bincount(pid_numbers[self.rows[self.item_starts]])
+        self.starts = np.cumsum(self.counts) - self.counts
+
+
+def stream_seed(seed, stream, number):
+    """Seed [2] int32 of a stateless generator for one thing drawn at one step (or epoch)."""
+    return tf.random.fold_in(tf.stack([tf.cast(seed, tf.int32), stream]), tf.cast(number, tf.int32))
+
+
+def epoch_identities(seed, epoch, num_identities, batch_p):
+    """The identities of all the batches of an epoch: a fresh permutation, cut to a multiple of P.
+
+    Returns: int64 [steps, P].
+    """
+    keys = tf.random.stateless_uniform([num_identities], stream_seed(seed, IDENTITIES, epoch), None, None, tf.int64)
+    permutation = tf.argsort(keys, stable=True)
+    steps = num_identities // batch_p
+    return tf.reshape(tf.cast(permutation[:steps * batch_p], tf.int64), [steps, batch_p])
+
+
+def draw_of_each(seed, stream, step, counts, k):
+    """K images of each identity (or items of each of any groups), without replacement where it has that many.
+
+    An identity with fewer has its images repeated as evenly as possible, then K of these are drawn. The draw is Robert
+    Floyd's (Bentley and Floyd, CACM 1987): every subset equally likely, at a cost that does not depend on `counts`.
+
+    Args:
+        seed, stream, step: ints.
+        counts: how many images each identity has, int64 [P].
+        k: K.
+
+    Returns: int64 [P, K], positions among the identity's images.
+    """
+    repeated_counts = counts * (-(-k // counts))
+    randoms = tf.random.stateless_uniform([k, tf.size(counts)], stream_seed(seed, stream, step), None, None, tf.int32)
+    randoms = tf.cast(tf.bitcast(randoms, tf.uint32), tf.int64)
+    drawn = []
+    for i in range(k):
+        last = repeated_counts - k + i
+        candidate = randoms[i] % (last + 1)
+        taken = tf.reduce_any([candidate == other for other in drawn], axis=0) if drawn else False
+        drawn.append(tf.where(taken, last, candidate))
+    return tf.stack(drawn, axis=1) % counts[:, None]
+
+
+@tf.autograph.experimental.do_not_convert
+def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames=1):
+    """A `tf.data.Dataset` of (step, rows [P·K·S]) for the steps [first_step, last_step); images of an identity adjoin.
+
+    S is the number of frames of a tracklet; with images it is 1.
+    """
+    num_identities = len(identities.counts)
+    steps_per_epoch = num_identities // batch_p
+    rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
+    item_starts, item_counts = tf.constant(identities.item_starts), tf.constant(identities.item_counts)
+    first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
+
+    def steps_of_epoch(epoch):
+        first = epoch * steps_per_epoch
+        skipped = tf.maximum(first_step - first, 0)
+        chosen = epoch_identities(seed, epoch, num_identities, batch_p)[skipped:last_step - first]
+        steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
+        return tf.data.Dataset.from_tensor_slices((steps, chosen))
+
+    def draw(step, chosen):
+        positions = draw_of_each(seed, IMAGES, step, tf.gather(counts, chosen), batch_k)
+        items = tf.reshape(tf.gather(starts, chosen)[:, None] + positions, [-1])
+        positions = draw_of_each(seed, FRAMES, step, tf.gather(item_counts, items), frames)
+        return step, tf.reshape(tf.gather(rows, tf.gather(item_starts, items)[:, None] + positions), [-1])
+
+    epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
+    return epochs.flat_map(steps_of_epoch).map(draw)
+
+
+def rows_at(identities, args, step):
+    """The rows of the dataset that the batch of one step holds, int64 [B]."""
+    one_step = batch_rows(identities, args.seed, step, step + 1, args.batch_p, args.batch_k,
+                          args.frames_per_tracklet)
+    return next(iter(one_step))[1].numpy()

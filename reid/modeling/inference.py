@@ -1,0 +1,95 @@
+"""From an experiment root to its trained model, and from image files to embeddings."""
+import functools
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from reid import distribute
+from reid.errors import InputError
+from reid.experiment import arguments, checkpoints
+from reid.input_pipeline import augmentation, images
+from reid.modeling.model import build_for, named_variables
+
+
+def from_experiment(root, checkpoint=None, input_size=None):
+    """The trained model of an experiment root, ours or one that the original wrote.
+
+    Args:
+        root: experiment root.
+        checkpoint: name of a checkpoint in the root; None: the newest one.
+        input_size: (height, width) of the images; None: the size that the model was trained with.
+
+    Returns: (model, path of the checkpoint).
+
+    Raises:
+        InputError: no experiment, no such checkpoint, or one that does not fit.
+    """
+    args, _ = arguments.load(root)
+    newest = checkpoints.newest_first(root)[0] if checkpoint is None else None
+    path = newest or checkpoints.find(os.path.join(root, checkpoint))
+    network = build_for(args, input_size)
+    checkpoints.load(path, named_variables(network))
+    return network, path
+
+
+def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
+                strategy=None):
+    """Embed image files, a batch at a time, while the next ones are being loaded.
+
+    Args:
+        network: as `build` or `from_experiment` gives it.
+        paths: image files, list of str [N].
+        load_size: (height, width) that the images are resized to before they are cropped; None: the network's input.
+        batch_size: how many images, variants counted, go through the network at once, on each device.
+        loading_threads: how many are loaded at a time.
+        flip, crop: test-time variants, see `images.variants`.
+        strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
+
+    Yields: float32 arrays [A, B, D], A variants (1 without augmentation) of the next B images.
+
+    Raises:
+        InputError: an image that cannot be read, or an embedding that is not finite; it names the file.
+    """
+    if not paths:
+        return
+    input_size = network.input_shape[1:3]
+    load_size = load_size or input_size
+    variants = len(augmentation.variant_names(flip, crop))
+    strategy = strategy or tf.distribute.get_strategy()
+    images_per_device = max(1, batch_size // variants)
+    images_per_batch = images_per_device * strategy.num_replicas_in_sync
+
+    @tf.autograph.experimental.do_not_convert
+    def load(path):
+        return augmentation.variants(images.load(path, load_size), flip, crop, input_size)
+
+    # Several devices want equal parts, so the last image is repeated; what comes of that is dropped again.
+    missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
+    loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
+    loaded = loaded.map(load, num_parallel_calls=loading_threads)
+    parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
+    batches = distribute.ahead(strategy, lambda: parts)
+    embed = _embedding_function(network, strategy, batches.element_spec)
+    for start in range(0, len(paths), images_per_batch):
+        of_batch = paths[start:start + images_per_batch]
+        try:
+            batch = next(batches)
+        except tf.errors.OpError as error:
+            raise images.broken_image(of_batch, error) from error
+        embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
+        finite = np.isfinite(embs).all(axis=(0, 2))
+        if not finite.all():
+            raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
+                             f'checkpoint cannot be used.')
+        yield embs
+
+
+@functools.lru_cache(maxsize=1)
+def _embedding_function(network, strategy, batch_spec):
+    """From images [B, A, H, W, 3] to embeddings [A, B, D] on each device; traced once, however often a training asks."""
+    def embed_part(batch):
+        embs = network(tf.reshape(batch, [-1, *network.input_shape[1:]]), training=False)['emb']
+        return tf.transpose(tf.reshape(embs, [-1, tf.shape(batch)[1], embs.shape[-1]]), [1, 0, 2])
+
+    return tf.function(lambda batch: strategy.run(embed_part, [batch]), [batch_spec], autograph=False)

@@ -1,0 +1,114 @@
+"""What a checkpoint holds, and which net and head it fits."""
+import math
+import os
+
+import keras
+
+from reid import plugins
+from reid.errors import InputError
+from reid.experiment import arguments, checkpoints
+from reid.modeling import model
+
+DEFAULT_SIZE = (256, 128)
+OBJECT_GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
+
+
+def describe(path):
+    """Describe a checkpoint.
+
+    Args:
+        path: anything that `checkpoints.find` understands, such as an experiment root or a file of TF-Slim.
+
+    Returns: lines of text, a list: all tensors with their types and shapes first, what they mean last.
+
+    Raises:
+        InputError: nothing there, or no checkpoint.
+    """
+    path = checkpoints.find(path)
+    reader = checkpoints.open_reader(path)
+    held = {name: tuple(shape) for name, shape in sorted(reader.get_variable_to_shape_map().items())}
+    types = reader.get_variable_to_dtype_map()
+    size = sum(math.prod(shape) * types[name].size for name, shape in held.items())
+    version = 'V2' if os.path.isfile(f'{path}.index') else 'V1'
+    lines = [f'{name} {types[name].name} {list(shape)}' for name, shape in held.items()]
+    lines += ['', f'checkpoint: {path}, {len(held)} tensors, {size / 1e6:.1f} MB, format {version}']
+    if OBJECT_GRAPH in held:
+        return [*lines, 'It is of the object-based kind (tf.train.Checkpoint), which does not go by names and is not '
+                'read here.']
+    if 'global_step' in held:
+        step = checkpoints.read(path, {'global_step': ()})['global_step']
+        lines.append(f'step: {step}')
+
+    # Inside of this scope variables have names and shapes, but no values: models cost a tenth of their time.
+    with keras.StatelessScope(initialize_variables=False):
+        about_nets, variables = _fitting_nets(held, _sizes_trained_with(os.path.dirname(path)))
+    lines += about_nets
+    moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
+    lines.append(f'optimizer: {f"Adam with the moments of {len(moments)} variables" if moments else "none of Adam"}')
+
+    powers = {'beta1_power', 'beta2_power'}
+    explained = {*variables, 'global_step', *powers, *(f'late_{name}' for name in powers)}
+    explained |= {f'{name}/{slot}' for name in moments for slot in ('Adam', 'Adam_1')}
+    others = [name for name in held if name not in explained]
+    if others:
+        lines.append(f'besides: {len(others)} tensors, such as {", ".join(others[:5])}')
+    return lines
+
+
+def _fitting_nets(held, sizes):
+    """The nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
+
+    Args:
+        held: {name: shape} of a checkpoint.
+        sizes: {net: (height, width)} as far as known.
+    """
+    lines, variables, nearest = [], set(), (0, '')
+    for net in plugins.choices('nets'):
+        body = plugins.load('nets', net).body((*sizes.get(net, DEFAULT_SIZE), 3))
+        needed = _shapes(body)
+        missing = [name for name in needed if name not in held]
+        if missing:
+            share = 1 - len(missing) / len(needed)
+            nearest = max(nearest, (share, f'{net} lacks {len(missing)} of {len(needed)}, as {missing[0]}'))
+            continue
+        misshapen = [name for name, shape in needed.items() if held[name] != shape]
+        heads, names = _fitting_heads(body, held)
+        variables |= needed.keys() | names
+        lines.append(f'net: {net}, all of its {len(needed)} variables'
+                     + (f' (of another shape: {", ".join(misshapen)})' if misshapen else ''))
+        lines.append(f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}')
+    if not lines:
+        lines.append('net: none of nets/' + (f'; the nearest, {nearest[1]}' if nearest[0] else ''))
+    return lines, variables
+
+
+def _sizes_trained_with(root):
+    """{net: (height, width) of its images} by the args.json beside a checkpoint, if there is one."""
+    try:
+        args, _ = arguments.load(root or '.')
+    except InputError:
+        return {}
+    return {args.model_name: (args.net_input_height, args.net_input_width)}
+
+
+def _shapes(network):
+    return {name: tuple(variable.shape) for name, variable in model.named_variables(network).items()}
+
+
+def _fitting_heads(body, held):
+    """The heads whose variables are held, with their shapes: (descriptions, names of their variables).
+
+    Some heads have less variables than others or none: those count that explain the most.
+    """
+    features = body.output['model_output'].shape[-1]
+    embedding_dim = (held.get('emb/weights') or (features,))[-1]
+    of_body, names_of = _shapes(body), {}
+    for head in plugins.choices('heads'):
+        endpoints = plugins.load('heads', head).head(body.output, embedding_dim)
+        needed = _shapes(keras.Model(body.input, endpoints))
+        own = {name: shape for name, shape in needed.items() if name not in of_body}
+        if all(held.get(name) == shape for name, shape in own.items()):
+            names_of[head] = set(own)
+    most = max(map(len, names_of.values()), default=0)
+    heads = [head for head, names in names_of.items() if names and len(names) == most]
+    return [f'{head} ({embedding_dim} dimensions)' for head in heads], set().union(*(names_of[head] for head in heads))

@@ -1,0 +1,124 @@
+"""Pre-trained weights for the body of a model, from the files that they are published in."""
+import zipfile
+import zlib
+
+import h5py
+import keras
+import numpy as np
+
+from reid import plugins
+from reid.errors import InputError
+from reid.experiment import checkpoints
+from reid.modeling.model import named_variables
+
+MAX_NPZ_BYTES = 4 << 30
+
+
+def load_body(network, path):
+    """Initialise the body of a model from pre-trained weights; the head stays as it is.
+
+    Args:
+        network: as `build` returns it.
+        path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), the paper's `.npz`, or for the
+            nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top.
+
+    Raises:
+        InputError: nothing there, or weights that do not fit the body.
+    """
+    # The exponent of a pooling is no part of any pre-trained net.
+    variables = {name: variable for name, variable in named_variables(network.body).items() if name != 'gem/p'}
+    if path.endswith('.npz'):
+        load_trinet(path, variables)
+    elif path.endswith('.h5'):
+        load_keras(path, network.body)
+    else:
+        checkpoints.load(checkpoints.find(path), variables)
+
+
+def load_keras(path, body):
+    """Assign the weights that Keras distributes for a net of Keras Applications, in either of its formats.
+
+    Args:
+        path: `.h5` or `.weights.h5` of the net without its top.
+        body: keras.Model of such a net; what it has beside the net of Keras stays as it is.
+
+    Raises:
+        InputError: an unreadable file, one of another net or with a top, or a body that is no net of Keras.
+    """
+    if 'features' not in body.output:
+        raise InputError(f'{path} is a file of Keras, whose weights the net {body.name} cannot take.')
+    pretrained = keras.Model(body.input, body.output['features'])
+    arrays = []
+    try:
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None)
+        # Keras takes what it needs out of a `.weights.h5`, and does not tell of the rest.
+        if len(arrays) == len(pretrained.weights):
+            pretrained.load_weights(path)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f'{path} has no weights that the net {body.name} can take: '
+                         f'{" ".join(str(error).split())}') from error
+    if len(arrays) != len(pretrained.weights):
+        raise InputError(f'{path} holds {len(arrays)} arrays where the net {body.name} without its top has '
+                         f'{len(pretrained.weights)}. Is it the file of another net, or of one with its top?')
+
+
+def load_trinet(path, variables):
+    """Assign the weights that the paper's authors released for Theano to variables of the net `trinet`.
+
+    Args:
+        path: `.npz` with the arrays arr_0, arr_1, … of the net and its head `fc1024`.
+        variables: {TensorFlow 1 name: variable}, e.g. of the net alone; what they do not need is left.
+
+    Raises:
+        InputError: an unreadable file, one array too many or too few, an array of another shape than its variable,
+            or a variable that these weights do not have.
+    """
+    names, arrays = plugins.load('nets', 'trinet').array_names(), _read_arrays(path)
+    if len(arrays) != len(names):
+        raise InputError(f'{path} holds {len(arrays)} arrays where the weights of the TriNet are {len(names)}.')
+    values = dict(_converted(name, array) for name, array in zip(names, arrays))
+    missing = [name for name in variables if name not in values]
+    if missing:
+        raise InputError(f'{path} holds the weights of the net trinet with the head fc1024, but not {missing[0]}'
+                         f'{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}.')
+    for name, variable in variables.items():
+        if values[name].shape != tuple(variable.shape):
+            number = list(values).index(name)
+            raise InputError(f'{path}: array arr_{number}, which is to become {name}, has the shape '
+                             f'{values[name].shape} where {tuple(variable.shape)} is needed (both as TensorFlow orders '
+                             f'the axes).')
+        if not np.isfinite(values[name]).all():
+            raise InputError(f'{path}: what becomes {name} is not finite everywhere.')
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _read_arrays(path):
+    """The arrays arr_0, arr_1, … of an `.npz`, a list; nothing is ever unpickled."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            declared = sum(entry.file_size for entry in file.infolist())
+        if declared > MAX_NPZ_BYTES:
+            raise InputError(f'{path} unpacks to {declared} bytes; the weights of the TriNet are a tenth of a gigabyte.')
+        with np.load(path, allow_pickle=False) as file:
+            return [file[f'arr_{i}'] for i in range(len(file.files))]
+    except FileNotFoundError as error:
+        raise InputError(f'There is no file {path}.') from error
+    except KeyError as error:
+        raise InputError(f'{path} holds arrays of other names than arr_0, arr_1, … without a gap.') from error
+    # An array by itself, as of an .npy file, is no context manager (TypeError, AttributeError before Python 3.11).
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, MemoryError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise InputError(f'{path} is no readable .npz file of plain arrays: {error}.') from error
+
+
+def _converted(name, array):
+    """(name, value) of the variable that an array of the released weights becomes."""
+    scope, _, kind = name.rpartition('/')
+    if kind == 'inv_std':
+        with np.errstate(divide='ignore'):
+            return f'{scope}/moving_variance', np.float64(array) ** -2 - 1e-5
+    if array.ndim == 4:
+        return name, array.transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
+    return name, array

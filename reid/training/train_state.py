@@ -1,0 +1,67 @@
+"""What a training step changes, and what a checkpoint holds of it: network, optimizer, loss scale, step."""
+import keras
+import tensorflow as tf
+
+from reid import distribute
+from reid.experiment import checkpoints
+from reid.modeling import model, pretrained
+from reid.training import optimizer
+
+
+class TrainState:
+    """Everything that training changes, under the names that it has in a checkpoint.
+
+    Attributes:
+        network: as `model.build` returns it, with a classifier where there is cross-entropy to train with.
+        names: {TensorFlow 1 name: variable} of the network.
+        trainable, trainable_head: those that are trained, and those of them that are not the body's.
+        adam: `optimizer.Adam`. loss_scale: `optimizer.LossScale`.
+        global_step: int32 variable, how many iterations are finished.
+    """
+
+    def __init__(self, args, num_identities, strategy):
+        """Builds all of it for the arguments of `train.py`, on the devices of a `tf.distribute.Strategy`."""
+        keras.utils.set_random_seed(args.seed)
+        model.set_precision(args.mixed_precision)
+        with strategy.scope():
+            self.network = model.build_for(args)
+            if args.xent_weight:
+                self.network = model.with_classifier(self.network, num_identities)
+        self.names = model.named_variables(self.network)
+        of_body = model.named_variables(self.network.body)
+        self.trainable = {name: variable for name, variable in self.names.items() if variable.trainable}
+        self.trainable_head = {name: variable for name, variable in self.trainable.items() if name not in of_body}
+        late = [name for name in self.trainable if name in of_body] if args.freeze_body_iterations else []
+        with strategy.scope():
+            self.adam = optimizer.Adam(self.trainable, args.weight_decay, late)
+            self.loss_scale = optimizer.LossScale(args.mixed_precision)
+        self.global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
+        self._stored = {**self.names, **self.adam.variables, **self.loss_scale.variables,
+                        'global_step': self.global_step}
+
+    @property
+    def step(self):
+        """How many iterations are finished, an int."""
+        return int(self.global_step.numpy())
+
+    def values(self):
+        """What a checkpoint holds, {name: tensor}; with several workers all have to call this (`distribute.values`)."""
+        return distribute.values(self._stored)
+
+    def restore(self, args, strategy, log):
+        """Set the weights to what they are at the start. Returns whether a run is resumed that has trained before.
+
+        Raises:
+            InputError: a checkpoint that does not fit, or is damaged.
+        """
+        # 1. Those of the newest whole checkpoint of the run to be resumed, unless it ended before it had written any.
+        if distribute.any_worker(strategy, args.resume and checkpoints.were_written(args.experiment_root)):
+            restored = checkpoints.load_newest(args.experiment_root, self._stored, log)
+            log.info('Resuming from %s.', restored)
+            return True
+        # 2. Pre-trained ones in the body, fresh ones in the head.
+        if args.initial_checkpoint:
+            pretrained.load_body(self.network, args.initial_checkpoint)
+            log.info('Initialised the body from %s.', args.initial_checkpoint)
+        # 3. Fresh ones.
+        return False

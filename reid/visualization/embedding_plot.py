@@ -1,0 +1,108 @@
+"""Embeddings as points of a plane, and as data for TensorBoard's projector."""
+import math
+import os
+
+import numpy as np
+
+from reid.errors import InputError
+from reid.files import written_whole
+from reid.visualization.figures import new_figure
+
+MARKERS = 'os^DvPX*<>'
+MOST_NAMED = 30  # With more identities their names would cover the points of a scatter plot.
+LARGEST_SPRITE = 8192  # Pixels a side; TensorBoard's projector shows no larger one.
+
+
+def rows_of_identities(pids, count, seed):
+    """Rows of `count` identities that are picked at random, in order; all rows where there are no more, or for 0."""
+    identities = np.unique(pids.astype(str))
+    if 0 < count < len(identities):
+        identities = np.random.default_rng(seed).choice(identities, count, replace=False)
+    return np.flatnonzero(np.isin(pids.astype(str), identities))
+
+
+def in_two_dimensions(emb, projection, seed):
+    """Embeddings [N, D] as points [N, 2], and a few words that tell how they became that."""
+    if emb.shape[1] == 2:
+        return emb, 'as embedded'
+    if min(emb.shape) < 2:
+        raise InputError(f'Embeddings of shape {emb.shape} cannot be projected to two dimensions; at least two images '
+                         f'and two dimensions are needed.')
+    if (emb == emb[0]).all():
+        return np.zeros((len(emb), 2)), 'all in one point'
+    if projection == 'pca':
+        from sklearn.decomposition import PCA
+        pca = PCA(2, random_state=seed)
+        points = pca.fit_transform(emb)
+        return points, f'PCA, {pca.explained_variance_ratio_.sum():.0%} of the variance'
+    from sklearn.manifold import TSNE
+    perplexity = min(30, len(emb) / 4)
+    points = TSNE(perplexity=perplexity, random_state=seed).fit_transform(emb)
+    return points, f't-SNE of perplexity {perplexity:g}'
+
+
+def scatter_plot(points, pids, title):
+    """Points [N, 2] with a colour and a marker for each identity, and its name where there are few."""
+    import matplotlib
+    from matplotlib.patheffects import withStroke
+    identities, identity = np.unique(pids.astype(str), return_inverse=True)
+    if len(identities) <= 10:
+        colors = matplotlib.colormaps['tab10'](range(10))
+    else:  # Steps of the golden ratio around the circle of hues: neighbours in the list differ most.
+        colors = matplotlib.colormaps['hsv'](0.618 * np.arange(len(identities)) % 1) * (0.85, 0.85, 0.85, 1)
+    figure = new_figure(8, 8)
+    axes = figure.subplots()
+    for i, name in enumerate(identities):
+        x, y = points[identity == i].T
+        axes.scatter(x, y, np.clip(20000 / len(points), 4, 40), color=colors[i], alpha=0.6, linewidths=0,
+                     marker=MARKERS[i % len(MARKERS)])
+        if len(identities) <= MOST_NAMED:
+            axes.annotate(name, (np.median(x), np.median(y)), ha='center', va='center', weight='bold',
+                          color=colors[i] * (0.7, 0.7, 0.7, 1),
+                          path_effects=[withStroke(linewidth=3, foreground='white')])
+    axes.set_title(title)
+    axes.set_aspect('equal', 'datalim')
+    axes.grid(alpha=0.2)
+    return figure
+
+
+def write_projector(folder, emb, dataset, paths):
+    """Write what TensorBoard's projector reads: vectors, names, thumbnails in one sprite, and their description.
+
+    Returns: file ids of the images that are missing.
+    """
+    from google.protobuf import text_format
+    from PIL import Image
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    from reid.visualization.thumbnails import thumbnails
+    columns = math.ceil(math.sqrt(len(dataset)))
+    side = min(64, LARGEST_SPRITE // columns)
+    if side < 8:
+        raise InputError(f'{len(dataset)} images do not fit into the sprite of a projector; draw fewer --identities.')
+    sprite = Image.new('RGBA', (columns * side, columns * side))
+    missing = []
+    for i, (fid, picture) in enumerate(zip(dataset.fids, thumbnails(paths, side, side))):
+        if picture is None:
+            missing.append(fid)
+            continue
+        left, top = i % columns * side, i // columns * side
+        sprite.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+
+    os.makedirs(folder, exist_ok=True)
+    with written_whole(os.path.join(folder, 'sprite.png')) as temporary:
+        sprite.save(temporary, 'png')
+    with written_whole(os.path.join(folder, 'vectors.tsv')) as temporary:
+        np.savetxt(temporary, emb, '%.7g', '\t')
+    with written_whole(os.path.join(folder, 'names.tsv')) as temporary:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            for row in [('identity', 'file'), *zip(dataset.pids, dataset.fids)]:
+                file.write('\t'.join(' '.join(name.split()) for name in row) + '\n')  # A name may hold a tab.
+    config = ProjectorConfig()
+    described = config.embeddings.add(tensor_path='vectors.tsv', metadata_path='names.tsv')
+    described.sprite.image_path = 'sprite.png'
+    described.sprite.single_image_dim.extend([side, side])
+    with written_whole(os.path.join(folder, 'projector_config.pbtxt')) as temporary:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            file.write(text_format.MessageToString(config))
+    return missing

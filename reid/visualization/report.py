@@ -1,0 +1,204 @@
+"""The report: one HTML page that needs no server and no network, `report_template.html` with the data inside."""
+import base64
+import io
+import json
+import os
+import pathlib
+import urllib.parse
+
+import numpy as np
+
+import excluders
+from reid.evaluation import neighbours
+from reid.files import written_whole
+from reid.visualization.ranked_lists import cameras, changed_ranks, ranked_lists, read_rows
+from reid.visualization.thumbnails import missing_sentence, thumbnails
+
+TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
+PLACE_OF_DATA = 'REPORT_DATA'
+SAMPLE = 1000  # Queries and gallery images between which the distances of different identities are measured.
+
+
+def page_data(evaluations, query, gallery, top_k, seed, page, link_images):
+    """The data of a page, as the template's script reads them.
+
+    Args:
+        evaluations: one `Evaluation`, or the one to look at and an earlier one to compare it with.
+        query, gallery: `Images` of all of them.
+        top_k: length of the ranked lists.
+        seed: of the sample of distances.
+        page: path that the page will have.
+        link_images: whether it refers to the image files or holds thumbnails of them.
+
+    Returns: (data, missing, count): a JSON-serialisable dict, file ids of the images that are missing, the number of
+        images on the page.
+
+    Raises:
+        InputError: an evaluation is not one of its embeddings.
+    """
+    now, names = evaluations[0], _names(evaluations)
+    runs = [{'name': name, **_run(evaluation, query, gallery, top_k, seed)}
+            for name, evaluation in zip(names, evaluations)]
+
+    # Of the gallery the page holds only what some list shows, numbered anew.
+    shown = sorted({row for run in runs for ranked in run['lists'] + run['further'] for row, *_ in ranked})
+    number_of_row = {row: number for number, row in enumerate(shown)}
+    for run in runs:
+        for ranked in run['lists'] + run['further']:
+            ranked[:] = [(number_of_row[row], *rest) for row, *rest in ranked]
+
+    paths = query.paths + [gallery.paths[row] for row in shown]
+    fids = [*query.dataset.fids, *gallery.dataset.fids[shown]]
+    distinct = list(dict.fromkeys(paths))
+    if link_images:
+        images = [path and _address(path, page) for path in distinct]
+    else:
+        images = [picture and _base64_jpeg(picture) for picture in thumbnails(distinct, 128, 160)]
+    image_of_path = {path: number for number, path in enumerate(distinct)}
+    missing = [fid for path, fid in zip(paths, fids) if images[image_of_path[path]] is None]
+
+    def table(dataset, paths):
+        return {'fid': dataset.fids.tolist(), 'pid': dataset.pids.tolist(), 'camera': cameras(now, dataset.fids),
+                'image': [image_of_path[path] for path in paths]}
+
+    data = {
+        'title': ' compared with '.join(names),
+        'about': _about(now, query.dataset, gallery.dataset),
+        'warnings': [f'The numbers of {name} are those with {flag}; its ranked lists are those without.'
+                     for name, evaluation in zip(names, evaluations) for flag in changed_ranks(evaluation)]
+        + [f'{name} has the metric {evaluation.parameters["metric"]} and {names[0]} {now.parameters["metric"]}.'
+           for name, evaluation in zip(names, evaluations)
+           if evaluation.parameters['metric'] != now.parameters['metric']]
+        + ([missing_sentence(missing, len(fids))] if missing else []),
+        'numbers': _summary(*evaluations),
+        'linked': link_images,
+        'images': images,
+        'queries': table(query.dataset, query.paths),
+        'gallery': table(gallery.dataset.take(shown), paths[len(query.paths):]),
+        'runs': runs,
+    }
+    return data, missing, len(fids)
+
+
+def write_page(path, data):
+    """Write the page with the data of `page_data`, whole or not at all."""
+    # Without a < in them, no name out of a file can end the element that holds the data.
+    text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
+    before, after = TEMPLATE.read_text(encoding='utf-8').split(f'>{PLACE_OF_DATA}<')
+    with written_whole(path) as temporary:
+        pathlib.Path(temporary).write_text(f'{before}>{text}<{after}', encoding='utf-8')
+
+
+def _names(evaluations):
+    """What to call the evaluations: folder and name of their files; the whole path where that is not enough."""
+    paths = [os.path.splitext(os.path.abspath(evaluation.path))[0] for evaluation in evaluations]
+    names = ['/'.join(pathlib.Path(path).parts[-2:]) for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _run(evaluation, query, gallery, top_k, seed):
+    """What the page shows of one evaluation; gallery images are rows still."""
+    lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), top_k)
+    matches = _matches(evaluation, query, gallery)
+    same = np.concatenate([distances for _, distances in matches])
+    different = _distances_of_others(evaluation, query, gallery, seed)
+    edges = np.histogram_bin_edges(np.concatenate([same, different]), 60)
+    further = []
+    for ranked, (rows, distances) in zip(lists, matches):
+        listed = {entry.row for entry in ranked}
+        further.append([(row, distance) for row, distance in zip(rows, distances) if row not in listed][:5])
+    return {
+        'cmc': evaluation.numbers['CMC'][:50],
+        'ap': _or_none(evaluation.ap.round(6)),
+        'first': _or_none(evaluation.first),
+        'last': _or_none(evaluation.last),
+        'matches': evaluation.matches.tolist(),
+        'lists': [[(int(entry.row), round(float(entry.distance), 4), int(entry.excluded)) for entry in ranked]
+                  for ranked in lists],
+        'further': [[(int(row), round(float(distance), 4)) for row, distance in ranked] for ranked in further],
+        'distances': {'edges': edges.round(6).tolist(), 'same': np.histogram(same, edges)[0].tolist(),
+                      'different': np.histogram(different, edges)[0].tolist()},
+    }
+
+
+def _or_none(numbers):
+    return [None if np.isnan(number) else number for number in numbers.tolist()]
+
+
+def _matches(evaluation, query, gallery):
+    """All matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
+    excluder = excluders.load(evaluation.parameters['excluder'])
+    query_embs = read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
+    queries_of, rows_of = {}, {}
+    for q, pid in enumerate(query.dataset.pids):
+        queries_of.setdefault(pid, []).append(q)
+    for row, pid in enumerate(gallery.dataset.pids):
+        if pid in queries_of:
+            rows_of.setdefault(pid, []).append(row)
+    candidates = np.concatenate([np.empty(0, np.int64), *rows_of.values()])
+    candidate_embs = read_rows(evaluation.gallery_embeddings, candidates)
+    matches = [(np.empty(0, np.int64), np.empty(0))] * len(query.dataset)
+    start = 0
+    for pid, rows in rows_of.items():
+        queries, rows, embs = queries_of[pid], np.array(rows), candidate_embs[start:start + len(rows)]
+        start += len(rows)
+        found = neighbours.nearest(query_embs[queries], query.dataset.fids[queries], embs, gallery.dataset.fids[rows],
+                                len(rows), evaluation.parameters['metric'], excluder)
+        for q, near, distances in zip(queries, found.rows, found.distances):
+            matches[q] = rows[near[near >= 0]], distances[near >= 0]
+    return matches
+
+
+def _distances_of_others(evaluation, query, gallery, seed):
+    """Distances between images of different identities, float [n], within a sample of queries and gallery."""
+    rng = np.random.default_rng(seed)
+    excluder = excluders.load(evaluation.parameters['excluder'])
+    queries = rng.permutation(len(query.dataset))[:SAMPLE]
+    rows = rng.permutation(len(gallery.dataset))[:SAMPLE]
+    found = neighbours.nearest(read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
+                            read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.fids[rows],
+                            len(rows), evaluation.parameters['metric'], excluder)
+    others = gallery.dataset.pids[rows][found.rows] != query.dataset.pids[queries][:, None]
+    return found.distances[others & (found.rows >= 0)]
+
+
+def _about(evaluation, query_dataset, gallery_dataset):
+    counts, parameters = evaluation.numbers['counts'], evaluation.parameters
+    words = [f'{len(query_dataset)} queries of {os.path.basename(query_dataset.path)}',
+             f'{len(gallery_dataset)} gallery images of {os.path.basename(gallery_dataset.path)}',
+             f'{parameters["metric"]} distance', f'excluder {parameters["excluder"]}']
+    if counts.get('queries_without_match'):
+        words.append(f'{counts["queries_without_match"]} queries without a match, which count nowhere')
+    return ' · '.join(words)
+
+
+def _scores(evaluation):
+    cmc = evaluation.numbers['CMC']
+    tops = {f'top-{k}': cmc[min(k, len(cmc)) - 1] for k in (1, 5, 10)}
+    return {'mAP': evaluation.numbers['mAP'], **tops, 'mINP': evaluation.numbers['mINP']}
+
+
+def _summary(now, before=None):
+    """The numbers on top of the page: name, value, and below it the value before or the confidence interval."""
+    intervals = {'mAP': now.numbers['confidence']['mAP'], 'top-1': now.numbers['confidence']['top1']}
+    earlier = _scores(before) if before else {}
+    summary = []
+    for name, score in _scores(now).items():
+        note = ''
+        if name in earlier:
+            note = f'{100 * (score - earlier[name]):+.1f}; before {earlier[name]:.1%}'
+        elif name in intervals:
+            note = 'between {:.1%} and {:.1%}'.format(*intervals[name])
+        summary.append((name, f'{score:.1%}', note))
+    return summary
+
+
+def _address(path, page):
+    """The address of an image file relative to the page, as a URL."""
+    return urllib.parse.quote(os.path.relpath(path, os.path.dirname(os.path.abspath(page))).replace(os.sep, '/'))
+
+
+def _base64_jpeg(picture):
+    file = io.BytesIO()
+    picture.save(file, 'jpeg', quality=80)
+    return base64.b64encode(file.getvalue()).decode('ascii')

@@ -1,0 +1,131 @@
+"""The house: what stands where, what may import what, and that nothing goes round in a circle."""
+import ast
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from reid import plugins
+
+COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed'}
+PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'data')
+GROUND = {'errors', 'files', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types'}
+# Each level imports from itself and from the levels in front of it. What is not named here is a folder of reid/.
+LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'},
+          {'training', 'visualization'}]
+# Beside the ground: the loss is made of what a file in losses/ is given, and nets and heads have batch norm.
+ALLOWED_IN_PLUGINS = {'nets': {'reid.modeling.batch_norm'}, 'heads': {'reid.modeling.batch_norm'},
+                      'losses': {'loss', 'reid.distribute'}, 'excluders': set(), 'data': set()}
+WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'reid.experiment.arguments', 'reid.evaluation.ranking',
+                      *(f'data.{name}' for name in plugins.choices('data')),
+                      *(f'excluders.{name}' for name in plugins.choices('excluders'))]
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+FILES = {module_of(path): path for folder in ('.', 'reid', *PLUGINS) for path in
+         (ROOT.glob('*.py') if folder == '.' else (ROOT / folder).rglob('*.py'))}
+
+
+def imports(name):
+    """The project's own modules that a module imports, at its top or anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f'{node.module}.{alias.name}' if f'{node.module}.{alias.name}' in FILES else node.module
+                      for alias in node.names}
+    return {each for each in found if each in FILES}
+
+
+def level(name):
+    """The place of a module of reid/ in LEVELS."""
+    part = name.split('.')[1]
+    return next(number for number, parts in enumerate(LEVELS) if part in parts)
+
+
+def test_top_level_holds_the_commands_and_the_loss():
+    assert {path.stem for path in ROOT.glob('*.py')} == COMMANDS | {'loss'}
+
+
+def test_arrows_go_down_only():
+    for name in FILES:
+        for imported in imports(name):
+            folder, arrow = name.split('.')[0], f'{name} → {imported}'
+            if name in COMMANDS:
+                assert imported not in COMMANDS, arrow
+            elif folder in PLUGINS:
+                of_ground = imported.startswith('reid.') and level(imported) == 0
+                assert of_ground or imported.split('.')[0] == folder or imported in ALLOWED_IN_PLUGINS[folder], arrow
+            elif folder == 'reid' and imported.startswith('reid.'):
+                assert level(imported) <= level(name), arrow
+            elif folder == 'reid':
+                # The folder of excluders loads them by name; of the others not even that is known.
+                assert imported in ('loss', 'excluders'), arrow
+
+
+def test_no_import_goes_round_in_a_circle():
+    graph = {name: imports(name) for name in FILES}
+    done = set()
+
+    def visit(name, path):
+        assert name not in path, ' → '.join([*path[path.index(name):], name])
+        if name not in done:
+            for imported in sorted(graph[name]):
+                visit(imported, [*path, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+
+
+def test_every_module_of_the_library_says_what_it_is_for():
+    for name, path in FILES.items():
+        text = path.read_text(encoding='utf-8')
+        if path.name == '__init__.py' and name.startswith('reid'):
+            assert not text, f'{name} is not empty'
+        else:
+            assert ast.get_docstring(ast.parse(text)), f'{name} has no docstring'
+
+
+@pytest.mark.parametrize('name', WITHOUT_TENSORFLOW)
+def test_what_needs_no_tensorflow_imports_none(name):
+    code = f'import sys, {name}; sys.exit("tensorflow" in sys.modules or "keras" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path):
+    """Of the folder above reid/, with + where a file was changed, and of no checkout that happens to lie above."""
+    code = 'from reid import plugins, provenance; print(provenance.git_commit(), len(plugins.choices("nets")) > 5)'
+
+    def told(folder):
+        return subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, timeout=120,
+                              check=True).stdout.strip()
+
+    def git(*arguments):
+        identity = ['-c', 'user.name=test', '-c', 'user.email=test@example.com']
+        return subprocess.run(['git', *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                              check=True).stdout.strip()
+
+    for folder in ('reid', *PLUGINS):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
+    assert told(tmp_path) == 'None True'
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-q', '-m', 'all')
+    assert told(tmp_path) == f'{git("rev-parse", "HEAD")} True'
+    with open(tmp_path / 'reid' / 'errors.py', 'a', encoding='utf-8') as file:
+        file.write('\n')
+    assert told(tmp_path) == f'{git("rev-parse", "HEAD")}+ True'
+    inside = tmp_path / 'vendored'
+    inside.mkdir()
+    for folder in ('reid', *PLUGINS):
+        os.rename(tmp_path / folder, inside / folder)
+    assert told(inside) == 'None True'
