@@ -55,9 +55,7 @@ def main():
               f'({args.crop_augment}).', file=sys.stderr)
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
-    import numpy as np
-
-    from reid.dataset import check_files, load_dataset, save_dataset
+    from reid.dataset import check_files, load_dataset
     dataset = load_dataset(args.dataset)
     image_root = args.image_root or trained.image_root
     check_files(dataset, image_root, args.allow_outside_root)
@@ -66,32 +64,17 @@ def main():
     with quiet.tensorflow_import():
         from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
-    from reid.input_pipeline import augmentation, images
     name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
     filename = os.path.join(args.experiment_root, name)
     if args.skip_broken_images:
-        stem, images_given = os.path.splitext(filename)[0], len(dataset)
-        if os.path.realpath(args.dataset) in (os.path.realpath(stem + ending) for ending in ('.csv', '_broken.csv')):
-            raise InputError(f'--skip_broken_images would write the list of the images that are left over '
-                             f'{args.dataset}; choose another --filename.')
-        dataset = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,
-                                        lambda sentence: print(sentence, file=sys.stderr))
-        if len(dataset) < images_given:
-            save_dataset(f'{stem}.csv', dataset)
-            print(f'{images_given - len(dataset)} broken images are left out: evaluate with {stem}.csv instead of '
-                  f'{args.dataset}.', file=sys.stderr)
-    rows, row_of_image = dataset, np.arange(len(dataset))
-    if args.pool_tracklets:
-        rows, row_of_image = dataset.first_frames(), dataset.tracklet_of_row()
+        dataset = without_broken_images(dataset, image_root, filename, args)
 
     # The model. Average pooling takes in whole images of the pre-crop size.
-    import tqdm
-
     from reid import provenance
     from reid.embeddings import EmbeddingWriter
     from reid.experiment import checkpoints
+    from reid.input_pipeline import augmentation
     from reid.modeling import inference, model
-    from reid.modeling.aggregators import AGGREGATORS, pool_rows
     net_size = (trained.net_input_height, trained.net_input_width)
     load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
     input_size = load_size if args.crop_augment == 'avgpool' else net_size
@@ -102,31 +85,61 @@ def main():
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
-    aggregate = AGGREGATORS[args.aggregator or 'mean']
     parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
                   'devices': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
                   'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
     variant_names = augmentation.variant_names(args.flip_augment, args.crop_augment)
+    rows = dataset.first_frames() if args.pool_tracklets else dataset
     with EmbeddingWriter(filename, rows, trained.embedding_dim, variant_names, parameters, traces, args.resume,
                          pooled=bool(args.pool_tracklets)) as writer:
         if args.resume and not args.quiet:
             print(f'Going on behind {writer.rows_done} rows that are there already.')
-        order = np.argsort(row_of_image, kind='stable')
-        order = order[row_of_image[order] >= writer.rows_done]
-        embedded = inference.embed_files(network, images.paths(dataset.take(order), image_root), load_size,
-                                     args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment,
-                                     strategy)
-        # The aggregate goes before the variants, so that both are pooled alike.
-        embedded = (np.concatenate([aggregate(embs)[None], embs]) for embs in embedded)
-        if args.pool_tracklets:
-            embedded = pool_rows(embedded, row_of_image[order])
-        with tqdm.tqdm(total=len(rows), initial=writer.rows_done, unit=' rows', disable=args.quiet) as bar:
-            for embs in embedded:
-                writer.append(embs[0], embs[1:])
-                bar.update(embs.shape[1])
+        write_embeddings(writer, dataset, image_root, network, load_size, strategy, args)
     if not args.quiet:
         print(f'Saved {filename}.')
+
+
+def without_broken_images(dataset, image_root, filename, args):
+    """The `Dataset` without images that cannot be read, which are listed beside the embeddings; csv files of both."""
+    from reid.dataset import save_dataset
+    from reid.input_pipeline import images
+    stem = os.path.splitext(filename)[0]
+    if os.path.realpath(args.dataset) in (os.path.realpath(stem + ending) for ending in ('.csv', '_broken.csv')):
+        raise InputError(f'--skip_broken_images would write the list of the images that are left over '
+                         f'{args.dataset}; choose another --filename.')
+    readable = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,
+                                     lambda sentence: print(sentence, file=sys.stderr))
+    if len(readable) < len(dataset):
+        save_dataset(f'{stem}.csv', readable)
+        print(f'{len(dataset) - len(readable)} broken images are left out: evaluate with {stem}.csv instead of '
+              f'{args.dataset}.', file=sys.stderr)
+    return readable
+
+
+def write_embeddings(writer, dataset, image_root, network, load_size, strategy, args):
+    """Embed the images of the rows that an `EmbeddingWriter` lacks, and write them: aggregated, pooled, with a bar."""
+    import numpy as np
+    import tqdm
+
+    from reid.input_pipeline import images
+    from reid.modeling import inference
+    from reid.modeling.aggregators import AGGREGATORS, pool_rows
+    # The images in the order of the file's rows: the frames of a tracklet adjoin.
+    row_of_image = dataset.tracklet_of_row() if args.pool_tracklets else np.arange(len(dataset))
+    missing = np.argsort(row_of_image, kind='stable')
+    missing = missing[row_of_image[missing] >= writer.rows_done]
+    of_variants = inference.embed_files(network, images.paths(dataset.take(missing), image_root), load_size,
+                                        args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment,
+                                        strategy)
+    # The aggregate goes in front of the variants, so that both are pooled alike.
+    aggregate = AGGREGATORS[args.aggregator or 'mean']
+    of_images = (np.concatenate([aggregate(embs)[None], embs]) for embs in of_variants)
+    of_rows = pool_rows(of_images, row_of_image[missing]) if args.pool_tracklets else of_images
+    with tqdm.tqdm(total=len(writer), initial=writer.rows_done, unit=' rows', disable=args.quiet) as bar:
+        for embs in of_rows:
+            writer.append(embs[0], embs[1:])
+            bar.update(embs.shape[1])
 
 
 if __name__ == '__main__':
