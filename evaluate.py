@@ -9,7 +9,7 @@ import numpy as np
 import excluders
 from reid import argument_types
 from reid.errors import InputError, exit_with
-from reid.evaluation import distances, ranking, reranking
+from reid.evaluation import chunks, distances, ranking, reranking
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
 from reid.evaluation.results import read_results, write_results
 
@@ -148,8 +148,8 @@ def mean_of_images(query_set, images, image_set, excluder):
     group_of_query = [number_of.setdefault(key, len(number_of)) for key in ids(query_set.fids)]
     group = np.array([number_of.get(key, -1) for key in ids(image_set.fids)])
     sums, counts = np.zeros((len(number_of), images.shape[1])), np.zeros(len(number_of))
-    for start in range(0, len(images), distances.GALLERY_AT_ONCE):
-        embs = images.rows(start, start + distances.GALLERY_AT_ONCE).astype(np.float64)
+    for start in range(0, len(images), chunks.GALLERY_AT_ONCE):
+        embs = images.rows(start, start + chunks.GALLERY_AT_ONCE).astype(np.float64)
         some = group[start:start + len(embs)]
         np.add.at(sums, some[some >= 0], embs[some >= 0])
         np.add.at(counts, some[some >= 0], 1)

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Train an embedding with the triplet loss: flags → args.json → data → model → loss → optimizer → restore → loop."""
 import os
-import time
 
-from reid import cluster, plugins, quiet
+from reid import cluster, plugins, provenance, quiet
 from reid.errors import InputError, exit_with, sentence_of
 from reid.experiment import arguments, root, train_log
 from reid.training.interruption import Interruption
@@ -36,13 +35,12 @@ def main():
     with quiet.tensorflow_import():
         from loss import check_margin
         from reid import distribute
-        from reid.experiment import checkpoints
     strategy = distribute.strategy(args.distribute, args.devices)
     interruption.take_signals()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     if not task.is_chief:
-        with distribute.losing_a_worker_is_an_error():
+        with distribute.losing_a_worker_is_an_error(strategy):
             train(args, train_set, validator, strategy, interruption, train_log.log_of_worker(task.worker))
         return
     with root.locked(args.experiment_root):
@@ -54,14 +52,16 @@ def main():
             if root.record_start(args.experiment_root, args, [args.train_set]):
                 log.warning(f'{args.train_set} is not what it was when this run was started last: the batches will not '
                             f'be those that it would have had.')
-            with distribute.losing_a_worker_is_an_error():
+            with distribute.losing_a_worker_is_an_error(strategy):
                 train(args, train_set, validator, strategy, interruption, log)
-        except OSError as error:
-            raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
-                             f'with --resume.') from error
-        except Exception:
-            if not args.resume and not checkpoints.were_written(args.experiment_root):
+        except Exception as error:
+            # What has trained nothing can be started again, with what was wrong put right.
+            if not args.resume and not train_log.read_iterations(args.experiment_root):
                 root.take_back_start(args.experiment_root)
+                raise
+            if isinstance(error, OSError):
+                raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
+                                 f'with --resume.') from error
             raise
 
 
@@ -81,10 +81,11 @@ def train(args, train_set, validator, strategy, interruption, log):
     from reid import distribute
     from reid.experiment import best_checkpoint, checkpoints
     from reid.input_pipeline import batches, images, sampling
-    from reid.training import optimizer
+    from reid.training.loop import Loop
     from reid.training.reporter import Reporter
     from reid.training.train_state import TrainState
     is_chief = cluster.task(args.distribute).is_chief
+    distribute.check_same_on_all_workers(strategy, facts_of(args))
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
 
@@ -98,12 +99,13 @@ def train(args, train_set, validator, strategy, interruption, log):
 
     # Model, optimizer, and the weights to start with.
     state = TrainState(args, len(identities.names), strategy)
+    if args.deterministic:
+        check_determinism(state.network)
     if validator:
         validator.build(state.names)
     resumed = state.restore(args, strategy, log)
-    first_step = saved_step = state.step
-    validation_is_due = validator and validator.is_due(first_step)
-    if first_step >= args.train_iterations and not validation_is_due:
+    first_step = state.step
+    if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
     if not resumed:
@@ -111,49 +113,41 @@ def train(args, train_set, validator, strategy, interruption, log):
         if is_chief:
             checkpoints.save(args.experiment_root, 0, values)
 
-    # The loop. A checkpoint is never written after a number that is not finite, and every validation has its own.
+    # The loop.
     if is_chief:
         best_checkpoint.forget_after(args.experiment_root, first_step)
     reporter = Reporter(args, log, first_step, train_set.fids, identities.pid_numbers) if is_chief else None
-    data = distribute.data(strategy, args, lambda slots, part_size: batches.batches(
-        train_set, identities, args, first_step, args.train_iterations, slots, part_size))
-    train_step = make_train_step(args, state, strategy)
+    data = distribute.data(strategy, args, lambda *parts: batches.batches(
+        train_set, identities, args, first_step, args.train_iterations, *parts))
+
+    def why_unreadable(step, error):
+        rows = sampling.rows_at(identities, args, step)
+        return images.broken_image(images.paths(train_set.take(rows), args.image_root), error)
+
+    tf.config.experimental.enable_tensor_float_32_execution(args.tf32)
     log.info('Starting training from iteration %d.', first_step)
-    broken_image = None
-
-    if validation_is_due:  # The run was interrupted just then.
-        validate(args, state, validator, interruption, reporter)
-    for step in range(first_step, args.train_iterations):
-        started = time.monotonic()
-        try:
-            batch = next(data)
-        except tf.errors.OpError as error:
-            rows = sampling.rows_at(identities, args, step)
-            broken_image = images.broken_image(images.paths(train_set.take(rows), args.image_root), error)
-        if distribute.any_worker(strategy, interruption.requested or broken_image):
-            if not broken_image:
-                log.info('Interrupted by %s after %d iterations.', interruption.requested or 'another worker', step)
-            break
-        learning_rate = optimizer.learning_rate(step, args)
-        result = train_step(batch, tf.constant(learning_rate, tf.float32),
-                            tf.constant(optimizer.beta1(step, args), tf.float32), step < args.freeze_body_iterations)
-        result = {name: value.numpy() for name, value in result.items()}
-        check_finite(step, result, state.loss_scale, train_set.fids, checkpoints.prefix(args.experiment_root, saved_step),
-                     log)
-        if is_chief:
-            reporter.iteration(step, result['rows'], result, learning_rate, time.monotonic() - started)
-        validation_is_due = validator and validator.is_due(step + 1)
-        if validation_is_due or args.checkpoint_frequency and (step + 1) % args.checkpoint_frequency == 0:
-            saved_step = save_checkpoint(args, state, first_step, reporter, log)
-        if validation_is_due:
-            validate(args, state, validator, interruption, reporter)
-
-    if state.step != saved_step:
-        save_checkpoint(args, state, first_step, reporter, log)
+    loop = Loop(args, state, strategy, reporter, validator, interruption, train_set.fids, log)
+    loop.run(make_train_step(args, state, strategy), data, why_unreadable)
     if is_chief:
         reporter.close()
-    if broken_image:
-        raise broken_image
+
+
+def facts_of(args):
+    """What has to be the same on all workers, {name: text}: the arguments that matter, and the content of csv files."""
+    of_machine = (*arguments.OF_ONE_START, *arguments.OF_THE_MACHINE, 'allow_outside_root')
+    csv_files = ('train_set', 'eval_query', 'eval_gallery')
+    facts = {name: repr(value) for name, value in vars(args).items() if name not in of_machine}
+    return facts | {name: provenance.file_hash(getattr(args, name)) for name in csv_files if getattr(args, name)}
+
+
+def check_determinism(network):
+    """Raises InputError when a net on a GPU has layers without a deterministic gradient there."""
+    import keras
+    import tensorflow as tf
+    depthwise = [layer.name for layer in network._flatten_layers() if isinstance(layer, keras.layers.DepthwiseConv2D)]
+    if depthwise and tf.config.get_visible_devices('GPU'):
+        raise InputError(f'--deterministic: on a GPU depthwise convolutions have no deterministic gradient, and '
+                         f'this net has some, such as {depthwise[0]}. Leave the flag out, or take another --model_name.')
 
 
 def make_train_step(args, state, strategy):
@@ -205,13 +199,15 @@ def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_fr
     with tf.GradientTape() as tape:
         endpoints = network(batch['images'], training=True)
         emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
-        batch_pids = batch['pids'][::args.frames_per_tracklet]
         dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
-        losses = losses_of(dists, distribute.own_part(batch_pids), distribute.own_first(batch_pids), args.margin,
+        batch_pids = batch['pids'][::args.frames_per_tracklet]
+        pids = distribute.dealt(batch_pids)
+        losses = losses_of(dists, distribute.own_part(pids), distribute.own_first(pids), args.margin,
                            stream_seed(args.seed, LOSS, state.global_step))
         loss, xent = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([])
         if args.xent_weight:
-            of_images = cross_entropy(endpoints['logits'], distribute.own_part(batch['pids']), args.label_smoothing)
+            pids_of_images = distribute.dealt(batch['pids'], args.frames_per_tracklet)
+            of_images = cross_entropy(endpoints['logits'], distribute.own_part(pids_of_images), args.label_smoothing)
             xent = distribute.share_of_mean(of_images)
             loss += args.xent_weight * xent
         scaled_loss = state.loss_scale.scaled(loss)
@@ -221,48 +217,16 @@ def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_fr
     gradients = state.loss_scale.unscaled(distribute.total(gradients))
     gradient_norm = tf.linalg.global_norm(gradients)
     clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
-    state.loss_scale.apply(gradient_norm, lambda: state.adam.apply(clipped, learning_rate, beta1))
+    loss_scale = state.loss_scale.apply(gradient_norm, lambda: state.adam.apply(clipped, learning_rate, beta1))
 
-    of_batch = {'losses': losses, 'dists': distribute.batch_order(dists), 'emb': emb, 'emb_raw': endpoints['emb_raw']}
-    of_batch = {name: distribute.gather(part) for name, part in of_batch.items()}
-    return {**of_batch, 'rows': batch['rows'], 'gradient_norm': gradient_norm,
-            **dict(zip(('loss', 'cross_entropy'), distribute.total([loss, xent]))),
-            **monitor(of_batch['dists'], batch_pids, batch_pids, of_batch['losses'], args.batch_k - 1)}
-
-
-def check_finite(step, result, loss_scale, fids, good_checkpoint, log):
-    """Raises InputError when a step gave numbers that are not finite; a step that was left out is only told of."""
-    import numpy as np
-    must_be_finite = ['loss', 'emb', 'gradient_norm']
-    if loss_scale.left_out(result['gradient_norm']):
-        log.warning('Iteration %d is left out: its gradients are beyond float16. The loss scale is %g from now on.',
-                    step + 1, loss_scale.scale.numpy())
-        must_be_finite.remove('gradient_norm')
-    if not all(np.isfinite(result[name]).all() for name in must_be_finite):
-        raise InputError(
-            f'Iteration {step + 1} gave a loss of {result["loss"]} and a gradient of norm {result["gradient_norm"]} on '
-            f'{", ".join(fids[result["rows"]])}. The run stops here; the last good checkpoint is {good_checkpoint}. Try a '
-            f'lower --learning_rate.')
-
-
-def save_checkpoint(args, state, first_step, reporter, log):
-    """Store the state, with all that the reporter was told before; returns its step. Only the chief has a reporter."""
-    from reid.experiment import checkpoints
-    step, values = state.step, state.values()
-    if reporter:
-        reporter.flush()
-        checkpoints.save(args.experiment_root, step, values, args.keep_checkpoints, first_step)
-        log.info('Saved %s.', checkpoints.prefix(args.experiment_root, step))
-    return step
-
-
-def validate(args, state, validator, interruption, reporter):
-    """Validate the weights of the moment, unless an interruption is requested meanwhile; only the chief notes it."""
-    from reid.experiment import best_checkpoint
-    result = validator.evaluate(state.values(), interruption)
-    if result and reporter:
-        best_checkpoint.note(args.experiment_root, state.step, result)
-        reporter.validation(state.step, result)
+    # All of the batch, in its own order.
+    dists = distribute.gathered(distribute.columns_of_batch(dists))
+    losses, emb = distribute.gathered(losses), distribute.gathered(emb)
+    loss, xent = distribute.total([loss, xent])
+    return {'loss': loss, 'cross_entropy': xent, 'losses': losses, 'dists': dists, 'emb': emb,
+            'emb_raw': distribute.gathered(endpoints['emb_raw'], args.frames_per_tracklet), 'rows': batch['rows'],
+            'gradient_norm': gradient_norm, 'loss_scale': loss_scale,
+            **monitor(dists, batch_pids, batch_pids, losses, args.batch_k - 1)}
 
 
 if __name__ == '__main__':

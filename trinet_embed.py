@@ -41,8 +41,9 @@ def main():
         import tensorflow as tf
     import tqdm
 
+    from reid import distribute
     from reid.modeling import model, pretrained
-
+    distribute.strategy('none')
     network = model.build('trinet', 'fc1024', 128, (*CROP, 3))
     pretrained.load_trinet(args.weights, model.named_variables(network))
 

@@ -3,12 +3,15 @@
 Each replica has the same variables and works on its own part of the batch. What it computes for its part is gathered,
 so that every anchor is compared with the whole batch; the gradients of all replicas are added up. So the numbers are
 those of one device that works on the whole batch, however many replicas there are; only batch norm takes its
-statistics from a replica's own part, and checkpoints hold their mean over the replicas.
+statistics from a replica's own part, and checkpoints hold their mean over the replicas. So that no replica sees but a
+few identities, the images of each are dealt round the replicas like cards.
 
-`gather`, `total`, `mean`, `own_first` and `batch_order` belong inside of the function that `strategy.run` runs.
+All from `total` to `mean` belongs inside of the function that `strategy.run` runs.
 """
 import contextlib
+import hashlib
 
+import numpy as np
 import tensorflow as tf
 
 from reid import cluster
@@ -29,8 +32,6 @@ def strategy(kind, devices=None):
     Raises:
         InputError: more devices than there are, or no connection to the other workers.
     """
-    if kind == 'none':
-        return tf.distribute.get_strategy()
     if kind == 'multi_worker':
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -39,6 +40,10 @@ def strategy(kind, devices=None):
     gpus = tf.config.list_physical_devices('GPU')
     if gpus and (devices or 1) > len(gpus):
         raise InputError(f'--devices {devices} is more than the {len(gpus)} GPUs of this host.')
+    # Of each GPU that it sees TensorFlow takes nearly all memory, used or not.
+    tf.config.set_visible_devices(gpus[:1 if kind == 'none' else devices], 'GPU')
+    if kind == 'none':
+        return tf.distribute.get_strategy()
     if not gpus:
         cpu = tf.config.list_physical_devices('CPU')[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * (devices or 1))
@@ -47,12 +52,14 @@ def strategy(kind, devices=None):
 
 
 @contextlib.contextmanager
-def losing_a_worker_is_an_error():
+def losing_a_worker_is_an_error(strategy):
     """What TensorFlow raises inside of this block when another worker has gone becomes an InputError."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
             tf.errors.DeadlineExceededError) as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
         raise InputError(f'Another worker has ended or cannot be reached ({error.message.splitlines()[0]}). The '
                          f'checkpoints so far are intact: start all workers again with --resume.') from error
 
@@ -72,16 +79,16 @@ def data(strategy, args, batches):
     Args:
         strategy: a `tf.distribute.Strategy`.
         args: of `train.py`.
-        batches: function (slots, part_size) -> `tf.data.Dataset` of this worker, see `batches.batches`.
+        batches: function (slots, part_size) -> `tf.data.Dataset` of this worker's images, see `batches.batches`.
 
     Returns: an iterator.
     """
-    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
-    part_size = batch_size // strategy.num_replicas_in_sync
+    replicas, frames = strategy.num_replicas_in_sync, args.frames_per_tracklet
+    slots = np.arange(args.batch_p * args.batch_k * frames)
+    slots = slots.reshape(-1, replicas, frames).swapaxes(0, 1).ravel()  # As `dealt` has it.
     task = cluster.task(args.distribute)
-    slots_per_worker = batch_size // task.workers
-    slots = range(task.worker * slots_per_worker, (task.worker + 1) * slots_per_worker)
-    return ahead(strategy, lambda: batches(slots, part_size))
+    own_slots = np.split(slots, task.workers)[task.worker]
+    return ahead(strategy, lambda: batches(own_slots, len(slots) // replicas))
 
 
 def ahead(strategy, parts):
@@ -137,21 +144,47 @@ def gather(part):
     return total([tf.pad(part, padding)])[0]
 
 
+def dealt(batch, frames=1):
+    """Rows of a batch in its own order [B, …], in the order in which the replicas have them: one image to each in turn.
+
+    With `frames` > 1 as many rows that adjoin are one, the frames of a tracklet.
+    """
+    return _with_groups_transposed(batch, [-1, _replicas(), frames])
+
+
+def gathered(part, frames=1):
+    """As `gather`, in the order of the batch: the opposite of `dealt`."""
+    return _with_groups_transposed(gather(part), [_replicas(), -1, frames])
+
+
+def columns_of_batch(dists):
+    """Distances [B / replicas, B] with columns as `own_first` turned them, with columns in the order of the batch."""
+    in_order = _with_groups_transposed(tf.transpose(_turn(dists, 1, axis=1)), [_replicas(), -1, 1])
+    return tf.transpose(in_order)
+
+
+def _replicas():
+    return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def _with_groups_transposed(rows, groups):
+    """Rows [B, …] that are seen as groups [a, b, frames, …] and put in the order [b, a, frames, …]."""
+    if _replicas() == 1:
+        return rows
+    grouped = tf.reshape(rows, [*groups, *rows.shape[1:]])
+    return tf.reshape(tf.transpose(grouped, [1, 0, *range(2, grouped.shape.rank)]), tf.shape(rows))
+
+
 def own_part(batch):
-    """The rows of a whole batch [B, …] that are this replica's: [B / replicas, …]."""
+    """The rows of a batch as `dealt` [B, …] that are this replica's: [B / replicas, …]."""
     context = tf.distribute.get_replica_context()
     rows = tf.shape(batch)[0] // context.num_replicas_in_sync
     return batch[context.replica_id_in_sync_group * rows:][:rows]
 
 
 def own_first(batch):
-    """A whole batch [B, …], turned so that this replica's rows come first: the columns that a loss expects."""
+    """A batch as `dealt` [B, …], turned so that this replica's rows come first: the columns that a loss expects."""
     return _turn(batch, -1, axis=0)
-
-
-def batch_order(dists):
-    """Distances [B / replicas, B] with columns as `own_first` turned them, back in the order of the batch."""
-    return _turn(dists, 1, axis=1)
 
 
 def _turn(tensor, direction, axis):
@@ -177,6 +210,34 @@ def any_worker(strategy, flag):
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return bool(flag)
     return bool(_sum_over_replicas(strategy, tf.constant(float(bool(flag)))) > 0)
+
+
+def check_same_on_all_workers(strategy, facts):
+    """Compare what each worker was started with; all workers have to ask.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+        facts: {name: text}, with the same names on all workers.
+
+    Raises:
+        InputError: a fact that differs, by its name.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    names = sorted(facts)
+    # 24 bits of a hash are a float32.
+    digests = [int(hashlib.sha256(facts[name].encode()).hexdigest()[:6], 16) for name in names]
+    of_replicas = _gathered_from_workers(strategy, tf.constant([digests], tf.float32)).numpy()
+    different = [name for name, column in zip(names, of_replicas.T) if len(set(column)) > 1]
+    if different:
+        raise InputError(f'The workers were not started alike: {" and ".join(different)} '
+                         f'{"differs" if len(different) == 1 else "differ"} between them. Give all of them the same '
+                         f'arguments and the same csv files.')
+
+
+@tf.function(autograph=False)
+def _gathered_from_workers(strategy, row):
+    return run(strategy, lambda: gather(tf.identity(row)))
 
 
 @tf.function(autograph=False)

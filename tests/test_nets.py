@@ -93,7 +93,7 @@ REPLICAS = """
 import numpy as np, tensorflow as tf
 cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from batch_norm import BatchNorm
+from reid.modeling.batch_norm import BatchNorm
 strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
 with strategy.scope():
     layer = BatchNorm()

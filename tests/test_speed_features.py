@@ -162,19 +162,19 @@ def test_loss_scale():
         def update():
             weight.assign_sub(unscaled)
 
-        scale.apply(unscaled, update)
+        return scale.apply(unscaled, update)
 
     step(scale.scaled(tf.constant(0.25)))
     assert weight.numpy() == 0.75 and scale.scale.numpy() == 2 ** 15 and scale.good_steps.numpy() == 1
-    step(tf.constant(np.inf))
+    assert step(tf.constant(np.inf)).numpy() == 2 ** 15, 'the scale that this very step had'
     assert weight.numpy() == 0.75 and scale.scale.numpy() == 2 ** 14 and scale.good_steps.numpy() == 0
-    assert scale.left_out(np.float32(np.inf)) and not scale.left_out(np.float32(1))
+    assert scale.left_out(np.float32(np.inf), 2 ** 15) and not scale.left_out(np.float32(1), 2 ** 15)
     scale.good_steps.assign(1999)
     step(tf.constant(0.0))
     assert scale.scale.numpy() == 2 ** 15 and scale.good_steps.numpy() == 0
     scale.scale.assign(1)
     step(tf.constant(np.nan))
-    assert scale.scale.numpy() == 1 and not scale.left_out(np.float32(np.nan)), 'a NaN at every scale is an error'
+    assert scale.scale.numpy() == 1 and not scale.left_out(np.float32(np.nan), 1), 'a NaN at every scale is an error'
     assert optimizer.LossScale('none').variables == optimizer.LossScale('bfloat16').variables == {}
 
 

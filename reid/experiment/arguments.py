@@ -25,6 +25,8 @@ from reid.files import write_json
 FILE = 'args.json'
 # These belong to one start of a run and not to the run.
 OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
+# These belong to the machine: the run has them until a start is given others, for itself alone.
+OF_THE_MACHINE = ('image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'summary_frequency')
 
 
 def make_parser():
@@ -125,6 +127,8 @@ def make_parser():
     add = speed.add_argument
     add('--mixed_precision', choices=('none', 'bfloat16', 'float16'), default='none', help='compute the net in 16 bits; '
         'weights, distances, loss and embeddings stay float32 (%(default)s)')
+    add('--tf32', action='store_true', help='let GPUs since Ampere round factors of float32 products to 10 bits: faster, '
+        'and other numbers; embeddings and validations stay float32')
     add('--jit_compile', action='store_true', help='compile the training step with XLA: for GPUs')
     add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
         'hosts that the environment variable TF_CONFIG names (%(default)s)')
@@ -157,6 +161,14 @@ def check(args, parser):
     if any(evaluation) and not all(evaluation):
         parser.error('--eval_query, --eval_gallery, --eval_excluder and --eval_frequency belong together: give all or '
                      'none')
+    if args.devices and args.distribute != 'mirrored':
+        parser.error('--devices has no effect without --distribute mirrored')
+    starts_behind_the_end = args.decay_start_iteration >= args.train_iterations
+    for flag, is_given in (('--lr_schedule cosine', args.lr_schedule == 'cosine'),
+                           ('--decay_beta1', args.decay_beta1 is not None)):
+        if is_given and starts_behind_the_end and not args.resume:
+            parser.error(f'{flag} has no effect: it starts at --decay_start_iteration {args.decay_start_iteration}, and '
+                         f'the run ends after {args.train_iterations} iterations')
     if args.jit_compile and args.distribute != 'none':
         parser.error('--jit_compile is for a single device, i.e. --distribute none')
     if args.skip_broken_images and args.distribute == 'multi_worker':
@@ -209,7 +221,7 @@ def load(root):
 
 
 def save(args):
-    """Write the parameters of a run to its args.json; what is there and not known here stays.
+    """Write the parameters of a run to its args.json; what is there stays, but for a run that became longer.
 
     Args:
         args: as parsed, with `experiment_root`.
@@ -219,7 +231,7 @@ def save(args):
     if os.path.isfile(path):
         with open(path, encoding='utf-8') as file:
             kept = json.load(file)
-    write_json(path, {**vars(args), **kept})
+    write_json(path, {**vars(args), **kept, 'train_iterations': args.train_iterations})
 
 
 def merge_with_stored(args, given):
@@ -242,6 +254,12 @@ def merge_with_stored(args, given):
             notices.append(f'{FILE} lacks the argument {name}: using the given {value!r}.')
         elif name not in stored:
             defaults_used.append(name)
+        elif name in given and name in OF_THE_MACHINE and value != getattr(merged, name):
+            notices.append(f'{name} is {value!r} in this start, where the run has {getattr(merged, name)!r}.')
+            setattr(merged, name, value)
+        elif name in given and name == 'train_iterations' and value > merged.train_iterations:
+            notices.append(_sentence_of_longer_run(merged, value))
+            merged.train_iterations = value
         elif name in given and value != getattr(merged, name):
             notices.append(f'The argument {name} was given as {value!r}, but the run to be resumed has '
                            f'{getattr(merged, name)!r}: using that.')
@@ -251,6 +269,16 @@ def merge_with_stored(args, given):
     if unknown:
         notices.append(f'{FILE} holds arguments that are not known here and not used: {", ".join(unknown)}.')
     return merged, notices
+
+
+def _sentence_of_longer_run(args, iterations):
+    """What to say when a run is to have more iterations than it was started with."""
+    sentence = f'The run goes on to iteration {iterations}, instead of {args.train_iterations}.'
+    decays = args.lr_schedule in ('exponential', 'cosine') and 0 <= args.decay_start_iteration < iterations
+    if decays:
+        sentence += (f' The decay of its learning rate, from iteration {args.decay_start_iteration} to the end, is '
+                     f'stretched: from here on it is another one than if the run had been that long from the start.')
+    return sentence
 
 
 def _as_flag(name, value, is_switch, refuse):

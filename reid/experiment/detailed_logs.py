@@ -14,21 +14,26 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 class RowFile:
     """An `.npy` array with a row per iteration; a row is overwritten when its iteration is run again.
 
-    It has its final size from the start, as a sparse file: rows not reached are zeros.
+    It has its final size from the start, as a sparse file: rows not reached are zeros. One that is there already grows
+    where the run has become longer, and is never cut.
     """
 
     def __init__(self, path, shape, dtype):
         """Raises InputError when there is such a file already, with rows of another form."""
         dtype = np.dtype(dtype)
+        self._file = open(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
+        if self._file.read(6) == np.lib.format.MAGIC_PREFIX:
+            rows, *form = _held(self._file)
+            if form != [shape[1:], dtype]:
+                raise InputError(f'{path} does not hold rows of {"×".join(map(str, shape[1:])) or 1} {dtype}, as this run '
+                                 f'would: its training set is not what it was. Go on with that of the start, or move '
+                                 f'the log away.')
+            shape = (max(rows, shape[0]), *shape[1:])
+        # NumPy leaves room in the header for any number of rows.
         header = io.BytesIO()
         np.lib.format.write_array_header_2_0(header, {
             'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False, 'shape': shape})
         header = header.getvalue()
-        self._file = open(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
-        held = self._file.read(len(header))
-        if held.startswith(np.lib.format.MAGIC_PREFIX) and held != header:
-            raise InputError(f'{path} does not hold {"×".join(map(str, shape))} of {dtype}, as this run would: its '
-                             f'training set is not what it was. Go on with that of the start, or move the log away.')
         self._file.seek(0)
         self._file.write(header)
         self._start = len(header)
@@ -45,6 +50,17 @@ class RowFile:
 
     def close(self):
         self._file.close()
+
+
+def _held(file):
+    """Rows, shape of a row and dtype of an open `.npy` file; three times None where its header is damaged."""
+    try:
+        file.seek(0)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        return shape[0], shape[1:], dtype
+    except (ValueError, IndexError):
+        return None, None, None
 
 
 class DetailedLogs:

@@ -94,9 +94,7 @@ def read_scalars(root):
     scalars = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(root), '*tfevents*'))):
         _add_events(scalars, path)
-    log = os.path.join(root, 'train.log')
-    if not scalars and os.path.isfile(log):
-        scalars = read_iterations(log)
+    scalars = scalars or read_iterations(root)
     if not scalars:
         raise InputError(f'{root} has no training curves: neither TensorBoard events nor iterations in a train.log.')
     return scalars

@@ -1,6 +1,7 @@
 """The experiment root: who may write to it, what was started in it, and how a start is taken back."""
 import contextlib
 import datetime
+import glob
 import json
 import os
 import socket
@@ -98,7 +99,9 @@ def _hash_before(starts, file):
 
 
 def take_back_start(root):
-    """Remove what a new run has left that could not start, so that it can be started again with other arguments."""
-    for name in (arguments.FILE, LOG_FILE, PROVENANCE_FILE, BROKEN_IMAGES_FILE):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(root, name))
+    """Remove what a new run has left that trained nothing, so that it can be started again with other arguments."""
+    for pattern in (arguments.FILE, LOG_FILE, PROVENANCE_FILE, BROKEN_IMAGES_FILE, 'checkpoint',
+                    'checkpoint-0.*', '*tfevents*', 'log_*.npy'):
+        for path in glob.glob(os.path.join(glob.escape(root), pattern)):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)

@@ -8,6 +8,10 @@ import sys
 from reid.files import written_whole
 
 LOG_FILE = 'train.log'
+# The line of an iteration, as `iteration_line` words it and `read_iterations` reads it.
+NUMBER = r' *(-?\d+\.\d+)'
+ITERATION = re.compile(fr'iter: *(\d{{1,18}}), loss min\|avg\|max:{NUMBER}\|{NUMBER}\|{NUMBER}, '
+                       fr'batch-p@(\d+):{NUMBER}%.*\({NUMBER}s/it\)')
 
 
 class _ColouredFormatter(logging.Formatter):
@@ -55,11 +59,6 @@ def log_of_worker(number):
     return log
 
 
-NUMBER = r' *(-?\d+\.\d+)'
-ITERATION = re.compile(fr'iter: *(\d{{1,18}}), loss min\|avg\|max:{NUMBER}\|{NUMBER}\|{NUMBER}, '
-                       fr'batch-p@(\d+):{NUMBER}%.*\({NUMBER}s/it\)')
-
-
 def iteration_line(step, losses, precision, k, eta_seconds, seconds):
     """The log line of one iteration, in the form of the original.
 
@@ -93,8 +92,11 @@ def forget_iterations_after(root, step):
                 file.writelines(kept)
 
 
-def read_iterations(path):
-    scalars = {}
+def read_iterations(root):
+    """The scalars that the log of an experiment root tells of, {tag: {step: value}}; none where there is no log."""
+    path, scalars = os.path.join(root, LOG_FILE), {}
+    if not os.path.isfile(path):
+        return scalars
     with open(path, encoding='utf-8', errors='replace') as file:
         for match in filter(None, map(ITERATION.search, file)):
             step, _, loss, _, k, precision, seconds = match.groups()

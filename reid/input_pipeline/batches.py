@@ -1,4 +1,5 @@
 """The batches of a training run: rows drawn, images loaded and augmented."""
+import numpy as np
 import tensorflow as tf
 
 from reid.input_pipeline import cache, images
@@ -14,14 +15,14 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
         dataset: the training `Dataset`.
         identities: its `Identities`.
         args: of `train.py`.
-        slots: the range of places in the batch whose images are loaded; None: all of them.
+        slots: places in the batch whose images are loaded, in this order, int64 [n]; None: all of them.
         part_size: into how many images each the slots are divided; None: all of them are one part.
 
     Returns: a `tf.data.Dataset` with one dict for each part of each step: `rows` int64 [B] and `pids` int32 [B] (numbers
         of identities) of the whole batch, `images` float32 [part_size, H, W, 3] of the part.
     """
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
-    slots = slots or range(batch_size)
+    slots = np.arange(batch_size) if slots is None else slots
     part_size = part_size or len(slots)
     net_size = (args.net_input_height, args.net_input_width)
     crop_size = net_size if args.crop_augment else None
@@ -30,8 +31,7 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
     pid_numbers = tf.constant(identities.pid_numbers)
 
     def split(step, rows):
-        of_slots = tf.range(slots.start, slots.stop)
-        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), of_slots, tf.gather(rows, of_slots)))
+        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), slots, tf.gather(rows, slots)))
 
     def load(step, slot, row):
         image = images.resize(read(row), load_size)

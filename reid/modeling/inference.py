@@ -1,4 +1,5 @@
 """From an experiment root to its trained model, and from image files to embeddings."""
+import contextlib
 import functools
 import os
 
@@ -77,12 +78,24 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
             batch = next(batches)
         except tf.errors.OpError as error:
             raise images.broken_image(of_batch, error) from error
-        embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
+        with _float32_products():
+            embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
         finite = np.isfinite(embs).all(axis=(0, 2))
         if not finite.all():
             raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
                              f'checkpoint cannot be used.')
         yield embs
+
+
+@contextlib.contextmanager
+def _float32_products():
+    """Inside of this block float32 is float32, also while a training with --tf32 validates."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,6 +3,7 @@ import inspect
 import re
 
 import keras
+import tensorflow as tf
 
 from reid import plugins
 from reid.errors import InputError
@@ -38,6 +39,8 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
     unknown = [f'--{option}' for option in net_options if option not in inspect.signature(net.body).parameters]
     if unknown:
         raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
+    # GPUs since Ampere would round the factors of float32 products to 10 bits. Only who asks for it behind this gets it.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     body = net.body(input_shape, **net_options)
     endpoints = plugins.load('heads', head_name).head(body.output, embedding_dim)
     network = keras.Model(body.input, endpoints, name=f'{net_name}_{head_name}')

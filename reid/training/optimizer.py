@@ -89,7 +89,7 @@ class LossScale:
         self.variables = {}
         if self.is_needed:
             self.scale = tf.Variable(2.0 ** 15, dtype=tf.float32, trainable=False)
-            self.good_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
+            self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
             self.variables = {'loss_scale': self.scale, 'loss_scale_good_steps': self.good_steps}
 
     def scaled(self, loss):
@@ -101,21 +101,26 @@ class LossScale:
         return [gradient / self.scale for gradient in gradients] if self.is_needed else gradients
 
     def apply(self, gradient_norm, update):
-        """Call `update()`, with float16 only if the norm of the gradients is finite, and adapt the scale."""
+        """Call `update()`, with float16 only if the norm of the gradients is finite, and adapt the scale.
+
+        Returns: the scale of this step's loss, float32 [].
+        """
         if not self.is_needed:
             update()
-            return
+            return tf.constant(1.0)
+        scale_of_step = tf.identity(self.scale)
         finite = tf.math.is_finite(gradient_norm)
         tf.cond(finite, update, lambda: None)
         good_steps = tf.where(finite, self.good_steps + 1, 0)
         doubled = good_steps == self.good_steps_to_double
         scale = tf.where(finite, tf.where(doubled, 2 * self.scale, self.scale), tf.maximum(self.scale / 2, 1.0))
         self.scale.assign(scale)
-        self.good_steps.assign(tf.where(doubled, 0, good_steps))
+        self.good_steps.assign(tf.where(doubled, tf.zeros_like(good_steps), good_steps))
+        return scale_of_step
 
-    def left_out(self, gradient_norm):
-        """Whether a step was left out whose gradients had this norm, a NumPy scalar. Not at a scale of 1."""
-        return self.is_needed and not math.isfinite(gradient_norm) and float(self.scale) > 1
+    def left_out(self, gradient_norm, scale):
+        """Whether a step was left out that had gradients of this norm at this scale, two numbers."""
+        return self.is_needed and not math.isfinite(gradient_norm) and scale > 1
 
 
 def _handle(variable):

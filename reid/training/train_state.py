@@ -16,7 +16,7 @@ class TrainState:
         names: {TensorFlow 1 name: variable} of the network.
         trainable, trainable_head: those that are trained, and those of them that are not the body's.
         adam: `optimizer.Adam`. loss_scale: `optimizer.LossScale`.
-        global_step: int32 variable, how many iterations are finished.
+        global_step: int64 variable, how many iterations are finished.
     """
 
     def __init__(self, args, num_identities, strategy):
@@ -35,7 +35,8 @@ class TrainState:
         with strategy.scope():
             self.adam = optimizer.Adam(self.trainable, args.weight_decay, late)
             self.loss_scale = optimizer.LossScale(args.mixed_precision)
-        self.global_step = tf.Variable(0, dtype=tf.int32, trainable=False)
+        # TensorFlow keeps int32 variables on the host, where a step that XLA compiled for a GPU cannot read them.
+        self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._stored = {**self.names, **self.adam.variables, **self.loss_scale.variables,
                         'global_step': self.global_step}
 
@@ -45,8 +46,12 @@ class TrainState:
         return int(self.global_step.numpy())
 
     def values(self):
-        """What a checkpoint holds, {name: tensor}; with several workers all have to call this (`distribute.values`)."""
-        return distribute.values(self._stored)
+        """What a checkpoint holds, {name: tensor}; with several workers all have to call this (`distribute.values`).
+
+        Its integers are int32, as the original's.
+        """
+        return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value
+                for name, value in distribute.values(self._stored).items()}
 
     def restore(self, args, strategy, log):
         """Set the weights to what they are at the start. Returns whether a run is resumed that has trained before.

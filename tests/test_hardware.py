@@ -1,0 +1,294 @@
+"""What runs into GPUs and several devices first: where variables live, which images a replica sees, the loop."""
+import json
+import os
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import train
+from _runs import FORKS, Run, ended_in_one_sentence, make_people, start_fork_server, train_arguments
+from conftest import assert_one_sentence, run_script
+from reid import distribute
+from reid.dataset import load_dataset
+from reid.errors import InputError
+from reid.experiment import arguments
+from reid.input_pipeline import batches, sampling
+from reid.modeling import inference, model
+from reid.training.loop import Loop
+from reid.training.train_state import TrainState
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    return make_people(tmp_path_factory.mktemp('people'))
+
+
+def parsed(people, *more):
+    return arguments.make_parser().parse_args([str(each) for each in (*train_arguments(people, 'nowhere'), *more)])
+
+
+def in_child(function, *given):
+    """What a function (…, connection) sends from a process of its own, in which TensorFlow has not computed yet."""
+    start_fork_server()
+    from_child, to_parent = FORKS.Pipe(duplex=False)
+    child = FORKS.Process(target=function, args=(*given, to_parent))
+    child.start()
+    to_parent.close()
+    assert from_child.poll(200), 'the child says nothing'
+    found = from_child.recv()
+    child.join(60)
+    return found
+
+
+# --- Where variables live ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('precision', ['none', 'float16'])
+def test_no_int32_variable_is_part_of_a_step(people, precision):
+    """TensorFlow keeps those on the host, where what XLA compiled for a GPU cannot read them."""
+    args = parsed(people, '--mixed_precision', precision)
+    strategy = tf.distribute.get_strategy()
+    state = TrainState(args, 6, strategy)
+    batch = {'images': tf.zeros([6, 28, 28, 3]), 'pids': tf.zeros([6], tf.int32), 'rows': tf.zeros([6], tf.int64)}
+    step = train.make_train_step(args, state, strategy).get_concrete_function(
+        batch, tf.constant(1e-3), tf.constant(0.9), False)
+    model.set_precision('none')
+    dtypes = {variable.dtype for variable in step.graph.variables}
+    assert tf.float32 in dtypes and tf.int64 in dtypes and tf.int32 not in dtypes
+    stored = {name: value.dtype for name, value in state.values().items() if value.dtype.is_integer}
+    assert set(stored.values()) == {tf.int32}, 'checkpoints hold what the original wrote'
+
+
+def test_tf32_is_off_but_for_a_training_that_asks_for_it(people, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tf.config.experimental, 'enable_tensor_float_32_execution', calls.append)
+    network = model.build('mnist', 'direct', 4, (28, 28, 3))
+    assert calls == [False]
+    monkeypatch.setattr(tf.config.experimental, 'tensor_float_32_execution_enabled', lambda: True)
+    list(inference.embed_files(network, [str(people / '0_0.png')]))
+    assert calls == [False, False, True], 'off while it embeds, then as it was'
+    assert not parsed(people).tf32 and parsed(people, '--tf32').tf32
+
+
+def test_only_the_gpus_that_are_used_are_visible(monkeypatch):
+    seen = []
+    gpus = ['gpu0', 'gpu1', 'gpu2']
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: gpus)
+    monkeypatch.setattr(tf.config, 'list_logical_devices', lambda kind: [])
+    monkeypatch.setattr(tf.config, 'set_visible_devices', lambda devices, kind: seen.append((devices, kind)))
+    monkeypatch.setattr(tf.distribute, 'MirroredStrategy', lambda names: names)
+    distribute.strategy('none')
+    distribute.strategy('mirrored', 2)
+    distribute.strategy('mirrored')
+    assert seen == [(gpus[:1], 'GPU'), (gpus[:2], 'GPU'), (gpus, 'GPU')]
+    with pytest.raises(InputError, match='--devices 4 is more than the 3 GPUs'):
+        distribute.strategy('mirrored', 4)
+
+
+def test_depthwise_convolutions_have_no_deterministic_gradient_on_a_gpu(monkeypatch):
+    mobile = model.build('mobilenet_v1_1_224', 'direct', 4, (32, 32, 3))
+    train.check_determinism(mobile)
+    monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: ['gpu0'])
+    train.check_determinism(model.build('mnist', 'direct', 4, (28, 28, 3)))
+    with pytest.raises(InputError, match='--deterministic.*depthwise.*Conv2d_1_depthwise'):
+        train.check_determinism(mobile)
+
+
+# --- Several devices --------------------------------------------------------------------------------------------------
+
+def _overflowing_step(folder, to_parent):
+    """Send what the loss scale and the log make of a step on two devices whose gradients overflow float16."""
+    strategy = distribute.strategy('mirrored', 2)
+    args = parsed(folder, '--mixed_precision', 'float16', '--experiment_root', folder / 'run', '--train_iterations', 1)
+    state = TrainState(args, 6, strategy)
+    state.loss_scale.scale.assign(2.0 ** 120)
+    weights = {name: value.numpy() for name, value in state.values().items() if 'loss_scale' not in name}
+    told = []
+    log = types.SimpleNamespace(warning=lambda *parts: told.append(parts[0] % parts[1:]), info=lambda *_: None)
+    train_set = load_dataset(folder / 'people.csv')
+    identities = sampling.Identities(train_set, args.batch_p)
+    data = distribute.data(strategy, args, lambda *parts: batches.batches(train_set, identities, args, 0, 1, *parts))
+    loop = Loop(args, state, strategy, None, None, types.SimpleNamespace(requested=None), train_set.fids, log)
+    loop.run(train.make_train_step(args, state, strategy), data, None)
+    after = state.values()
+    changed = [name for name in weights if name != 'global_step' and (weights[name] != after[name].numpy()).any()]
+    to_parent.send((told, changed, float(after['loss_scale']), int(after['global_step'])))
+
+
+def test_an_overflow_of_float16_on_two_devices_leaves_the_step_out(people):
+    told, changed, scale, step = in_child(_overflowing_step, people)
+    assert told == [f'Iteration 1 is left out: its gradients are beyond float16. The loss scale is {2.0 ** 119:g} from now '
+                    f'on.']
+    assert not changed and scale == 2.0 ** 119 and step == 1
+
+
+def _dealt_images(folder, frames, to_parent):
+    """Send which identities each of eight replicas sees of a batch, and what comes back in the batch's own order."""
+    strategy = distribute.strategy('mirrored', 8)
+    args = parsed(folder, '--batch_p', 4, '--batch_k', 4, '--frames_per_tracklet', frames, '--train_set', folder / 'set.csv')
+    train_set = load_dataset(folder / 'set.csv')
+    identities = sampling.Identities(train_set, args.batch_p)
+    data = distribute.data(strategy, args, lambda *parts: batches.batches(train_set, identities, args, 0, 1, *parts))
+
+    def step(batch):
+        pids = distribute.own_part(distribute.dealt(batch['pids'], frames))
+        mean = tf.reduce_mean(batch['images'], axis=[1, 2, 3])
+        one_of_each = distribute.dealt(batch['pids'][::frames])
+        dists = tf.cast(distribute.own_part(one_of_each)[:, None] * 100 + distribute.own_first(one_of_each), tf.float32)
+        return {'own': pids, 'pids': distribute.gathered(tf.cast(pids, tf.float32), frames), 'batch': batch['pids'],
+                'rows': batch['rows'], 'means': distribute.gathered(mean, frames),
+                'dists': distribute.gathered(distribute.columns_of_batch(dists))}
+
+    result = strategy.run(tf.function(step, autograph=False), (next(data),))
+    to_parent.send({name: [each.numpy() for each in strategy.experimental_local_results(value)]
+                    for name, value in result.items()})
+
+
+@pytest.mark.parametrize('frames', [1, 2])
+def test_images_are_dealt_round_the_replicas(people, frames):
+    lines = (people / 'people.csv').read_text().split()
+    (people / 'set.csv').write_text(''.join(
+        f'{line}{"," + line.split(",")[1] if frames > 1 else ""}\n' for line in lines for _ in range(frames)))
+    found = in_child(_dealt_images, people, frames)
+    batch, rows = found['batch'][0], found['rows'][0]
+    for replica, own in enumerate(found['own']):
+        slots = [item * frames + frame for item in range(replica, 16, 8) for frame in range(frames)]
+        assert own.tolist() == batch[slots].tolist()
+        assert len(set(own.tolist())) == 2, 'one image an identity, of as many identities as there can be'
+    assert found['pids'][3].tolist() == batch.tolist()
+    items = batch[::frames]
+    assert (found['dists'][5] == items[:, None] * 100 + items).all()
+    # The images that a replica got are those of its slots: their means, in the batch's order, are those of the files.
+    fids = load_dataset(people / 'set.csv').fids[rows]
+    images = {fid: tf.image.decode_png((people / fid).read_bytes()).numpy().mean() for fid in set(fids)}
+    np.testing.assert_allclose(found['means'][0], [images[fid] for fid in fids], rtol=1e-5)
+
+
+def test_on_one_device_no_worker_has_ended():
+    with pytest.raises(tf.errors.CancelledError):
+        with distribute.losing_a_worker_is_an_error(tf.distribute.get_strategy()):
+            raise tf.errors.CancelledError(None, None, 'the input pipeline was closed')
+
+
+# --- The loop ---------------------------------------------------------------------------------------------------------
+
+class Device:
+    """Stands in for a training step on a GPU, and for the reporter: notes what happens in which order."""
+
+    def __init__(self, interruption=None):
+        self.happened, self.step, self.interruption = [], 0, interruption
+        self.loss_scale = types.SimpleNamespace(left_out=lambda *_: False)
+
+    def train_step(self, *_):
+        self.step += 1
+        self.happened.append(f'dispatch {self.step}')
+        numbers = {'loss': 0.5, 'emb': np.ones(2), 'gradient_norm': 1.0, 'loss_scale': 1.0, 'rows': np.arange(2)}
+        return {name: types.SimpleNamespace(numpy=lambda value=value: value) for name, value in numbers.items()}
+
+    def values(self):
+        return {'global_step': tf.constant(self.step)}
+
+    def iteration(self, step, *_):
+        self.happened.append(f'tell {step + 1}')
+        if self.interruption and step + 1 == 3:
+            self.interruption.requested = 'SIGTERM'
+
+    def flush(self):
+        self.happened.append('flush')
+
+
+def run_on(device, people, root, *more):
+    args = parsed(people, '--experiment_root', root, *more)
+    root.mkdir(exist_ok=True)
+    log = types.SimpleNamespace(info=lambda text, *parts: device.happened.append((text % parts).split(' ')[0]))
+    interruption = device.interruption or types.SimpleNamespace(requested=None)
+    loop = Loop(args, device, tf.distribute.get_strategy(), device, None, interruption, np.array(['a', 'b']), log)
+    loop.run(device.train_step, iter(lambda: {}, None), None)
+    return device.happened
+
+
+def test_a_step_is_told_of_while_the_next_one_is_computed(people, tmp_path):
+    happened = run_on(Device(), people, tmp_path / 'run', '--train_iterations', 5, '--checkpoint_frequency', 3)
+    assert happened == ['dispatch 1', 'dispatch 2', 'tell 1', 'dispatch 3', 'tell 2', 'tell 3', 'flush', 'Saved',
+                        'dispatch 4', 'dispatch 5', 'tell 4', 'tell 5', 'flush', 'Saved']
+
+
+def test_an_interruption_ends_behind_the_step_that_is_under_way(people, tmp_path):
+    device = Device(types.SimpleNamespace(requested=None))
+    happened = run_on(device, people, tmp_path / 'run', '--train_iterations', 9, '--checkpoint_frequency', 0)
+    assert happened[-6:] == ['dispatch 4', 'tell 3', 'tell 4', 'Interrupted', 'flush', 'Saved']
+    assert (tmp_path / 'run' / 'checkpoint-4.index').exists()
+
+
+def test_nothing_is_stored_behind_a_step_that_is_not_finite(people, tmp_path):
+    device = Device()
+    whole = device.train_step
+
+    def train_step(*given):
+        result = whole(*given)
+        if device.step == 2:
+            result['loss'] = types.SimpleNamespace(numpy=lambda: np.nan)
+        return result
+
+    device.train_step = train_step
+    with pytest.raises(InputError, match='Iteration 2 gave a loss of nan'):
+        run_on(device, people, tmp_path / 'run', '--train_iterations', 9, '--checkpoint_frequency', 3)
+    assert device.happened == ['dispatch 1', 'dispatch 2', 'tell 1', 'dispatch 3']
+    assert not os.listdir(tmp_path / 'run')
+
+
+# --- A start ----------------------------------------------------------------------------------------------------------
+
+def test_a_run_that_fails_before_its_first_step_is_as_if_never_started(people, tmp_path):
+    """A wrong cache is only noticed behind checkpoint-0."""
+    root, wrong = tmp_path / 'run', tmp_path / 'other'
+    wrong.mkdir()
+    (wrong / 'precious.txt').write_text('')
+    run = Run('train.py', *train_arguments(people, root, 4), '--cache', wrong)
+    ended_in_one_sentence(run, wrong)
+    assert set(os.listdir(root)) <= {'.lock'}
+    run = Run('train.py', *train_arguments(people, root, 4), '--cache', 'memory')
+    assert run.wait() == 0, run.output
+
+
+def test_what_belongs_to_the_machine_is_free_at_every_start(people, tmp_path):
+    root, moved = tmp_path / 'run', tmp_path / 'scratch'
+    assert Run('train.py', *train_arguments(people, root, 4)).wait() == 0
+    stored = (root / 'args.json').read_bytes()
+    for file in (*root.glob('checkpoint-4.*'), root / 'checkpoint'):
+        file.unlink()
+    moved.mkdir()
+    for file in people.glob('*.png'):
+        (moved / file.name).write_bytes(file.read_bytes())
+    run = Run('train.py', '--experiment_root', root, '--resume', '--image_root', moved, '--cache', 'memory',
+              '--keep_checkpoints', 1, '--loading_threads', 2, '--batch_p', 2)
+    assert run.wait() == 0, run.output
+    assert f"image_root is '{moved}' in this start" in run.output and "cache is 'memory'" in run.output
+    assert 'batch_p was given as 2, but' in run.output
+    assert (root / 'args.json').read_bytes() == stored, 'the next start has the run its own again'
+    start = json.loads((root / 'provenance.json').read_text())[-1]['arguments']
+    assert start['image_root'] == str(moved) and start['cache'] == 'memory' and start['keep_checkpoints'] == 1
+
+
+def test_a_run_becomes_longer_and_its_detailed_logs_grow(people, tmp_path):
+    root = tmp_path / 'run'
+    assert Run('train.py', *train_arguments(people, root, 4)).wait() == 0
+    before = np.load(root / 'log_losses.npy')
+    run = Run('train.py', '--experiment_root', root, '--resume', '--train_iterations', 3)
+    assert run.wait() == 0 and 'using that' in run.output and 'nothing is left to do' in run.output, run.output
+    run = Run('train.py', '--experiment_root', root, '--resume', '--train_iterations', 6)
+    assert run.wait() == 0 and 'goes on to iteration 6' in run.output and 'stretched' in run.output, run.output
+    after = np.load(root / 'log_losses.npy')
+    assert len(after) == 6 and (after[:4] == before).all() and after[4:].all()
+    assert len(np.load(root / 'log_fids.npy')) == 6
+    assert json.loads((root / 'args.json').read_text())['train_iterations'] == 6
+    assert json.loads((root / 'provenance.json').read_text())[-1]['arguments']['train_iterations'] == 6
+
+
+@pytest.mark.parametrize('flags, parts', [
+    (['--devices', 8], ['--devices', '--distribute mirrored']),
+    (['--lr_schedule', 'cosine', '--decay_start_iteration', 20], ['--lr_schedule cosine', '20']),
+    (['--decay_beta1', 0.5, '--decay_start_iteration', 30], ['--decay_beta1', '30', 'after 20 iterations'])])
+def test_flags_without_effect(people, tmp_path, flags, parts):
+    assert_one_sentence(run_script('train.py', *train_arguments(people, tmp_path / 'run'), *flags), *parts, status=2)
