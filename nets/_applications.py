@@ -1,4 +1,4 @@
-"""Nets of Keras Applications: https://keras.io/api/applications. Their batch norm is Keras's own layer.
+"""Nets of Keras Applications: https://keras.io/api/applications, with this project's batch norm.
 
 Layers have Keras's names, and so the variables have: `conv1_conv/weights`. The endpoint 'features' of these nets is
 what Keras has as the output of such a net without its top: there ends the part that has pre-trained weights.
@@ -6,6 +6,7 @@ what Keras has as the output of such a net without its top: there ends the part 
 import keras
 
 from reid.errors import InputError
+from reid.modeling.batch_norm import with_fused_batch_norm
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +36,9 @@ def backbone(application, images):
     """
     input_shape = images.shape[1:]
     try:
-        return application(include_top=False, weights=None, input_tensor=images, input_shape=input_shape)
+        net = application(include_top=False, weights=None, input_tensor=images, input_shape=input_shape)
     except ValueError as error:
         raise InputError(f'{application.__name__} takes no images of {input_shape[0]}x{input_shape[1]}: '
                          f'{" ".join(str(error).split())}') from error
+    has_batch_norm = any(isinstance(layer, keras.layers.BatchNormalization) for layer in net.layers)
+    return with_fused_batch_norm(net) if has_batch_norm else net

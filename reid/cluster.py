@@ -1,4 +1,7 @@
-"""Which processes train together: TF_CONFIG as TensorFlow documents it. Knows no TensorFlow, since it is asked first."""
+"""Which processes train together: those of TF_CONFIG, as TensorFlow documents it, or the tasks of a step of SLURM.
+
+Knows no TensorFlow, since it is asked first.
+"""
 import dataclasses
 import json
 import os
@@ -28,6 +31,8 @@ def task(distribute):
     """This process's `Task`. Raises InputError when `distribute` is 'multi_worker' and TF_CONFIG is not as it should be."""
     if distribute != 'multi_worker':
         return Task()
+    if is_of_slurm():
+        return Task(int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_STEP_NUM_TASKS']))
     text = os.environ.get('TF_CONFIG', '')
     try:
         config = json.loads(text)
@@ -38,5 +43,11 @@ def task(distribute):
             return Task(index, len(workers))
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise InputError(f'--distribute multi_worker needs the environment variable TF_CONFIG, on each host with its own '
-                     f'index, such as {EXAMPLE}; it is {text or "not set"}.')
+    raise InputError(f'--distribute multi_worker needs srun of SLURM, or the environment variable TF_CONFIG, on each host '
+                     f'with its own index, such as {EXAMPLE}; it is {text or "not set"}.')
+
+
+def is_of_slurm():
+    """Whether `srun` has started this process, and nobody has written a TF_CONFIG."""
+    numbers = [os.environ.get(name, '') for name in ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')]
+    return 'TF_CONFIG' not in os.environ and all(number.isdecimal() for number in numbers)

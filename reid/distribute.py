@@ -10,6 +10,8 @@ All from `total` to `mean` belongs inside of the function that `strategy.run` ru
 """
 import contextlib
 import hashlib
+import json
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +25,7 @@ def strategy(kind, devices=None):
 
     Args:
         kind: 'none' (the one device that TensorFlow chooses), 'mirrored' (the GPUs of this host) or 'multi_worker' (all
-            GPUs of all workers of TF_CONFIG; without any, their CPUs).
+            GPUs of all workers of TF_CONFIG, or of a step of SLURM; without any, their CPUs).
         devices: with 'mirrored', how many GPUs, or None for all of them. On a host without a GPU the CPU is divided
             into as many devices, which is of use for trying things out only.
 
@@ -34,9 +36,13 @@ def strategy(kind, devices=None):
     """
     if kind == 'multi_worker':
         try:
+            if cluster.is_of_slurm():
+                os.environ['TF_CONFIG'] = _config_of_slurm()
             return tf.distribute.MultiWorkerMirroredStrategy()
-        except tf.errors.OpError as error:
-            raise InputError(f'The workers of TF_CONFIG could not be joined: {error.message.splitlines()[0]}') from error
+        except (tf.errors.OpError, RuntimeError, KeyError) as error:
+            reason = str(getattr(error, 'message', error)).splitlines()[0]
+            raise InputError(f'The workers of {os.environ.get("TF_CONFIG", "SLURM")} could not be joined: '
+                             f'{reason}') from error
     gpus = tf.config.list_physical_devices('GPU')
     if gpus and (devices or 1) > len(gpus):
         raise InputError(f'--devices {devices} is more than the {len(gpus)} GPUs of this host.')
@@ -49,6 +55,20 @@ def strategy(kind, devices=None):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * (devices or 1))
     names = [device.name for device in tf.config.list_logical_devices('GPU' if gpus else 'CPU')]
     return tf.distribute.MirroredStrategy(names[:devices])
+
+
+def _config_of_slurm():
+    """TF_CONFIG for the tasks of this step of SLURM, which also says which GPUs are whose (srun --gpus-per-task).
+
+    Each job has ports of its own, lest two of them meet on a host.
+    """
+    ports = 20000 + int(os.environ.get('SLURM_JOB_ID', 0)) % 20000
+    # Of GPUs it is not to know: it would ask nvidia-smi for those of the whole host, and fail on one without.
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=ports, gpus_per_node=1 << 10, gpus_per_task=1, auto_set_gpu=False)
+    workers = resolver.cluster_spec().as_dict()
+    kind, index = resolver.get_task_info()
+    return json.dumps({'cluster': workers, 'task': {'type': kind, 'index': index}})
 
 
 @contextlib.contextmanager

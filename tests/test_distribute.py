@@ -54,6 +54,24 @@ def start_workers(*arguments, count=2):
         'TF_CONFIG': json.dumps({**config, 'task': {'type': 'worker', 'index': index}})}) for index in range(count)]
 
 
+def all_free(ports):
+    try:
+        for each in [socket.create_server(('localhost', port)) for port in ports]:
+            each.close()
+    except OSError:
+        return False
+    return True
+
+
+def start_tasks_of_slurm(*arguments, count=2):
+    """The same with what `srun` tells them instead, on free ports that follow each other."""
+    first = next(port for port in np.random.permutation(20000 - count) + 20000 if all_free(range(port, port + count)))
+    step = {'SLURM_JOB_ID': str(first - 20000), 'SLURM_STEP_NUM_TASKS': str(count), 'SLURM_STEP_NODELIST': 'localhost',
+            'SLURM_STEP_TASKS_PER_NODE': str(count)}
+    return [Run('train.py', *arguments, '--distribute', 'multi_worker', environment={**step, 'SLURM_PROCID': str(number)})
+            for number in range(count)]
+
+
 def assert_same_training(root, other):
     for log, tolerance in (('losses', 1e-5), ('embs', 2e-4)):
         logs = [np.load(each / f'log_{log}.npy') for each in (root, other)]
@@ -63,13 +81,30 @@ def assert_same_training(root, other):
     assert len(told[0]) == len(told[1]) == ITERATIONS
 
 
-def test_two_processes_give_the_losses_of_one(people, one_device):
-    root = one_device.parent / 'workers'
-    chief, other = start_workers(*train_arguments(people, root, ITERATIONS))
+@pytest.mark.parametrize('start', [start_workers, start_tasks_of_slurm])
+def test_two_processes_give_the_losses_of_one(people, one_device, start):
+    root = one_device.parent / start.__name__
+    chief, other = start(*train_arguments(people, root, ITERATIONS))
     assert (chief.wait(), other.wait()) == (0, 0), chief.output + other.output
     assert_same_training(one_device, root)
     assert 'iter:' not in other.output and 'Saved' not in other.output, 'only the chief tells of the run'
     assert len(json.loads((root / 'provenance.json').read_text())) == 1
+
+
+def test_workers_that_were_not_started_alike(people, tmp_path):
+    """The second one has another number of frozen iterations, and another csv file under the same name."""
+    other_people = tmp_path / 'others'
+    other_people.mkdir()
+    make_people(other_people, identities=7)
+    addresses = free_addresses(2)
+    runs = []
+    for index, (folder, frozen) in enumerate(((people, 0), (other_people, 3))):
+        task = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
+        runs.append(Run('train.py', *train_arguments(folder, tmp_path / 'run'), '--freeze_body_iterations', frozen,
+                        '--distribute', 'multi_worker', environment={'TF_CONFIG': json.dumps(task)}))
+    for run in runs:
+        ended_in_one_sentence(run, 'freeze_body_iterations and train_set differ between them')
+    assert not (tmp_path / 'run' / 'args.json').exists(), 'as if never started'
 
 
 def test_two_devices_give_the_losses_of_one(one_device, mirrored):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from conftest import ROOT
 from heads import _dense
+from nets import _applications
 from reid import plugins
 from reid.errors import InputError
 from reid.modeling import model
@@ -202,3 +203,25 @@ def test_mixed_precision(policy):
     # Rounding grows from layer to layer; that it is one and the same function is still plain.
     expected = exact(images, training=True)['emb']
     assert np.corrcoef(np.ravel(outputs['emb']), np.ravel(expected))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize('name, application', [('resnet50', 'ResNet50'), ('densenet121', 'DenseNet121')])
+def test_nets_of_keras_have_this_batch_norm_and_the_numbers_of_keras(name, application):
+    """Under Keras's names; before training the statistics are not those of any images, so both are given some."""
+    body = model.build(name, 'direct', 4, (32, 32, 3)).body
+    kinds = {type(layer) for layer in body.layers}
+    assert BatchNorm in kinds and keras.layers.BatchNormalization not in kinds
+    assert {layer.momentum for layer in body.layers if isinstance(layer, BatchNorm)} == {0.9}
+    original = getattr(keras.applications, application)(include_top=False, weights=None, input_shape=(32, 32, 3))
+    own = {variable.path: variable for variable in body.variables}
+    for number, variable in enumerate(original.variables):
+        random = np.random.default_rng(number)
+        is_scale = variable.path.endswith(('gamma', 'moving_variance'))
+        variable.assign(random.uniform(0.9, 1.1, variable.shape) if is_scale else random.normal(0, 0.02, variable.shape))
+        own.pop(variable.path).assign(variable)
+    assert not own, 'no variable that Keras does not have'
+    images = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    prepared = (_applications.as_caffe if name == 'resnet50' else _applications.as_torch)(images)
+    expected = original(prepared, training=False)
+    np.testing.assert_allclose(keras.Model(body.input, body.output['features'])(images, training=False), expected,
+                               rtol=1e-4, atol=1e-4 * abs(expected.numpy()).max())

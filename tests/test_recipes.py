@@ -65,7 +65,7 @@ def run_recipe(project, name, *arguments):
 
 
 def test_there_is_a_test_of_every_recipe():
-    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh'])
+    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'slurm.sh'])
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -87,6 +87,21 @@ def test_recipe_on_market1501(name, project, market1501, weights, tmp_path):
         assert 'Initialised the body from' in process.stderr
     args = json.loads((tmp_path / 'run' / 'args.json').read_text())
     assert ('xent' in name or 'strong' in name) == (args['xent_weight'] == 1)
+
+
+def test_slurm_starts_all_tasks_and_goes_on_when_it_is_submitted_again(project, tmp_path):
+    (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'}
+    told = []
+    for _ in range(2):
+        process = subprocess.run(['sh', project / 'recipes' / 'slurm.sh', tmp_path / 'run', '--train_set', 'a.csv'],
+                                 capture_output=True, text=True, timeout=60, env=environment, check=True)
+        told.append(process.stdout.split())
+        (tmp_path / 'run').mkdir(exist_ok=True)
+        (tmp_path / 'run' / 'args.json').write_text('{}')
+    start = ['python3', 'train.py', '--experiment_root', str(tmp_path / 'run'), '--distribute', 'multi_worker']
+    assert told == [[*start, '--train_set', 'a.csv'], [*start, '--resume']]
 
 
 def write_idx(path, array):

@@ -48,3 +48,29 @@ class BatchNorm(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), 'epsilon': self.epsilon, 'momentum': self.momentum, 'offset': self.offset}
+
+
+def with_fused_batch_norm(network):
+    """A copy of a Keras model, from the same input tensors, with this layer in place of each of Keras's own.
+
+    Variables have the same names. New are the momentum, 0.9 as everywhere here, and what is said of it above.
+    """
+    def copy(layer):
+        if type(layer) is keras.layers.BatchNormalization:
+            return BatchNorm(layer.epsilon, name=layer.name, dtype=layer.dtype_policy)
+        return layer.from_config(layer.get_config())
+
+    def call(layer, *inputs, **options):
+        return layer(*inputs) if type(layer) is BatchNorm else layer(*inputs, **options)  # It knows no mask.
+
+    return keras.models.clone_model(network, network.input, copy, call)
+
+
+def with_keras_batch_norm(network):
+    """The opposite: as Keras would have built it, so that it reads the files of weights that Keras distributes."""
+    def copy(layer):
+        if type(layer) is BatchNorm:
+            return keras.layers.BatchNormalization(epsilon=layer.epsilon, name=layer.name)
+        return layer.from_config(layer.get_config())
+
+    return keras.models.clone_model(network, clone_function=copy)

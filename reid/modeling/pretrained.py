@@ -9,6 +9,7 @@ import numpy as np
 from reid import plugins
 from reid.errors import InputError
 from reid.experiment import checkpoints
+from reid.modeling.batch_norm import with_keras_batch_norm
 from reid.modeling.model import named_variables
 
 MAX_NPZ_BYTES = 4 << 30
@@ -47,7 +48,8 @@ def load_keras(path, body):
     """
     if 'features' not in body.output:
         raise InputError(f'{path} is a file of Keras, whose weights the net {body.name} cannot take.')
-    pretrained = keras.Model(body.input, body.output['features'])
+    own = keras.Model(body.input, body.output['features'])
+    pretrained = with_keras_batch_norm(own)
     arrays = []
     try:
         with h5py.File(path) as file:
@@ -61,6 +63,9 @@ def load_keras(path, body):
     if len(arrays) != len(pretrained.weights):
         raise InputError(f'{path} holds {len(arrays)} arrays where the net {body.name} without its top has '
                          f'{len(pretrained.weights)}. Is it the file of another net, or of one with its top?')
+    values = named_variables(pretrained)
+    for name, variable in named_variables(own).items():
+        variable.assign(values[name])
 
 
 def load_trinet(path, variables):
