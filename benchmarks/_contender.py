@@ -25,17 +25,17 @@ def batch(batch_size):
     return images, np.repeat(np.arange(batch_size // 4), 4).astype(np.int32)
 
 
-def network(precision='none'):
+def network(precision='none', name='resnet_v1_50'):
     from reid import quiet
     with quiet.tensorflow_import():
         from reid.modeling import model
     model.set_precision(precision)
-    return model.build('resnet_v1_50', 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
+    return model.build(name, 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
 
 
-def training(batch_size, precision='none'):
+def training(batch_size, precision='none', net=None):
     """The training step of train.py: batch hard, soft margin, Adam."""
-    net = network(precision)
+    net = net or network(precision)
     import tensorflow as tf
 
     from loss import cdist
@@ -71,6 +71,17 @@ def training_keras_bn(batch_size):
     batch_norm.BatchNorm = lambda epsilon=1e-5, momentum=0.9, **kwargs: keras.layers.BatchNormalization(
         epsilon=epsilon, momentum=momentum, **kwargs)
     return training(batch_size)
+
+
+def training_keras_net(batch_size):
+    """That of Keras's own ResNet-50."""
+    return training(batch_size, net=network(name='resnet50'))
+
+
+def training_keras_net_keras_bn(batch_size):
+    """The same as Keras builds it."""
+    from reid.modeling.batch_norm import with_keras_batch_norm
+    return training(batch_size, net=with_keras_batch_norm(network(name='resnet50')))
 
 
 def training_tf1(batch_size):

@@ -22,7 +22,7 @@ CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
 
 def main():
     measurements = {'step': measure_step, 'embedding': measure_embedding, 'start': measure_start, 'input': measure_input,
-                    'draw': measure_draw, 'losses': measure_losses, 'summaries': measure_summaries,
+                    'draw': measure_draw, 'losses': measure_losses, 'loop': measure_loop,
                     'memory': measure_memory}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
@@ -69,10 +69,10 @@ class Contender:
         self._process.communicate('')
 
 
-def best_times(names, args):
+def best_times(names, args, with_torch=True):
     """Best time of each contender, a dict, all of them taking turns."""
     contenders = {name: Contender(name, args) for name in names}
-    if args.torch_python:
+    if args.torch_python and with_torch:
         name = names[0] + '_torch'
         contenders[name] = Contender(name, args, args.torch_python)
     times = {name: [] for name in contenders}
@@ -90,6 +90,9 @@ def measure_step(args):
     for name in sorted(set(times) - {'training', 'training_bfloat16'}):
         tell(what, times['training'], name.removeprefix('training_'), times[name])
     tell(f'{what}, bfloat16', times['training_bfloat16'], 'float32', times['training'])
+    times = best_times(['training_keras_net', 'training_keras_net_keras_bn'], args, with_torch=False)
+    tell(f"training step, Keras's ResNet-50, {args.batch_size} images", times['training_keras_net'], "Keras's batch norm",
+         times['training_keras_net_keras_bn'])
 
 
 def measure_embedding(args):
@@ -243,33 +246,74 @@ def measure_losses(args):
             tell(f'{name}, {batch_p} x 4', best[name], 'batch_hard', best['batch_hard'], 'ms')
 
 
-def measure_summaries(args):
-    """What an iteration's log line, scalars and histograms of 128 x 128 distances hold up the loop."""
+class Device:
+    """Stands in for the training step on a GPU: computes each one in so many seconds, one behind the other.
+
+    idle: seconds in which it had nothing to compute, since its first step.
+    """
+
+    def __init__(self, seconds, result):
+        import types
+        self.seconds, self.result, self.idle, self.step = seconds, result, 0.0, 0
+        self.ready = None  # When it has computed all that it was handed.
+        self.loss_scale = types.SimpleNamespace(left_out=lambda *_: False)
+
+    def train_step(self, *_):
+        now = time.perf_counter()
+        if self.ready is not None:
+            self.idle += max(0.0, now - self.ready)
+        self.ready = max(now, self.ready or now) + self.seconds
+        self.step += 1
+        return {name: Computed(value, self.ready) for name, value in self.result.items()}
+
+    def values(self):
+        import tensorflow as tf
+        return {'global_step': tf.constant(self.step)}
+
+
+class Computed:
+    """A number that is there from a moment on."""
+
+    def __init__(self, value, moment):
+        self.value, self.moment = value, moment
+
+    def numpy(self):
+        time.sleep(max(0.0, self.moment - time.perf_counter()))
+        return self.value
+
+
+def measure_loop(args):
+    """How long a device that computes a step in 100 ms waits for Python between two steps of 32 x 4 images."""
     import logging
+    import types
 
     import numpy as np
+    import tensorflow as tf
 
     from reid.experiment import arguments
+    from reid.training.loop import Loop
     from reid.training.reporter import Reporter
     random = np.random.default_rng(0)
     rows = np.arange(128)
-    result = {'losses': random.random(128, np.float32), 'dists': random.random((128, 128), np.float32),
+    result = {'losses': random.random(128, np.float32), 'dists': random.random((128, 128), np.float32), 'rows': rows,
               'emb': random.random((128, 128), np.float32), 'emb_raw': random.random((128, 128), np.float32)}
-    result |= {name: np.float32(1) for name in ('loss', 'batch_top1', 'batch_prec_at_k', 'active_count')}
+    result |= {name: np.float32(1) for name in ('loss', 'batch_top1', 'batch_prec_at_k', 'active_count', 'gradient_norm',
+                                                'loss_scale')}
     log = logging.getLogger('benchmark')
     log.propagate = False
     log.addHandler(logging.NullHandler())
-    with tempfile.TemporaryDirectory() as folder:
-        flags = arguments.make_parser().parse_args(['--experiment_root', folder])
-        reporter = Reporter(flags, log, 0, rows.astype(str).astype(object), (rows // 4).astype(np.int32))
-        times = []
-        for step in range(50):
-            time.sleep(0.03)  # The training step, during which the last histograms are made.
-            started = time.perf_counter()
-            reporter.iteration(step, rows, result, 3e-4, 0.2)
-            times.append(time.perf_counter() - started)
-        reporter.close()
-    tell('summaries and logs, of an iteration', 1e3 * min(times), 'a step on a fast GPU, about', 30, 'ms')
+    steps, seconds = 50, 0.1
+    for histograms, frequency in (('with histograms', 1), ('without', steps + 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = arguments.make_parser().parse_args([
+                '--experiment_root', folder, '--train_iterations', str(steps), '--checkpoint_frequency', '0',
+                '--summary_frequency', str(frequency)])
+            reporter = Reporter(flags, log, 0, rows.astype(str).astype(object), (rows // 4).astype(np.int32))
+            device = Device(seconds, result)
+            Loop(flags, device, tf.distribute.get_strategy(), reporter, None, types.SimpleNamespace(requested=None),
+                 rows.astype(str), log).run(device.train_step, iter(dict, None), None)
+            reporter.close()
+        tell(f'a device waits between two steps, {histograms}', 1e3 * device.idle / steps, 'a step', 1e3 * seconds, 'ms')
 
 
 def measure_memory(args):
