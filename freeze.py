@@ -107,11 +107,11 @@ def main():
     if not args.load:
         paths = []
         if args.check_dataset:
-            from reid.dataset import check_files, load_dataset
+            from reid.dataset import check_files, image_path, load_dataset
             dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
             image_root = args.image_root or trained.image_root
             check_files(dataset, image_root)
-            paths = [os.path.join(image_root, fid) for fid in dataset.fids]
+            paths = [image_path(image_root, fid) for fid in dataset.fids]
         with quiet.tensorflow_import():
             import tensorflow as tf
         from reid.experiment import checkpoints

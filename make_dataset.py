@@ -5,19 +5,19 @@
 """
 import argparse
 import collections
-import csv
 import functools
 import hashlib
 import itertools
 import multiprocessing.pool
 import os
 import re
+import shlex
 import statistics
-import sys
+import typing
 
+from data import _convert
 from reid import plugins, quiet
-from reid.errors import InputError, exit_with
-from reid.files import written_whole
+from reid.errors import InputError, exit_with, some, warn
 
 
 def main():
@@ -29,6 +29,8 @@ def main():
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument('root', metavar='ROOT', help='the folder as downloaded and unpacked')
         command.add_argument('--out', default='data', help='the folder for the csv files (default data)')
+        command.add_argument('--name', default=name, type=file_name,
+                             help=f'what the names of the csv files begin with (default {name})')
         if hasattr(dataset, 'add_arguments'):
             dataset.add_arguments(command)
     command = commands.add_parser('check', help='Look at every image of csv files.', description=check.__doc__,
@@ -41,11 +43,19 @@ def main():
     if name == 'check':
         check(options['csv'], options['root'])
     else:
-        make(name, options.pop('root'), options.pop('out'), options)
+        root, out, prefix = (options.pop(each) for each in ('root', 'out', 'name'))
+        make(name, root, out, options, prefix)
 
 
-def make(name, root, out, options):
-    """Write `out`/NAME_SUBSET.csv for each subset of a dataset, sorted, and print what is in them.
+def file_name(text):
+    """A name without a folder, for argparse."""
+    if not text or text != os.path.basename(text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a name; the folder is given by --out')
+    return text
+
+
+def make(name, root, out, options, prefix=None):
+    """Write `out`/PREFIX_SUBSET.csv for each subset of a dataset, sorted, all or none, and print what is in them.
 
     What is missing of the whole dataset is a warning only: people have reasons to work with a part.
 
@@ -53,58 +63,73 @@ def make(name, root, out, options):
         name: of a file in data/, see data/__init__.py.
         root: the folder of the dataset.
         out: the folder for the csv files, made when it is not there.
-        options: keyword arguments for `splits` of that file.
+        options: keyword arguments for `splits` of that file. With `convert` the images are converted into that folder,
+            and the csv files name the copies.
+        prefix: of the csv files' names; None: `name`.
 
     Raises:
-        InputError: nothing of the dataset is in `root`, or something there cannot be read.
+        InputError: nothing of the dataset is in `root`, something there cannot be read, or csv files of an earlier run
+            would stay beside those of this one.
     """
-    from reid.dataset import file_problems
+    from reid.dataset import file_problems, save_datasets
     dataset = plugins.load('data', name)
+    prefix = prefix or name
+    convert = options.get('convert')
     subsets = {}
     for subset, rows in dataset.splits(root, **options).items():
         problems = file_problems([row[1] for row in rows], root)
-        subsets[subset] = sorted(row for row, problem in zip(rows, problems) if problem != 'missing')
-        missing = [row[1] for row, problem in zip(rows, problems) if problem == 'missing']
-        if missing:
-            warn(f'Of the {len(rows)} images of {subset} these are not in {root} and left out: {some(missing)}.')
+        fids = {problem: [row[1] for row, its_problem in zip(rows, problems) if its_problem == problem]
+                for problem in ('missing', 'outside')}
+        unusable = ('missing', 'outside') if convert else ('missing',)
+        subsets[subset] = sorted(row for row, problem in zip(rows, problems) if problem not in unusable)
+        if fids['missing']:
+            warn(f'Of the {len(rows)} images of {subset} these are not in {root} and left out: '
+                 f'{some(fids["missing"])}.')
+        if fids['outside']:
+            what_then = 'are left out' if convert else 'are only read with --allow_outside_root'
+            warn(f'Of the {len(rows)} images of {subset} these lie outside of {root} and {what_then}: '
+                 f'{some(fids["outside"])}.')
     if not any(subsets.values()):
         raise InputError(f'No image of {name} is in {root}; make_dataset.py {name} --help says what is looked for.')
+    paths = {subset: os.path.join(out, f'{prefix}_{subset}.csv') for subset in (*dataset.TOTALS, *subsets)}
+    refuse_leftovers(paths, subsets)
+    if convert:
+        copies = _convert.convert(root, sorted({row[1] for rows in subsets.values() for row in rows}), convert)
+        subsets = {subset: sorted((pid, copies[fid]) for pid, fid in rows if fid in copies)
+                   for subset, rows in subsets.items()}
+        refuse_leftovers(paths, subsets)
 
     os.makedirs(out, exist_ok=True)
+    save_datasets({paths[subset]: rows for subset, rows in subsets.items() if rows})
     table = [('subset', 'identities', 'images', 'tracklets', 'cameras', 'file')]
     for subset, rows in subsets.items():
-        path = os.path.join(out, f'{name}_{subset}.csv')
         if not rows:
-            warn(f'There are no images of {subset} in {root}: {path} is not written.')
+            warn(f'There are no images of {subset} in {root}: {paths[subset]} is not written.')
             continue
-        write_csv(path, rows)
         counts = count(rows, dataset.EXCLUDER)
-        table.append((subset, *(number or '-' for number in counts.values()), path))
+        table.append((subset, *(number or '-' for number in counts.values()), paths[subset]))
         for what, known in dataset.TOTALS.get(subset, {}).items():
             if counts[what] != known:
                 difference = 'missing' if counts[what] < known else 'too many'
                 warn(f'{subset} has {counts[what]} of {known} {what}: {abs(known - counts[what])} {difference}.')
     print_table(table)
     print(f'Evaluate with --excluder {dataset.EXCLUDER}.')
+    print(f'The images are in {convert or root}: train with --image_root {shlex.quote(convert or root)}.')
 
 
-def write_csv(path, rows):
-    """Write rows of str as a csv file that `dataset.load_dataset` reads as the same rows.
+def refuse_leftovers(paths, subsets):
+    """Raise InputError when csv files of an earlier run would stay: the images of its test set may train now.
 
-    Raises:
-        InputError: a name that is not UTF-8.
+    They are not deleted here, since somebody may have made them by hand.
+
+    Args:
+        paths: {subset: csv file}, of all subsets that there may be.
+        subsets: {subset: rows}, of those that are to be written.
     """
-    with written_whole(path) as temporary:
-        with open(temporary, 'w', encoding='utf-8', newline='') as file:
-            plain = csv.writer(file, lineterminator='\n')
-            quoted = csv.writer(file, lineterminator='\n', quoting=csv.QUOTE_ALL)
-            for row in rows:
-                # A blank at a field's start and a bare carriage return survive only inside of quotes.
-                odd = any(re.search(r'^\s|\r', field) for field in row)
-                try:
-                    (quoted if odd else plain).writerow(row)
-                except UnicodeEncodeError as error:
-                    raise InputError(f'The file name {row[1]!a} is not UTF-8; rename it.') from error
+    left = [path for subset, path in paths.items() if not subsets.get(subset) and os.path.lexists(path)]
+    if left:
+        raise InputError(f'{" and ".join(left)} of an earlier run would stay beside the csv files of this one, though '
+                         f'they do not belong together; delete what is old, or choose another --name or --out.')
 
 
 def count(rows, excluder):
@@ -122,12 +147,14 @@ def count(rows, excluder):
 def check(csv_paths, root):
     """Look at every image of csv files, and print what may spoil a training or an evaluation.
 
-    That is missing and undecodable files, identities with one image, odd sizes, images with the same content, and
-    images that several of the csv files share. The status is 1 when there are images that cannot be used.
+    That is missing and undecodable files, images that training sees differently from how a viewer shows them (turned
+    by EXIF, transparent), identities with one image, odd sizes, images with the same content, and images that several
+    of the csv files share. The status is 1 when there are images that cannot be used, and when csv files share images,
+    unless the names of both say that they are to evaluate on (query, test, gallery or probe) or to train on (train).
     """
     import tqdm
 
-    from reid.dataset import image_path, load_dataset
+    from reid.dataset import hint_of_missing, image_path, load_dataset
     datasets = [load_dataset(path) for path in csv_paths]
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
@@ -145,36 +172,65 @@ def check(csv_paths, root):
 
     for dataset in datasets:
         print_report(dataset, looks)
+    unusable = {fid for fid in fids if looks[fid].problem}
+    hints = {hint_of_missing(dataset.fids, unusable) for dataset in datasets}
+    faults = [f'{len(unusable)} of {len(fids)} images cannot be used.{"".join(sorted(hints))}'] if unusable else []
     for first, second in itertools.combinations(datasets, 2):
         contents = {looks[fid].content for fid in first.fids if not looks[fid].problem}
-        shared = [fid for fid in second.fids if looks[fid].content in contents]
+        shared = {fid for fid in second.fids if looks[fid].content in contents}
         print(f'images in both {first.path} and {second.path}: {some(shared)}')
-    unusable = [fid for fid in fids if looks[fid].problem]
-    if unusable:
-        raise InputError(f'{len(unusable)} of {len(fids)} images cannot be used.')
+        if are_of_one_side(first.path, second.path):
+            continue
+        if shared:
+            faults.append(f'{first.path} and {second.path} share images, {some(shared)}: only sets to evaluate on may, '
+                          f'which have query, test or gallery in their names.')
+        pids = set(first.pids) & set(second.pids)
+        if pids:
+            warn(f'Identities in both {first.path} and {second.path}: {some(pids)}. If these are the same ones and not '
+                 f'only counted alike, an evaluation tells nothing of identities that were not trained on.')
+    changed = sum(bool(looks[fid].changes) for fid in fids)
+    if changed:
+        warn(f'Training sees {changed} of {len(fids)} images differently from how a viewer shows them; make_dataset.py '
+             f'folder {root} --convert NEW_FOLDER writes copies that are the same to both.')
+    if faults:
+        raise InputError(' '.join(faults))
 
 
-Look = collections.namedtuple('Look', 'problem size content')
+def are_of_one_side(*csv_paths):
+    """Whether csv files are all to train on or all to evaluate on, by their names; such ones may share images."""
+    return any(all(re.search(rf'(?<![a-z])({words})', os.path.basename(path).lower()) for path in csv_paths)
+               for words in ('train', 'query|queries|test|gallery|probe'))
+
+
+class Look(typing.NamedTuple):
+    """What is seen of an image file."""
+    problem: str | None  # why it cannot be used
+    size: tuple | None = None  # (width, height)
+    content: bytes | None = None  # a hash of it
+    changes: tuple = ()  # how a viewer shows it in another way than training sees it
 
 
 def look(decode, path):
-    """What is seen of an image file: its problem (or None), its (width, height), a hash of its content."""
+    """The `Look` at an image file, with the decoder of training."""
     import tensorflow as tf
     try:
         with open(path, 'rb') as file:
             content = file.read()
         height, width, _ = decode(content).shape
     except OSError as error:
-        return Look(error.strerror, None, None)
-    except tf.errors.OpError:
-        return Look('Not a whole image', None, None)
-    return Look(None, (width, height), hashlib.sha256(content).digest())
+        return Look(error.strerror)
+    except tf.errors.OpError as error:
+        if content and not content.startswith((b'\xff\xd8\xff', b'\x89PNG', b'GIF8')):
+            return Look('Neither a JPEG, a PNG nor a GIF')
+        return Look('An animated GIF' if 'animated gifs' in error.message else 'Not a whole image')
+    return Look(None, (width, height), hashlib.sha256(content).digest(), _convert.changes(content))
 
 
 def print_report(dataset, looks):
     """Print what was seen of the images of one csv file."""
     fids_of_pid = collections.defaultdict(set)
     fids_of_problem = collections.defaultdict(set)
+    fids_of_change = collections.defaultdict(set)
     fids_of_content = collections.defaultdict(set)
     pids_of_content = collections.defaultdict(set)
     for pid, fid in zip(dataset.pids, dataset.fids):
@@ -184,6 +240,8 @@ def print_report(dataset, looks):
         else:
             fids_of_content[looks[fid].content].add(fid)
             pids_of_content[looks[fid].content].add(pid)
+        for change in looks[fid].changes:
+            fids_of_change[change].add(fid)
     sizes = collections.Counter(looks[fid].size for fids in fids_of_content.values() for fid in sorted(fids))
     images = len(set(dataset.fids))
     print(f'{dataset.path}: {len(dataset)} rows, {images} images, {len(fids_of_pid)} identities')
@@ -192,7 +250,7 @@ def print_report(dataset, looks):
         widths, heights = zip(*sizes.elements())
         (width, height), often = sizes.most_common(1)[0]
         print(f'  width: {spread(widths)}; height: {spread(heights)}; {width}x{height} most often ({often})')
-    for problem, fids in sorted(fids_of_problem.items()):
+    for problem, fids in [*sorted(fids_of_problem.items()), *sorted(fids_of_change.items())]:
         print(f'  {problem}: {some(fids)}')
     single = [pid for pid, fids in fids_of_pid.items() if len(fids) == 1]
     same = [fids for fids in fids_of_content.values() if len(fids) > 1]
@@ -208,24 +266,12 @@ def spread(numbers):
     return f'{numbers[0]} to {numbers[-1]}, median {statistics.median_low(numbers)}'
 
 
-def some(names):
-    """How many there are and the first three: '5 (a, b, c, …)'."""
-    names = sorted(set(names))
-    if not names:
-        return '0'
-    return f'{len(names)} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-
-
 def print_table(table):
     """Print rows of cells in aligned columns: the first and the last to the left, numbers between them to the right."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*table)]
     for first, *numbers, last in table:
         middle = '  '.join(f'{number:>{width}}' for number, width in zip(numbers, widths[1:-1]))
         print(f'{first:<{widths[0]}}  {middle}  {last}')
-
-
-def warn(sentence):
-    print(f'warning: {sentence}', file=sys.stderr)
 
 
 if __name__ == '__main__':

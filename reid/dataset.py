@@ -1,8 +1,10 @@
 """A dataset is a csv file without a header: `identity,relative/path.jpg[,tracklet]` per line, all of them strings."""
+import contextlib
 import csv
 import dataclasses
 import multiprocessing.pool
 import os
+import re
 
 import numpy as np
 
@@ -57,6 +59,9 @@ def load_dataset(path, fid_type=object):
     Raises:
         InputError: no such file, not UTF-8, empty, a line that is empty or has not two (or three) columns.
     """
+    if os.path.isdir(path):
+        raise InputError(f'{path} is a folder, where the csv file of a dataset is expected; make_dataset.py folder '
+                         f'{path} writes one for a folder of images.')
     if not os.path.isfile(path):
         raise InputError(f'There is no dataset file {path}.')
     try:
@@ -118,14 +123,50 @@ def _read_columns(reader, fids, path):
 def save_dataset(path, dataset):
     """Write a dataset's csv file, whole or not at all."""
     columns = [dataset.pids, dataset.fids] + ([] if dataset.tracklets is None else [dataset.tracklets])
-    with written_whole(path) as temporary:
-        with open(temporary, 'w', encoding='utf-8', newline='') as file:
-            # In quotes, where blanks at a field's start survive.
-            csv.writer(file, lineterminator='\n', quoting=csv.QUOTE_ALL).writerows(zip(*columns))
+    save_datasets({path: zip(*columns)})
+
+
+def save_datasets(rows_of_path):
+    """Write csv files that belong together: all of them, or none.
+
+    A kill between two renames must not leave a new training set beside an old test set, with images in both: so of the
+    files of before all but one go first, and that one is replaced by the first rename.
+
+    Args:
+        rows_of_path: {path: rows of two or three str}; `load_dataset` reads the same rows.
+
+    Raises:
+        InputError: a name that is not UTF-8.
+        OSError: one of the paths cannot be written.
+    """
+    with contextlib.ExitStack() as files:
+        for path, rows in rows_of_path.items():
+            _write_rows(files.enter_context(written_whole(path)), rows)
+        for path in rows_of_path:
+            if os.path.isdir(path):
+                raise InputError(f'{path} is a folder, so that no csv file can be written there.')
+        for path in list(rows_of_path)[:-1]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+
+def _write_rows(path, rows):
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+        plain = csv.writer(file, lineterminator='\n')
+        quoted = csv.writer(file, lineterminator='\n', quoting=csv.QUOTE_ALL)
+        for row in rows:
+            # A blank at a field's start and a bare carriage return survive only inside of quotes.
+            odd = any(re.search(r'^\s|\r', field) for field in row)
+            try:
+                (quoted if odd else plain).writerow(row)
+            except UnicodeEncodeError as error:
+                raise InputError(f'The file name {row[1]!a} is not UTF-8; rename it.') from error
+        file.flush()
+        os.fsync(file.fileno())  # A full disk is to be known of before anything is removed.
 
 
 def image_path(image_root, fid):
-    """The path of an image file."""
+    """The path of an image file: the one place that says how a file id becomes one."""
     return os.path.join(image_root, fid)
 
 
@@ -187,8 +228,24 @@ def check_files(dataset, image_root, allow_outside_root=False):
                          f'image root {image_root}: {_some(problems["outside"])}. To read them all the same add '
                          f'--allow_outside_root.')
     if problems['missing']:
-        raise InputError(f'{len(problems["missing"])} of {len(dataset)} images of {dataset.path} are not in '
-                         f'{image_root}: {_some(problems["missing"])}.')
+        missing = problems['missing']
+        raise InputError(f'{len(missing)} of {len(dataset)} images of {dataset.path} are not in {image_root}: '
+                         f'{_some(missing)}.{hint_of_missing(dataset.fids, missing)}')
+
+
+def hint_of_missing(fids, missing):
+    """A guess why images are missing, as a sentence with a blank in front; empty where there is none.
+
+    Args:
+        fids: the file ids of a csv file, in the order of its lines.
+        missing: those of them that are not there.
+    """
+    if any('\\' in fid for fid in missing):
+        return r' Paths in the csv file are written with /, not with \.'
+    endings = [os.path.splitext(fid)[1] for fid in fids[:2]]
+    if fids[0] in missing and len(endings) == 2 and endings[1] and not endings[0]:
+        return f' Its first line, with {fids[0]!r} for a path, looks like a header, which the csv file should not have.'
+    return ''
 
 
 def _some(names, limit=3):

@@ -10,6 +10,19 @@ class InputError(Exception):
     """A file, a flag or a value that the user gave cannot be used; the message is one clear sentence."""
 
 
+def warn(sentence):
+    """Tell the user something on standard error that does not end the command."""
+    print(f'warning: {sentence}', file=sys.stderr)
+
+
+def some(names):
+    """How many there are and the first three: '5 (a, b, c, ...)'."""
+    names = sorted(set(names))
+    if not names:
+        return '0'
+    return f'{len(names)} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+
+
 def sentence_of(error):
     """What an OSError says, as one sentence."""
     where = f'{error.filename}: ' if error.filename else ''

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import make_dataset
-from reid.dataset import Dataset, check_files, file_problems, load_dataset
+from reid.dataset import Dataset, check_files, file_problems, load_dataset, save_dataset, save_datasets
 from reid.errors import InputError
 
 
@@ -83,6 +82,11 @@ def test_one_sentence(tmp_path, content, part):
     assert '\n' not in str(error.value)
 
 
+def test_a_folder_is_told_to_be_one(tmp_path):
+    with pytest.raises(InputError, match=f'^{tmp_path} is a folder, where the csv file .* make_dataset.py folder'):
+        load_dataset(tmp_path)
+
+
 def test_not_a_file(tmp_path):
     for path in (tmp_path, tmp_path / 'nowhere.csv'):
         with pytest.raises(InputError, match=str(path)):
@@ -96,9 +100,47 @@ fields = st.text(st.characters(codec='utf-8', exclude_characters='\0'), min_size
 @given(rows=st.lists(st.tuples(fields, fields), min_size=1, max_size=20))
 def test_what_is_written_is_read(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / 'written.csv'
-    make_dataset.write_csv(path, rows)
+    save_datasets({path: rows})
     dataset = load_dataset(path)
     assert list(zip(dataset.pids, dataset.fids)) == rows
+
+
+def test_a_dataset_is_written_as_its_rows_are(tmp_path):
+    content = '1,a.jpg,t 1\n2,"b,c.jpg",t2\n'
+    save_dataset(tmp_path / 'again.csv', load(tmp_path, content))
+    assert (tmp_path / 'again.csv').read_text() == content
+
+
+def test_all_csv_files_or_none(tmp_path):
+    train, test = tmp_path / 'train.csv', tmp_path / 'test.csv'
+    save_datasets({train: [('1', 'a.jpg')], test: [('2', 'b.jpg')]})
+    with pytest.raises(InputError, match='not UTF-8'):
+        save_datasets({train: [('2', 'b.jpg')], test: [('1', '\udcff.jpg')]})
+    (tmp_path / 'query.csv').mkdir()
+    for paths in ((train, tmp_path / 'query.csv'), (tmp_path / 'query.csv', train)):
+        with pytest.raises(InputError, match='query.csv is a folder'):
+            save_datasets({path: [('3', 'c.jpg')] for path in paths})
+    assert train.read_text() == '1,a.jpg\n' and test.read_text() == '2,b.jpg\n'
+    assert len(list(tmp_path.iterdir())) == 3  # And no unfinished file.
+
+
+@pytest.mark.parametrize('renames', [0, 1, 2])
+def test_old_and_new_csv_files_are_never_mixed(tmp_path, monkeypatch, renames):
+    """A kill between two renames, here one that fails, leaves old files or new ones, but not one of each."""
+    paths = [tmp_path / f'{subset}.csv' for subset in ('train', 'query', 'test')]
+    save_datasets({path: [('1', 'old.jpg')] for path in paths})
+    replace, done = os.replace, []
+
+    def replace_some(source, target):
+        if len(done) == renames:
+            raise OSError('killed')
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', replace_some)
+    with pytest.raises(OSError):
+        save_datasets({path: [('1', 'new.jpg')] for path in paths})
+    assert len({path.read_text() for path in paths if path.exists()}) == 1
 
 
 def test_a_million_lines(tmp_path):
@@ -177,6 +219,24 @@ def test_check_files(root):
         check_files(dataset('1', '2', '3', '4', 'a/1.jpg'), str(root), allow_outside_root=True)
     with pytest.raises(InputError, match='no image root'):
         check_files(dataset('a/1.jpg'), str(root / '3.jpg'))
+
+
+@pytest.mark.parametrize('fids, hint', [
+    (['path', 'a/1.jpg', 'a/2.jpg'], " Its first line, with 'path' for a path, looks like a header, which the csv file "
+                                     'should not have.'),
+    (['file name', 'a/9.jpg'], "with 'file name' for a path, looks like a header"),
+    (['a/1.jpg', 'path'], ''),
+    (['9', '1'], ''),
+    (['9'], ''),
+    (['a/9.jpg', 'a/1.jpg'], ''),
+    (['a/1.jpg', r'a\2.jpg'], r' Paths in the csv file are written with /, not with \.'),
+])
+def test_hint_of_missing(root, fids, hint):
+    fids = np.array(fids, dtype=object)
+    with pytest.raises(InputError) as error:
+        check_files(Dataset('set.csv', fids, fids), str(root))
+    sentence, rest = str(error.value).split('root: ')
+    assert hint in rest and (hint or rest.count('.') == 1 + rest.count('.jpg'))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may list any folder')

@@ -428,8 +428,225 @@ def test_one_identity_at_least_is_trained_on(root):
 
 def test_folder_for_evaluation_only(root):
     put_folder(root)
-    csv = make('folder', root, query_per_identity=5)
-    assert list(csv) == ['query', 'test'] and len(csv['test']) == 11 and len(csv['query']) == 21
+    csv = make('folder', root, query_per_identity=2)
+    assert list(csv) == ['query', 'test'] and len(csv['test']) == 12 and len(csv['query']) == 20
+
+
+def test_more_queries_than_images(root, tmp_path, capsys):
+    put(root, *(f'{person}/{image}.jpg' for person in 'abc' for image in range(3)), 'd/0.jpg', 'd/1.jpg')
+    make('folder', root, tmp_path / 'fits', query_per_identity=1)
+    assert capsys.readouterr().err == ''
+    csv = make('folder', root, query_per_identity=2)
+    assert capsys.readouterr().err == (
+        'warning: Of 4 held-out identities these have fewer than 3 images, 2 to search with and one to be found, and '
+        'so fewer queries: 1 (d).\n')
+    assert [line[0] for line in csv['query']] == list('aabbccd')
+    with pytest.raises(InputError, match='^No held-out identity has 4 images, .* but 3 at most; lower'):
+        make('folder', root, tmp_path / 'none', query_per_identity=3)
+    assert not (tmp_path / 'none').exists()
+
+
+def test_folder_says_what_it_leaves_out(root, capsys):
+    put_folder(root)
+    put(root, 'person 1/a.WEBP', 'person 1/b.webp', 'person 2/c.bmp', 'webps/1.webp', 'person 2/README', '2.webp',
+        'notes.txt')
+    put_gif(root / 'person 4/still.gif', frames=1)
+    put_gif(root / 'person 4/moving.gif', frames=3)
+    put(root, 'person 4/broken.gif')
+    (root / 'nothing/at all').mkdir(parents=True)
+    (root / 'person 5/link').symlink_to(root / 'person 6')
+    (root / 'person 7/folder.jpg').mkdir()
+    csv = make('folder', root)
+    gifs = [line for line in csv['train'] if line.endswith('.gif')]
+    assert len(csv['train']) == 34 and gifs == [f'person 4,person 4/{name}.gif' for name in ('broken', 'still')]
+    assert capsys.readouterr().err.splitlines() == [
+        'warning: Images beside the folders of the identities are left out: 2 (1.jpg, 2.webp); move each into the '
+        'folder of its identity.',
+        'warning: Files that are not .jpg, .jpeg, .png, .gif are left out: 1 .bmp, 10 .txt, 3 .webp, 1 animated .gif, '
+        '1 without an ending; --convert FOLDER takes .bmp, .webp, animated .gif as well.',
+        f'warning: Folders that are links are left out: 1 ({root}/person 5/link).',
+        'warning: Folders without images are left out: 2 (nothing, webps).']
+
+
+def test_a_folder_of_other_formats_only(root, capsys):
+    put(root, 'a/1.webp', 'b/1.webp')
+    with pytest.raises(InputError, match='no sub-folder with images'):
+        make('folder', root)
+    assert '2 .webp; --convert FOLDER takes .webp as well.' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('first, second', [
+    ({'val_fraction': 0.3}, {}),
+    ({}, {'query_per_identity': 2}),
+    ({'query_per_identity': 2}, {}),
+])
+def test_no_csv_file_of_an_earlier_division_stays(root, tmp_path, first, second):
+    put_folder(root)
+    before = make('folder', root, tmp_path / 'out', **first)
+    stale = set(before) - set(make('folder', root, tmp_path / 'other', **second))
+    with pytest.raises(InputError) as error:
+        make('folder', root, tmp_path / 'out', **second)
+    assert all(f'{tmp_path}/out/folder_{subset}.csv' in str(error.value) for subset in stale)
+    assert {path.stem[7:]: path.read_text().splitlines() for path in (tmp_path / 'out').iterdir()} == before
+
+    make_dataset.make('folder', str(root), str(tmp_path / 'out'), second, prefix='mine')
+    for subset in stale:
+        (tmp_path / f'out/folder_{subset}.csv').unlink()
+    assert {f'folder_{subset}' for subset in make('folder', root, tmp_path / 'out', **second)} >= {
+        f'folder_{subset}' for subset in set(before) - stale}
+
+
+def test_files_of_others_are_no_leftovers(root, tmp_path):
+    put_folder(root)
+    put(tmp_path, 'out/folder_small.csv', 'out/folder_train_1.csv', 'out/other_test.csv', content=b'1,1.jpg')
+    make('folder', root)
+    make('folder', root, val_fraction=0.3)
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'folder_query.csv', 'folder_small.csv', 'folder_test.csv', 'folder_train.csv', 'folder_train_1.csv',
+        'other_test.csv']
+    assert (tmp_path / 'out/folder_small.csv').read_bytes() == b'1,1.jpg'
+
+
+def test_images_outside_of_the_root(root, tmp_path, capsys):
+    put_picture(root, 'a/1.png', 'b/1.png')
+    put_picture(tmp_path, 'elsewhere/c/1.png')
+    (root / 'a/2.png').symlink_to(tmp_path / 'elsewhere/c/1.png')
+    (root / 'c').symlink_to(tmp_path / 'elsewhere/c')
+    assert len(make('folder', root)['train']) == 4
+    assert ('warning: Of the 4 images of train these lie outside of '
+            f'{root} and are only read with --allow_outside_root: 2 (a/2.png, c/1.png).\n') in capsys.readouterr().err
+    csv = make('folder', root, tmp_path / 'converted', convert=str(tmp_path / 'jpegs'))
+    assert csv['train'] == ['a,a/1.png.jpg', 'b,b/1.png.jpg'] and not (tmp_path / 'jpegs/c').exists()
+    assert 'are left out: 2 (a/2.png, c/1.png).\n' in capsys.readouterr().err
+
+
+def colours(size, *stripes):
+    """Upright stripes of equal width."""
+    pixels = np.repeat(np.array(stripes, np.uint8), size // len(stripes), 0)  # [width, 3]
+    return Image.fromarray(np.repeat(pixels[None], size // 2, 0))  # [height, width, 3]
+
+
+RED, GREEN, WHITE, GREY = (200, 30, 30), (20, 180, 40), (255, 255, 255), (125, 125, 125)
+
+
+def put_pictures(root):
+    """Pictures of many kinds, red beside green; returns what a viewer shows of each: width, height, colours of both."""
+    picture = colours(32, RED, GREEN)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # To be turned by 90° clockwise.
+    alpha = picture.copy()
+    alpha.putalpha(Image.fromarray(np.repeat(np.repeat(np.array([[255, 0]], np.uint8), 16, 1), 16, 0)))
+    palette = picture.quantize(4)
+    behind = palette.getpixel((31, 0))
+    sixteen = Image.fromarray(np.full((16, 32), 125 * 256 + 99, np.uint16))
+    for folder in ('röt', 'with blank/inner'):
+        (root / folder).mkdir(parents=True)
+    shown = {}
+
+    def put_one(fid, image, seen=(32, 16, RED, GREEN), **options):
+        image.save(root / fid, **options)
+        shown[fid] = seen
+
+    put_one('röt/plain.png', picture)
+    put_one('röt/plain.jpg', picture, quality=90)
+    put_one('röt/grey.jpeg', picture.convert('L'), seen=(32, 16, (81,) * 3, (116,) * 3))
+    put_one('röt/a.webp', picture, lossless=True)
+    put_one('röt/a.bmp', picture)
+    put_one('röt/a.TIF', picture)
+    put_one('röt/a.tiff', picture.convert('CMYK'))
+    put_one('röt/a.gif', palette)
+    put_one('röt/misnamed.png', picture, format='WEBP', lossless=True)
+    put_one('röt/moving.gif', palette, save_all=True, append_images=[colours(32, GREEN, RED)])
+    put_one('with blank/inner/turned.jpg', picture.transpose(Image.Transpose.ROTATE_90), exif=turned)
+    put_one('with blank/inner/turned.png', picture.transpose(Image.Transpose.ROTATE_90), exif=turned)
+    put_one('with blank/inner/alpha.png', alpha, seen=(32, 16, RED, WHITE))
+    put_one('with blank/inner/alpha.webp', alpha, seen=(32, 16, RED, WHITE), lossless=True)
+    put_one('with blank/inner/palette.png', palette, seen=(32, 16, RED, WHITE), transparency=behind)
+    put_one('with blank/inner/cmyk.jpg', picture.convert('CMYK'), quality=95)
+    put_one('with blank/inner/sixteen.png', sixteen, seen=(32, 16, GREY, GREY))
+    put_one('with blank/inner/sixteen.tif', sixteen, seen=(32, 16, GREY, GREY))
+    return shown
+
+
+def put_gif(path, frames):
+    first, *others = [Image.new('RGB', (8, 8), (90 * number, 0, 0)) for number in range(frames)]
+    first.save(path, save_all=True, append_images=others)
+
+
+def test_convert(root, tmp_path):
+    from reid.input_pipeline import images
+    shown = put_pictures(root)
+    before = {fid: ((root / fid).read_bytes(), (root / fid).stat().st_mtime_ns) for fid in shown}
+    csv = make('folder', root, convert=str(tmp_path / 'new/jpegs'))
+    copies = {fid: fid if fid.endswith(('.jpg', '.jpeg')) else f'{fid}.jpg' for fid in shown}
+    assert sorted(csv['train']) == sorted(f'{fid.split("/")[0]},{copy}' for fid, copy in copies.items())
+    assert {fid: ((root / fid).read_bytes(), (root / fid).stat().st_mtime_ns) for fid in shown} == before
+    assert sorted(path.relative_to(tmp_path / 'new/jpegs').as_posix() for path in (tmp_path / 'new').rglob('*.*')
+                  if path.is_file()) == sorted(copies.values())
+    for fid, (width, height, left, right) in shown.items():
+        # Training's own decoder, which heeds neither EXIF nor transparency, sees what a viewer shows of the original.
+        content = (tmp_path / 'new/jpegs' / copies[fid]).read_bytes()
+        pixels = images.decode(content).numpy()
+        assert content.startswith(b'\xff\xd8\xff') and pixels.shape == (height, width, 3), fid
+        np.testing.assert_allclose(pixels[height // 2, [4, -4]], [left, right], atol=6, err_msg=fid)
+        assert not make_dataset._convert.changes(content), fid
+    for fid in ('röt/plain.jpg', 'röt/grey.jpeg'):  # They lose nothing.
+        assert (tmp_path / 'new/jpegs' / fid).read_bytes() == before[fid][0]
+
+    # The copies divide as the originals do, and may be divided again.
+    again = make('folder', tmp_path / 'new/jpegs', tmp_path / 'again')
+    assert again == csv
+    with pytest.raises(InputError, match='jpegs is there already; give --convert a new folder, or, .* in place of'):
+        make('folder', root, convert=str(tmp_path / 'new/jpegs'))
+
+
+def test_convert_leaves_out_what_cannot_be_read(root, tmp_path, capsys):
+    put_picture(root, 'a/1.png', 'a/2.jpg', 'a/3.webp', 'b/1.bmp', size=(80, 90))
+    for name in ('a/2.jpg', 'a/3.webp'):
+        os.truncate(root / name, (root / name).stat().st_size // 2)
+    put(root, 'a/page.jpg', content=b'<html>')
+    put(root, 'a/empty.png', content=b'')
+    put(root, 'b/postscript.tif', content=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
+    Image.new('F', (4, 4)).save(root / 'b/float.tif')
+    csv = make('folder', root, convert=str(tmp_path / 'jpegs'))
+    assert csv['train'] == ['a,a/1.png.jpg', 'b,b/1.bmp.jpg']
+    assert sorted(path.name for path in (tmp_path / 'jpegs').rglob('*.*')) == ['1.bmp.jpg', '1.png.jpg']
+    assert 'warning: Pictures that cannot be read are left out: 6 (a/2.jpg: ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('damage, part', [
+    (lambda root: (root / 'a/1.png').write_bytes(b''), 'Not one of the pictures in .* can be read: 1 .a/1.png: '),
+    (lambda root: put_picture(root, 'a/1.png.jpg'), 'The copies of a/1.png and a/1.png.jpg in .* would have one name'),
+    (lambda root: put(root.parent, 'out/folder_test.csv'), 'folder_test.csv of an earlier run would stay'),
+])
+def test_convert_writes_a_whole_folder_or_none(root, tmp_path, damage, part):
+    put_picture(root, 'a/1.png')
+    damage(root)
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(InputError, match=part):
+        make('folder', root, convert=str(tmp_path / 'jpegs'))
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_convert_into_the_folder_itself(root, tmp_path):
+    put_picture(root, 'a/1.png')
+    (tmp_path / 'link').symlink_to(root)
+    for target in (root / 'new', tmp_path / 'link/a/new'):
+        with pytest.raises(InputError, match=f'{target} lies in {root}'):
+            make('folder', root, convert=str(target))
+    assert [path.name for path in root.rglob('*')] == ['a', '1.png']
+
+
+def test_convert_on_a_full_disk(root, tmp_path, monkeypatch):
+    put_picture(root, 'a/1.png', 'b/1.png')
+
+    def save(image, path, *_, **options):
+        raise OSError(28, 'No space left on device', str(path))
+
+    monkeypatch.setattr(Image.Image, 'save', save)
+    with pytest.raises(OSError, match='No space left'):
+        make('folder', root, convert=str(tmp_path / 'jpegs'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['root']
 
 
 NAMES = [' blank', 'blank ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße',
@@ -475,14 +692,25 @@ def test_the_folder_above_the_right_one(root, tmp_path):
 
 
 def test_command_line(root, tmp_path):
-    put_folder(root)
+    put(root, *(f'person {person}/{image}.jpg' for person in range(10) for image in range(3)))
     process = run_script('make_dataset.py', 'folder', root, '--out', 'my/csv', '--val_fraction', '.5', cwd=tmp_path)
     assert process.returncode == 0 and 'warning' not in process.stderr, process.stderr
     assert process.stdout.splitlines()[0].split() == ['subset', 'identities', 'images', 'tracklets', 'cameras', 'file']
     assert process.stdout.splitlines()[3].split()[::5] == ['test', 'my/csv/folder_test.csv']
-    assert process.stdout.splitlines()[4] == 'Evaluate with --excluder diagonal.'
+    assert process.stdout.splitlines()[4:] == ['Evaluate with --excluder diagonal.',
+                                               f'The images are in {root}: train with --image_root {root}.']
     assert sorted(path.name for path in (tmp_path / 'my/csv').iterdir()) == [
         'folder_query.csv', 'folder_test.csv', 'folder_train.csv']
+
+
+def test_command_line_that_converts(root, tmp_path):
+    put_picture(root, 'a/1.webp', 'b/1.png')
+    process = run_script('make_dataset.py', 'folder', root, '--out', 'csv', '--name', 'goods', '--convert', 'my jpegs',
+                         cwd=tmp_path)
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+    assert process.stdout.splitlines()[-1] == "The images are in my jpegs: train with --image_root 'my jpegs'."
+    assert [path.name for path in (tmp_path / 'csv').iterdir()] == ['goods_train.csv']
+    assert (tmp_path / 'csv/goods_train.csv').read_text() == 'a,a/1.webp.jpg\nb,b/1.png.jpg\n'
 
 
 @pytest.mark.parametrize('arguments, part, status', [
@@ -491,6 +719,8 @@ def test_command_line(root, tmp_path):
     (['market1501', '.', '--val_fraction', '0.5'], '--val_fraction', 2),
     (['folder', '.', '--val_fraction', '1.5'], '--val_fraction 1.5 is not between 0 and 1', 1),
     (['folder', '.', '--query_per_identity', '0'], '--query_per_identity 0 is less than 1', 1),
+    (['folder', '.', '--name', 'a/b'], "'a/b' is not a name; the folder is given by --out", 2),
+    (['check', '.', '.'], '. is a folder, where the csv file of a dataset is expected', 1),
     (['check', 'nowhere.csv', '.'], 'There is no dataset file nowhere.csv', 1),
 ])
 def test_wrong_arguments(tmp_path, arguments, part, status):
@@ -545,8 +775,66 @@ def test_check_finds_what_cannot_be_used(check, root, tmp_path):
     put(tmp_path, 'train.csv', content=b'a,a/1.png\nd,d/1.jpg\n')
     put(tmp_path, 'test.csv', content=b'b,b/truncated.png\nb,b/truncated.jpg\nb,b/empty.jpg\nb,b/page.jpg\n'
                                       b'd,d/1.jpg\na,a/copy.png\n')
-    lines = check([tmp_path / 'train.csv', tmp_path / 'test.csv'], root, error='^5 of 7 images cannot be used.$')
+    lines = check([tmp_path / 'train.csv', tmp_path / 'test.csv'], root,
+                  error='^5 of 7 images cannot be used. .*train.csv and .*test.csv share images, 1 .a/copy.png.: ')
     assert lines[0] == f'{tmp_path}/train.csv: 2 rows, 2 images, 2 identities'
     assert 'No such file or directory: 1 (d/1.jpg)' in lines
-    assert 'Not a whole image: 4 (b/empty.jpg, b/page.jpg, b/truncated.jpg, ...)' in lines
+    assert 'Not a whole image: 3 (b/empty.jpg, b/truncated.jpg, b/truncated.png)' in lines
+    assert 'Neither a JPEG, a PNG nor a GIF: 1 (b/page.jpg)' in lines
     assert lines[-1] == f'images in both {tmp_path}/train.csv and {tmp_path}/test.csv: 1 (a/copy.png)'
+
+
+@pytest.mark.parametrize('first, second, fails', [
+    ('folder_train', 'folder_test', True),
+    ('folder_train', 'folder_query', True),
+    ('query', 'train', True),
+    ('mine', 'others', True),
+    ('folder_query', 'folder_test', False),
+    ('Gallery', 'queries_2', False),
+    ('detected_train', 'labeled_train', False),
+])
+def test_check_of_sets_that_share_images(check, root, tmp_path, capsys, first, second, fails):
+    put_picture(root, 'a/1.png', 'b/copy.png', colour=1)
+    put_picture(root, 'a/2.png', colour=2)
+    put(tmp_path, f'{first}.csv', content=b'a,a/1.png\na,a/2.png\n')
+    put(tmp_path, f'{second}.csv', content=b'b,b/copy.png\n')
+    paths = [tmp_path / f'{name}.csv' for name in (first, second)]
+    lines = check(paths, root, error=f'^{paths[0]} and {paths[1]} share images, 1 .b/copy.png.: ' if fails else None)
+    assert lines[-1] == f'images in both {paths[0]} and {paths[1]}: 1 (b/copy.png)'
+
+
+def test_check_of_sets_that_share_identities(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    for number, subset in enumerate(['train', 'query', 'test']):
+        put_picture(root, f'{subset}.png', colour=number)
+        put(tmp_path, f'{subset}.csv', content=f'1,{subset}.png\n'.encode())
+    paths = [tmp_path / f'{subset}.csv' for subset in ('train', 'query', 'test')]
+    make_dataset.check(paths, str(root))
+    warnings = re.findall('warning: (Identities in both .*?)[.] If', capsys.readouterr().err)
+    assert warnings == [f'Identities in both {paths[0]} and {path}: 1 (1)' for path in paths[1:]]
+
+
+def test_check_counts_what_training_sees_differently(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    shown = put_pictures(root)
+    put_gif(root / 'röt/still.gif', frames=1)
+    Image.new('RGBA', (8, 8), (1, 2, 3, 255)).save(root / 'röt/opaque.png')
+    suffixes = plugins.load('data', 'folder').SUFFIXES
+    fids = [fid for fid in (*shown, 'röt/still.gif', 'röt/opaque.png') if fid.endswith(suffixes)]
+    put(tmp_path, 'set.csv', content=''.join(f'1,{fid}\n' for fid in fids).encode())
+    with pytest.raises(InputError, match='^2 of 14 images cannot be used.$'):
+        make_dataset.check([tmp_path / 'set.csv'], str(root))
+    output = capsys.readouterr()
+    lines = [line.strip() for line in output.out.splitlines()]
+    folder = 'with blank/inner'
+    assert f'turned by EXIF, which training ignores: 2 ({folder}/turned.jpg, {folder}/turned.png)' in lines
+    assert f'transparent, which training ignores: 2 ({folder}/alpha.png, {folder}/palette.png)' in lines
+    assert 'An animated GIF: 1 (röt/moving.gif)' in lines
+    assert 'Neither a JPEG, a PNG nor a GIF: 1 (röt/misnamed.png)' in lines
+    assert 'warning: Training sees 4 of 14 images differently from how a viewer shows them; ' in output.err
+
+
+def test_check_guesses_why_images_are_missing(check, root, tmp_path):
+    put_picture(root, 'a/1.png')
+    put(tmp_path, 'set.csv', content=b'identity,path\na,a/1.png\n')
+    check([tmp_path / 'set.csv'], root, error="^1 of 2 images cannot be used. Its first line, with 'path' for a path, ")

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from reid.dataset import image_path
 from reid.errors import InputError
 from reid.files import written_whole
 
@@ -18,7 +19,7 @@ MIN_BYTES_OF_MAX_PIXELS = 20_000
 
 def paths(dataset, image_root):
     """Paths of all images of a dataset, list of str [N]."""
-    return [os.path.join(image_root, fid) for fid in dataset.fids]
+    return [image_path(image_root, fid) for fid in dataset.fids]
 
 
 def load(path, size):

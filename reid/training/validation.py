@@ -1,10 +1,8 @@
 """Validation while training: the weights of the moment embed and rank a query and a gallery set."""
-import os
-
 import numpy as np
 
 import excluders
-from reid.dataset import check_files, load_dataset
+from reid.dataset import check_files, image_path, load_dataset
 from reid.errors import InputError
 from reid.evaluation import ranking
 from reid.experiment.best_checkpoint import results
@@ -81,7 +79,7 @@ class Validation:
             load_size = (args.pre_crop_height, args.pre_crop_width)
         embs = []
         for images_of in self._sets:
-            paths = [os.path.join(args.image_root, fid) for fid in images_of.fids]
+            paths = [image_path(args.image_root, fid) for fid in images_of.fids]
             batches = []
             for batch in inference.embed_files(self._network, paths, load_size, loading_threads=args.loading_threads,
                                            crop='center' if args.crop_augment else None):
