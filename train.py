@@ -19,6 +19,7 @@ def main():
     if args.resume:
         args, notices = arguments.merge_with_stored(args, arguments.given_on_command_line(parser))
     arguments.check(args, parser)
+    notices += arguments.notices(args)
     from reid.dataset import check_files, load_dataset
     from reid.training.validation import Validation
     train_set = load_dataset(args.train_set)

@@ -163,12 +163,6 @@ def check(args, parser):
                      'none')
     if args.devices and args.distribute != 'mirrored':
         parser.error('--devices has no effect without --distribute mirrored')
-    starts_behind_the_end = args.decay_start_iteration >= args.train_iterations
-    for flag, is_given in (('--lr_schedule cosine', args.lr_schedule == 'cosine'),
-                           ('--decay_beta1', args.decay_beta1 is not None)):
-        if is_given and starts_behind_the_end and not args.resume:
-            parser.error(f'{flag} has no effect: it starts at --decay_start_iteration {args.decay_start_iteration}, and '
-                         f'the run ends after {args.train_iterations} iterations')
     if args.jit_compile and args.distribute != 'none':
         parser.error('--jit_compile is for a single device, i.e. --distribute none')
     if args.skip_broken_images and args.distribute == 'multi_worker':
@@ -177,6 +171,18 @@ def check(args, parser):
     if args.crop_augment and not crop_fits:
         parser.error(f'with --crop_augment the net input ({args.net_input_height}x{args.net_input_width}) must not be '
                      f'larger than the pre-crop size ({args.pre_crop_height}x{args.pre_crop_width})')
+
+
+def notices(args):
+    """What the user should know of arguments that are right by themselves, a list of sentences."""
+    decays = args.lr_schedule in ('exponential', 'cosine') or args.decay_beta1 is not None
+    if decays and args.decay_start_iteration >= args.train_iterations:
+        falling = {'exponential': ['the learning rate will not fall'],
+                   'cosine': ['--lr_schedule cosine has no effect']}.get(args.lr_schedule, [])
+        falling += [] if args.decay_beta1 is None else ['--decay_beta1 has no effect']
+        return [f'The decay starts at iteration {args.decay_start_iteration}, behind the end of the run at '
+                f'{args.train_iterations}: {" and ".join(falling)} (--decay_start_iteration).']
+    return []
 
 
 def net_options(args):
