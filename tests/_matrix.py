@@ -1,0 +1,112 @@
+"""Training in every combination of precision, family of net and loss, three steps of a small net each, on given devices."""
+import contextlib
+import itertools
+import types
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import train
+from nets import _applications, _pooling, _resnet
+from reid import plugins
+from reid.experiment import arguments
+from reid.modeling import model
+from reid.training.train_state import TrainState
+
+PRECISIONS = ('none', 'bfloat16', 'float16')
+FAMILIES = ('slim', 'keras', 'head with batch norm', 'without batch norm')
+LOSSES = ('batch_hard', 'lifted', 'cross-entropy')
+STEPS, P, K, SIZE = 3, 4, 2, (32, 16)
+
+
+def combinations(all_of_them=True):
+    """All of (precision, family, loss), or in sixteen bits each family with one of the losses only."""
+    found = list(itertools.product(PRECISIONS, FAMILIES, LOSSES))
+    if all_of_them:
+        return found
+    return [each for each in found if each[0] == 'none'
+            or (PRECISIONS.index(each[0]) + FAMILIES.index(each[1]) + LOSSES.index(each[2])) % len(LOSSES) == 0]
+
+
+def train_all(strategy, chosen):
+    """Train combinations. Returns {combination: what `three_steps` gives}."""
+    found = {combination: three_steps(strategy, *combination) for combination in chosen}
+    model.set_precision('none')
+    return found
+
+
+def three_steps(strategy, precision, family, loss, jit_compile=False):
+    """Losses of all images at each step, float32 [STEPS, P·K], and the state behind it, {name: array}, as it is stored."""
+    flags = ['--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--head_name',
+             'fc1024' if family == 'head with batch norm' else 'direct', '--embedding_dim', '8', '--batch_p', str(P),
+             '--batch_k', str(K), '--net_input_height', str(SIZE[0]), '--net_input_width', str(SIZE[1]),
+             '--mixed_precision', precision, '--learning_rate', '1e-3', '--deterministic']
+    flags += ['--loss', 'none', '--xent_weight', '1'] if loss == 'cross-entropy' else ['--loss', loss, '--margin', '0.3']
+    args = arguments.make_parser().parse_args(flags + ['--jit_compile'] * jit_compile)
+    with _small_nets():
+        args.model_name = {'slim': 'small_slim', 'keras': 'small_keras'}.get(family, 'mnist')
+        state = TrainState(args, P, strategy)
+    step, told = train.make_train_step(args, state, strategy), []
+    for number in range(STEPS):
+        result = step(_batch(strategy, number), tf.constant(1e-4), tf.constant(0.9), False)
+        if loss == 'cross-entropy':
+            told.append(result['cross_entropy'].numpy()[None])
+        else:
+            told.append(result['losses'].numpy())
+        assert state.loss_scale.left_out(result['gradient_norm'].numpy(), result['loss_scale'].numpy()) or np.isfinite(
+            result['gradient_norm'].numpy()), (precision, family, loss)
+    return np.stack(told), {name: value.numpy() for name, value in state.values().items()}
+
+
+def _batch(strategy, number):
+    """A batch as `distribute.data` gives it: the images are dealt round the replicas."""
+    random = np.random.default_rng(number)
+    pids = np.repeat(np.arange(P, dtype=np.int32), K)
+    images = (random.uniform(0, 100, (P * K, *SIZE, 3)) + 30 * pids[:, None, None, None]).astype(np.float32)
+    replicas = strategy.num_replicas_in_sync
+
+    def of_replica(context):
+        own = range(context.replica_id_in_sync_group, P * K, replicas)
+        return {'images': tf.constant(images[own]), 'pids': tf.constant(pids), 'rows': tf.range(P * K, dtype=tf.int64)}
+
+    if replicas == 1:
+        return of_replica(types.SimpleNamespace(replica_id_in_sync_group=0))
+    return strategy.experimental_distribute_values_from_function(of_replica)
+
+
+@contextlib.contextmanager
+def _small_nets():
+    """Inside of this block there are two nets more: in the manner of TF-Slim, and of Keras Applications."""
+    bodies = {'small_slim': _slim_body, 'small_keras': _keras_body}
+    load = plugins.load
+
+    def load_small(folder, name):
+        return types.SimpleNamespace(body=bodies[name]) if name in bodies else load(folder, name)
+
+    with mock.patch.object(plugins, 'load', load_small):
+        yield
+
+
+def _slim_body(input_shape):
+    images = keras.Input(input_shape, name='images')
+    net = _resnet.conv_bn(images - keras.ops.array(_resnet.RGB_MEAN), 'small.conv1', 8, 7, 2)
+    net = _resnet.bottleneck(net, 'small.unit_1', 16, (1, 2))
+    return keras.Model(images, {'model_output': _pooling.pooled(net, 'avg')}, name='small')
+
+
+def _keras_body(input_shape):
+    images = keras.Input(input_shape, name='images')
+    net = _applications.backbone(_small_application, _applications.as_torch(images))
+    return keras.Model(images, {'features': net.output, 'model_output': _pooling.pooled(net.output, 'avg')}, name='small')
+
+
+def _small_application(include_top, weights, input_tensor, input_shape):
+    """With the signature and the layers of a net of Keras Applications."""
+    net = input_tensor
+    for number in (1, 2):
+        net = keras.layers.Conv2D(8, 3, 2, use_bias=False, name=f'conv{number}')(net)
+        net = keras.layers.BatchNormalization(epsilon=1.001e-5, name=f'bn{number}')(net)
+        net = keras.layers.Activation('relu', name=f'relu{number}')(net)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor), net)
