@@ -7,7 +7,7 @@ demo: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./digits_train.sh digits
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest -q -n 2 --dist worksteal
+	.venv/bin/python -m pytest -q -rs -n 2 --dist worksteal
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
