@@ -1,4 +1,4 @@
-"""A `python3` for shell scripts under test: what they run of the project runs in forks, without TensorFlow's long import.
+"""A `python3` for shell scripts under test: what they run of the project runs in forks, where TensorFlow is imported.
 
     with forking_python(folder) as environment:
         subprocess.run(['sh', …], env=environment)
@@ -46,5 +46,6 @@ def _serve(listener):
             with listener.accept() as connection:
                 folder, script, *arguments = connection.recv()
                 assert pathlib.Path(script).resolve().parent == ROOT, script
-                run = Run(os.path.basename(script), *arguments, fault=Fault(functools.partial(os.chdir, folder), 'start'))
+                change_folder = Fault(functools.partial(os.chdir, folder), 'start')
+                run = Run(os.path.basename(script), *arguments, fault=change_folder)
                 connection.send((run.wait(), run.output))
