@@ -8,7 +8,7 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -q -n 2 --dist worksteal
+	.venv/bin/python -m pytest -q -rs -n 2 --dist worksteal
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

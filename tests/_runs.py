@@ -3,6 +3,7 @@
     run = Run('train.py', '--experiment_root', root, …, fault=Fault(signal.SIGTERM, 'step', 7))
     assert run.wait() == 0
 """
+import atexit
 import multiprocessing.forkserver
 import multiprocessing.reduction
 import os
@@ -41,12 +42,13 @@ class Fault:
     """Something that happens to a run from within: a signal or an exception, at a moment.
 
     what: number of a signal, an exception, or a function to call instead.
-    moment: 'time' (place is in seconds after the start), 'step' (the place-th training step of this start), 'file' (the
-        place-th time that a file is brought to the disk, renamed or removed) or 'embedding' (the place-th set of images
-        that is embedded; a validation embeds two).
+    moment: 'start' (before the script has begun), 'time' (place is in seconds after a training has begun to listen to
+        signals), 'step' (the place-th training step of this start), 'file' (the place-th time that a file is brought to
+        the disk, renamed or removed) or 'embedding' (the place-th set of images that is embedded; a validation embeds
+        two).
     """
 
-    def __init__(self, what, moment, place):
+    def __init__(self, what, moment, place=None):
         self.what, self.moment, self.place = what, moment, place
 
     def __repr__(self):
@@ -54,8 +56,14 @@ class Fault:
 
     def arm(self):
         """Called in the process that it is to strike."""
+        if self.moment == 'start':
+            self._strike()
+            return
         if self.moment == 'time':
-            threading.Thread(target=self._strike_later, daemon=True).start()
+            # Before that Python may swallow an interrupt, in a destructor.
+            listens = threading.Event()
+            signal.signal = self._telling(signal.signal, listens)
+            threading.Thread(target=self._strike_later, args=[listens], daemon=True).start()
             return
         from reid.modeling import inference
         from reid.training import optimizer
@@ -73,7 +81,15 @@ class Fault:
             return function(*args, **options)
         return counting
 
-    def _strike_later(self):
+    def _telling(self, function, event):
+        def telling(*args):
+            result = function(*args)
+            event.set()
+            return result
+        return telling
+
+    def _strike_later(self, listens):
+        listens.wait()
         time.sleep(self.place)
         self._strike()
 
@@ -100,6 +116,8 @@ class Run:
                                                    environment))
         self._process.start()
         self.pid = self._process.pid
+        # Or the tests would wait at their end for what one of them has left running when it failed.
+        atexit.register(self._process.kill)
 
     @property
     def output(self):
@@ -115,12 +133,14 @@ class Run:
     def wait_for(self, text, timeout=300):
         """Wait until the output holds a text."""
         until = time.monotonic() + timeout
-        while text not in self.output:
-            assert self._process.is_alive() and time.monotonic() < until, self.output
+        while self._process.is_alive() and text not in self.output:
+            assert time.monotonic() < until, f'no {text!r} within {timeout} s: {self.output}'
             time.sleep(0.01)
+        assert text in self.output, self.output
 
 
 def _main(script, arguments, fault, output, environment):
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(output.detach() if stream == 1 else 1, stream)
@@ -134,6 +154,12 @@ def _main(script, arguments, fault, output, environment):
     if fault:
         fault.arm()
     exit_with(importlib.import_module(script.removesuffix('.py')).main)
+
+
+def _end_with_the_tests():
+    """However they end: a run is of no use to anybody else."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def ended_in_one_sentence(run, *parts):
@@ -204,8 +230,7 @@ def random_fault(random, seconds):
     moment = ('time', 'step', 'file')[random.integers(3)]
     if isinstance(what, RuntimeError):
         moment = 'step'
-    # In the first tenth of a second there is no handler of ours yet: Python may swallow the signal in a destructor.
-    place = random.uniform(0.1, seconds) if moment == 'time' else int(random.integers(1, 20))
+    place = random.uniform(0, seconds) if moment == 'time' else int(random.integers(1, 20))
     return Fault(what, moment, place)
 
 

@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -17,6 +18,14 @@ def run_script(script, *arguments, timeout=600, **options):
     """Run one of the project's scripts as its user would; returns the finished process with its text output."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def wait_until(condition, what, seconds=300):
+    """Wait until `condition()` holds; when it does not in that time, the test fails with `what` it has waited for."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f'waited {seconds} s for {what}'
+        time.sleep(0.01)
 
 
 def assert_one_sentence(process, *parts, status=(1, 2)):

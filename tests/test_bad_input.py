@@ -1,14 +1,16 @@
 """Bad input to train.py and embed.py: one clear sentence, status 1 or 2, no traceback, and nothing lost."""
 import json
 import os
+import sys
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
-from _runs import Run, ended_in_one_sentence
-from conftest import ROOT, assert_one_sentence, run_script
+from _runs import Fault, Run, ended_in_one_sentence
+from conftest import assert_one_sentence, run_script
+from reid import plugins
 
 
 @pytest.fixture
@@ -120,8 +122,9 @@ def test_image_that_does_not_decode_stops_embedding(small):
 
 def test_a_net_whose_layers_have_no_names(small, tmp_path_factory):
     """Validation builds it a second time, and Keras numbers such layers within a process."""
-    unnamed = ROOT / 'nets' / 'unnamed_in_a_test.py'
-    unnamed.write_text('''import keras
+    folder = tmp_path_factory.mktemp('plugins')
+    (folder / 'nets').mkdir()
+    (folder / 'nets' / 'unnamed.py').write_text('''import keras
 
 
 def body(input_shape):
@@ -129,13 +132,22 @@ def body(input_shape):
     features = keras.layers.Conv2D(4, 3)(images)
     return keras.Model(images, {'model_output': keras.layers.GlobalAveragePooling2D()(features)})
 ''')
-    try:
-        run = Run('train.py', *train_flags(small), '--model_name', 'unnamed_in_a_test', '--eval_query',
-                  small / 'train.csv', '--eval_gallery', small / 'train.csv', '--eval_excluder', 'diagonal',
-                  '--eval_frequency', 2)
-        ended_in_one_sentence(run, 'conv2d', 'name=')
-    finally:
-        unnamed.unlink()
+    run = Run('train.py', *train_flags(small), '--model_name', 'unnamed', '--eval_query', small / 'train.csv',
+              '--eval_gallery', small / 'train.csv', '--eval_excluder', 'diagonal', '--eval_frequency', 2,
+              fault=Fault(_AnotherNet(folder, 'unnamed'), 'start'))
+    ended_in_one_sentence(run, 'conv2d', 'name=')
+
+
+class _AnotherNet:
+    """Adds a net to those that a run may choose from: other tests list the project's folder at the same time."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+
+    def __call__(self):
+        sys.path.append(str(self.folder))  # nets/ is a namespace, which may be of several folders.
+        choices = plugins.choices
+        plugins.choices = lambda folder: choices(folder) + [self.name] * (folder == 'nets')
 
 
 def test_a_training_set_that_was_changed_meanwhile(small):

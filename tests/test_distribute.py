@@ -143,11 +143,13 @@ def test_each_loss_is_the_same_on_two_replicas():
     found = []
     for replicas in (1, 2):
         from_child, to_parent = FORKS.Pipe(duplex=False)
-        child = FORKS.Process(target=_losses_and_gradients, args=(replicas, to_parent))
+        child = FORKS.Process(target=_losses_and_gradients, args=(replicas, to_parent), daemon=True)
         child.start()
-        assert from_child.poll(100)
+        to_parent.close()  # So that the end of a child that has failed is heard.
+        assert from_child.poll(300), 'no losses within 300 s'
         found.append(from_child.recv())
-        child.join()
+        child.join(60)
+        assert child.exitcode == 0
     for name in found[0]:
         for one, two in zip(found[0][name], found[1][name]):
             if name != 'batch_sample':  # It draws other triplets.

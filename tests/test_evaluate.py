@@ -1,4 +1,5 @@
 """evaluate.py as its user runs it: files in, JSON and a summary line out, and one sentence where that cannot be."""
+import contextlib
 import json
 import os
 import pathlib
@@ -6,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from unittest import mock
 
 import h5py
@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import excluders
-from conftest import ROOT, assert_one_sentence, run_script
+from conftest import ROOT, assert_one_sentence, run_script, wait_until
 from reid.dataset import Dataset, load_dataset
 from reid.embeddings import Embeddings, EmbeddingWriter, save_embeddings
 from reid.evaluation import bootstrap, ranking, reranking
@@ -133,56 +133,53 @@ def test_number_of_workers_changes_nothing(market):
 
 @pytest.fixture(scope='module')
 def large(tmp_path_factory):
-    """Files that two processes take half a minute for, in the city block metric."""
+    """Files of a gallery that is divided between two processes."""
     folder = tmp_path_factory.mktemp('large')
-    write_set(folder, 'query', 2000, 300, seed=1, dim=256)
-    write_set(folder, 'test', 20000, 300, seed=2, dim=256)
+    write_set(folder, 'query', 20, 5, seed=1, dim=2)
+    write_set(folder, 'test', 20000, 5, seed=2, dim=2)
     return folder
 
 
 @pytest.mark.parametrize('name, struck, status', [
     ('SIGTERM', 'parent', -signal.SIGTERM), ('SIGKILL', 'parent', -signal.SIGKILL), ('SIGINT', 'parent', 130),
     ('SIGINT', 'group', 130), ('SIGKILL', 'worker', 1)])
-def test_workers_end_with_their_parent(large, name, struck, status):
-    command = [sys.executable, ROOT / 'evaluate.py', *arguments(large, '--metric', 'cityblock', '--workers', 2)]
+def test_workers_end_with_their_parent(large, tmp_path, name, struck, status):
+    command = [sys.executable, ROOT / 'tests' / '_endless_evaluation.py', tmp_path, *arguments(large, '--workers', 2)]
     process = subprocess.Popen([str(word) for word in command], start_new_session=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
-    workers = workers_at_work(process.pid)
-    if struck == 'group':
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        os.kill(process.pid if struck == 'parent' else workers[0], getattr(signal, name))
-    # Whoever still has the pipe open keeps this waiting.
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == status and 'Traceback' not in output, output
-    assert ('--workers was killed' in output) == (struck == 'worker')
-    assert not any(is_running(worker) for worker in workers)
+                               stderr=subprocess.STDOUT, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    try:
+        workers = workers_at_work(process, tmp_path)
+        if struck == 'group':
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid if struck == 'parent' else workers[0], getattr(signal, name))
+        # Whoever still has the pipe open keeps this waiting.
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == status and 'Traceback' not in output, output
+        assert ('--workers was killed' in output) == (struck == 'worker')
+        # A process closes its files a moment before it has ended.
+        wait_until(lambda: not any(is_running(worker) for worker in workers), f'the end of {workers}', seconds=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def workers_at_work(pid):
-    """The two processes that share the work, once each of them has computed for a while."""
-    while True:
-        children = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
-        workers = [child for child in children if b'spawn_main' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes()]
-        if len(workers) == 2 and all(cpu_seconds(worker) > 1 for worker in workers):
-            return [int(worker) for worker in workers]
-        time.sleep(0.05)
+def workers_at_work(process, folder):
+    """The two processes that share the work, once both are at it."""
+    def both_or_ended():
+        return len(os.listdir(folder)) == 2 or process.poll() is not None
 
-
-def status_fields(pid):
-    """What /proc tells of a process behind its name: state, …, user and system time as the 12th and 13th."""
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()
-
-
-def cpu_seconds(pid):
-    return sum(map(int, status_fields(pid)[11:13])) / os.sysconf('SC_CLK_TCK')
+    wait_until(both_or_ended, f'two files in {folder}')
+    assert process.poll() is None, process.communicate(timeout=60)
+    return [int(name) for name in os.listdir(folder)]
 
 
 def is_running(pid):
     try:
-        return status_fields(pid)[0] != 'Z'
-    except FileNotFoundError:
+        state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # The second where it ends while it is looked at.
         return False
+    return state != 'Z'
 
 
 def test_by_camera(market):
@@ -347,5 +344,5 @@ def test_heavy_libraries_stay_out():
             'try: runpy.run_path("evaluate.py", run_name="__main__")\n'
             'except SystemExit: pass\n'
             'print([name for name in ("tensorflow", "keras", "pandas", "sklearn", "scipy") if name in sys.modules])')
-    done = subprocess.run([sys.executable, '-c', code, '--help'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code, '--help'], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == '[]' and 'h5py' not in done.stdout, done.stderr

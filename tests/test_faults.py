@@ -44,12 +44,13 @@ def small_disk(tmp_path):
 
     def resize(size):
         options = ['-o', f'remount,size={size}'] if os.path.ismount(folder) else ['-o', f'size={size}']
-        if subprocess.run(['mount', '-t', 'tmpfs', *options, 'tmpfs', str(folder)], capture_output=True).returncode:
+        command = ['mount', '-t', 'tmpfs', *options, 'tmpfs', str(folder)]
+        if subprocess.run(command, capture_output=True, timeout=60).returncode:
             pytest.skip('only root may mount a disk')
         return folder
 
     yield resize
-    subprocess.run(['umount', str(folder)], capture_output=True)
+    subprocess.run(['umount', str(folder)], capture_output=True, timeout=60)
 
 
 def goes_on_to_the_same_end(root, finished):

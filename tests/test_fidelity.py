@@ -16,7 +16,8 @@ import pytest
 import tensorflow as tf
 
 import embed
-from conftest import ROOT, run_script
+from _runs import Run
+from conftest import ROOT
 from reid import plugins
 from reid.dataset import load_dataset
 from reid.errors import InputError
@@ -156,8 +157,8 @@ def test_embedding_with_original_root(oracle, tmp_path, monkeypatch, check, head
 @pytest.mark.parametrize('name', TRAININGS)
 def test_training_goes_on_where_the_original_stopped(oracle, check, name):
     root = oracle / f'{name}-training'
-    resumed = run_script('train.py', '--experiment_root', root, '--resume')
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = Run('train.py', '--experiment_root', root, '--resume')
+    assert resumed.wait() == 0, resumed.output
     expected = dict(np.load(oracle / f'{name}-training.npz'))
     what = f'{TRAININGS[name]["model_name"]}, {STEPS - FIRST_STEPS} steps of train.py --resume'
     losses = np.load(root / 'log_losses.npy')[FIRST_STEPS:]

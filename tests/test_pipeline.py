@@ -1,11 +1,8 @@
 """The main job as its user does it: train, interrupt, resume, embed, evaluate, by the scripts and on image files."""
 import json
 import pathlib
-import shutil
 import signal
 import subprocess
-import sys
-import time
 
 import h5py
 import numpy as np
@@ -13,8 +10,9 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
+from _forked_python import forking_python
 from _people import write_market1501
-from _runs import Run
+from _runs import Fault, Run
 from conftest import ROOT, assert_one_sentence, run_script
 
 ITERATIONS = 60
@@ -52,30 +50,13 @@ def run(people):
 def interrupted_run(people):
     """The experiment root of the same run, interrupted by SIGINT and resumed."""
     root = people / 'interrupted'
-    process = start(train_flags(people, root))
-    wait_for_line(root / 'train.log', 'iter:    10,')
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert 'Interrupted by SIGINT' in errors
+    run = Run('train.py', *train_flags(people, root), fault=Fault(signal.SIGINT, 'step', 11))
+    assert run.wait() == 0 and 'Interrupted by SIGINT' in run.output, run.output
     steps = checkpoint_steps(root)
-    assert 10 <= steps[-1] < ITERATIONS and steps[-1] not in (25, 50), 'the signal came too late for this test'
-    resumed = run_script('train.py', '--experiment_root', root, '--resume', '--batch_p', '5')
-    assert resumed.returncode == 0, resumed.stderr
-    assert 'batch_p was given as 5' in resumed.stderr
+    assert 10 <= steps[-1] < ITERATIONS and steps[-1] not in (25, 50), 'the signal was heard too late for this test'
+    resumed = Run('train.py', '--experiment_root', root, '--resume', '--batch_p', '5')
+    assert resumed.wait() == 0 and 'batch_p was given as 5' in resumed.output, resumed.output
     return root
-
-
-def start(flags):
-    command = [sys.executable, str(ROOT / 'train.py'), *map(str, flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_line(path, part, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (path.exists() and part in path.read_text()):
-        assert time.monotonic() < deadline, f'{part!r} did not appear in {path}'
-        time.sleep(0.02)
 
 
 def checkpoint_steps(root):
@@ -180,14 +161,16 @@ def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
     from reid.modeling import model
     network = model.build('resnet_v1_50', 'fc1024', 128, (256, 128, 3))
     checkpoints.save(tmp_path, 0, model.named_variables(network.body))
-    # In a copy of the project, since the script makes its csv files there.
-    copy = tmp_path / 'project'
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.*', '*.csv', 'digits'))
-    path = {'PATH': f'{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'}
-    done = subprocess.run(['sh', str(copy / 'market1501_train.sh'), str(people / 'images'),
-                           str(tmp_path / 'checkpoint-0'), str(tmp_path / 'run'), '--batch_p', '4',
-                           '--train_iterations', '2'], capture_output=True, text=True, timeout=300, env=path)
+    # In another folder, since the script makes its csv files beside itself.
+    project = tmp_path / 'project'
+    (project / 'data').mkdir(parents=True)
+    for name in ('market1501_train.sh', 'make_dataset.py', 'train.py'):
+        (project / name).symlink_to(ROOT / name)
+    with forking_python(tmp_path) as environment:
+        done = subprocess.run(['sh', str(project / 'market1501_train.sh'), str(people / 'images'),
+                               str(tmp_path / 'checkpoint-0'), str(tmp_path / 'run'), '--batch_p', '2',
+                               '--train_iterations', '2'], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert 'Initialised the body' in done.stderr and 'iter:     2' in done.stderr
     assert checkpoint_steps(tmp_path / 'run') == [0, 2]
-    assert json.loads((tmp_path / 'run' / 'args.json').read_text())['batch_p'] == 4
+    assert json.loads((tmp_path / 'run' / 'args.json').read_text())['batch_p'] == 2

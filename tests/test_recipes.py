@@ -1,14 +1,13 @@
 """Each recipe runs end to end on a small dataset in the layout of its own, shortened by flags appended to it."""
 import json
 import os
-import pathlib
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 
+from _forked_python import forking_python
 from _people import write_market1501
 from conftest import ROOT
 from reid.experiment import checkpoints
@@ -58,10 +57,13 @@ def weights(tmp_path_factory):
             'resnet50': folder / 'resnet50.weights.h5'}
 
 
-def run_recipe(project, name, *arguments):
-    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ['PATH']])
-    command = ['sh', str(project / 'recipes' / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, 'PATH': path})
+@pytest.fixture(scope='module')
+def run_recipe(project, tmp_path_factory):
+    """A function (name of a recipe, arguments) -> the finished process."""
+    with forking_python(tmp_path_factory.mktemp('python')) as environment:
+        yield lambda name, *arguments: subprocess.run(
+            ['sh', str(project / 'recipes' / name), *map(str, arguments)], capture_output=True, text=True, timeout=500,
+            env=environment)
 
 
 def test_there_is_a_test_of_every_recipe():
@@ -69,17 +71,16 @@ def test_there_is_a_test_of_every_recipe():
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_recipe_tells_how_it_is_used(name, project):
-    process = run_recipe(project, name)
+def test_recipe_tells_how_it_is_used(name, run_recipe):
+    process = run_recipe(name)
     assert process.returncode == 1 and 'Usage:' in process.stderr and 'IMAGE_ROOT' in process.stderr
 
 
 @pytest.mark.parametrize('name', STARTS_FROM)
-def test_recipe_on_market1501(name, project, market1501, weights, tmp_path):
+def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tmp_path):
     start = STARTS_FROM[name]
     smaller = ['--model_name', start, '--embedding_dim', 8] if start == 'mnist' else []
-    process = run_recipe(project, name, market1501, *([weights[start]] if start else []), tmp_path / 'run', *SMALL,
-                         *smaller)
+    process = run_recipe(name, market1501, *([weights[start]] if start else []), tmp_path / 'run', *SMALL, *smaller)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / 'run' / 'checkpoint-1.index').exists()
     assert (project / 'data' / 'market1501_train.csv').exists()
@@ -109,15 +110,14 @@ def write_idx(path, array):
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-def test_mnist_recipe_draws_the_embedding_of_each_checkpoint(project, tmp_path):
+def test_mnist_recipe_draws_the_embedding_of_each_checkpoint(run_recipe, project, tmp_path):
     random = np.random.default_rng(0)
     for part, count in (('train', 30), ('t10k', 20)):
         labels = np.arange(count) % 10
         write_idx(tmp_path / f'{part}-labels-idx1-ubyte', labels)
         write_idx(tmp_path / f'{part}-images-idx3-ubyte', random.integers(0, 256, (count, 28, 28)) // 10 + 20 *
                   labels[:, None, None])
-    process = run_recipe(project, 'mnist.sh', tmp_path, tmp_path / 'run', '--train_iterations', 2,
-                         '--checkpoint_frequency', 0)
+    process = run_recipe('mnist.sh', tmp_path, tmp_path / 'run', '--train_iterations', 2, '--checkpoint_frequency', 0)
     assert process.returncode == 0, process.stderr
     pictures = sorted(path.name for path in (tmp_path / 'run').glob('*.png'))
     assert pictures == ['mnist_test_checkpoint-0.png', 'mnist_test_checkpoint-2.png']

@@ -17,6 +17,7 @@ from reid.embeddings import Embeddings, save_embeddings
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync']
+PATIENCE = 300_000  # Milliseconds that the browser may take for a step, instead of half a minute.
 
 
 @pytest.fixture(scope='module')
@@ -25,9 +26,15 @@ def browser():
         pytest.skip('no Chromium here; Debian has it as the package chromium')
     playwright = pytest.importorskip('playwright.sync_api')
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
         yield browser
         browser.close()
+
+
+def new_page(browser, **options):
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
+    return page
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def look(browser):
     complaints, pages = [], []
 
     def open_page(path, width=1280, address=''):
-        page = browser.new_page(viewport={'width': width, 'height': 900})
+        page = new_page(browser, viewport={'width': width, 'height': 900})
         page.on('console', lambda message: complaints.append(message.text))
         page.on('pageerror', lambda error: complaints.append(str(error)))
         page.on('dialog', lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
@@ -283,7 +290,7 @@ def test_a_page_holds_all_it_needs(root, browser):
     """It asks for itself and for linked images, which have relative addresses; a policy forbids anything else."""
     asked = {}
     for name in ('compared.html', 'linked.html'):
-        page = browser.new_page()
+        page = new_page(browser)
         page.on('request', lambda request: asked.setdefault(name, []).append(request.url))
         page.goto((root / name).as_uri())
         page.wait_for_function('[...document.images].filter(image => image.naturalWidth).length > 10')
@@ -298,7 +305,7 @@ def test_a_page_holds_all_it_needs(root, browser):
 
 def test_images_moved_after_the_report(root, browser, tmp_path):
     shutil.copy(root / 'linked.html', tmp_path)
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto((tmp_path / 'linked.html').as_uri())
     page.wait_for_selector('#query .gone')
     assert page.locator('#query .gone').inner_text() == 'no image'

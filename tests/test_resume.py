@@ -29,9 +29,10 @@ def test_interrupted_runs_end_in_the_same_bits(people, undisturbed, tmp_path):
     expected, seconds = undisturbed
     assert len(expected['log']) == 20 and len(expected['curves']['loss']) == 20
     random = np.random.default_rng()
-    happened = []
+    happened, runs = [], 0
     while len(happened) < INTERRUPTIONS:
-        root = tmp_path / str(len(happened))
+        assert runs < 10 * INTERRUPTIONS, f'hardly any fault strikes: {happened}'
+        root, runs = tmp_path / str(runs), runs + 1
         happened += interrupt_until_done(train_arguments(people, root), root, random, seconds,
                                          INTERRUPTIONS - len(happened))
         found = left_behind(root, 20)
