@@ -15,7 +15,7 @@ def check_file(path, what, ending):
 
     Args:
         path: of the file.
-        what: it should be, as in 'dataset file'.
+        what: it should be, as in 'embedding file'.
         ending: of the names of such files; those in a folder that was given in place of one are named.
 
     Raises:
