@@ -25,8 +25,10 @@ from reid.visualization.embedding_plot import (
     scatter_plot,
     write_projector,
 )
-from reid.visualization.figures import check_picture_name, save_picture
+from reid.visualization.figures import check_picture_name, save_picture, use_fonts_for
 from reid.visualization.rankings_plot import picture_of_lists
+
+NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # of pictures on a page
 
 
 def make_parser():
@@ -64,7 +66,7 @@ def make_parser():
     add('--compare', metavar='OTHER', help='an earlier evaluation of the same queries and gallery: which queries got '
         'better or worse since')
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of '
-        'holding thumbnails of them')
+        f'holding thumbnails of them, of which it takes {MOST_MEGABYTES} MB at most')
     add('--filename', metavar='HTML', help='(EVALUATION.html)')
 
     add = commands.add_parser('embeddings', parents=[pictured], allow_abbrev=False,
@@ -106,9 +108,11 @@ def draw_rankings(args):
     lists = ranked_lists(evaluation, query, gallery, queries, args.top_k)
     if not args.show_excluded:
         lists = [[entry for entry in ranked if not entry.excluded] for ranked in lists]
-    figure, missing, count = picture_of_lists(evaluation, query, gallery, queries, lists)
+    rows = [entry.row for ranked in lists for entry in ranked]
+    warn_of_boxes({*query.dataset.pids[queries], *gallery.dataset.pids[rows]})
+    figure, missing = picture_of_lists(evaluation, query, gallery, queries, lists)
     save_picture(figure, filename)
-    warn_of_missing(missing, count)
+    warn_of_missing(missing)
     for flag in changed_ranks(evaluation):
         print(f'Warning: {args.evaluation} was made with {flag}; the lists are those without.', file=sys.stderr)
     print(f'{len(queries)} ranked lists: {filename}')
@@ -137,16 +141,29 @@ def choose_queries(evaluation, args):
 def write_report(args):
     """One page with the evaluation's numbers, charts and every query's ranked list."""
     from reid.visualization.ranked_lists import open_evaluation, open_other_evaluation
-    from reid.visualization.report import page_data, write_page
+    from reid.visualization.report import estimated_bytes, find, page_data, write_page
     filename = args.filename or os.path.splitext(args.evaluation)[0] + '.html'
     evaluation, query, gallery = open_evaluation(args)
     evaluations = [evaluation]
     if args.compare:
         evaluations.append(open_other_evaluation(args.compare, evaluation, query, gallery))
-    data, missing, count = page_data(evaluations, query, gallery, args.top_k, args.seed, filename, args.link_images)
+    found = find(evaluations, query, gallery, args.top_k, args.seed)
+    if not args.link_images:
+        check_megabytes(estimated_bytes(found) / 1e6)
+    data, missing = page_data(found, evaluations, query, gallery, filename, args.link_images)
     write_page(filename, data)
-    warn_of_missing(missing, count)
+    warn_of_missing(missing)
     print(f'{len(query.dataset)} queries, {os.path.getsize(filename) / 1e6:.1f} MB: {filename}')
+
+
+def check_megabytes(megabytes):
+    """Say that a page will hold so many megabytes of pictures, or raise InputError where that is too much."""
+    size = f'about {megabytes:.0f} MB of pictures'
+    if megabytes > MOST_MEGABYTES:
+        raise InputError(f'The page would hold {size}, more than a browser shows with ease: add --link_images to refer '
+                         f'to the image files instead.')
+    if megabytes > NOTED_MEGABYTES:
+        print(f'The page will hold {size}; with --link_images it refers to the image files instead.', flush=True)
 
 
 def draw_embeddings(args):
@@ -158,7 +175,7 @@ def draw_embeddings(args):
     check_picture_name(filename)
     with Embeddings(args.embeddings) as header:
         dataset_path = args.dataset or stated(header, 'dataset')
-    if dataset_path is None or not os.path.isfile(dataset_path):
+    if dataset_path is None or not (args.dataset or os.path.isfile(dataset_path)):
         raise InputError(f'The csv file of {args.embeddings} is not known or not there ({dataset_path}); give it as '
                          f'--dataset.')
     embeddings, dataset = open_with_dataset(args.embeddings, load_dataset(dataset_path))
@@ -166,11 +183,13 @@ def draw_embeddings(args):
         rows = rows_of_identities(dataset.pids, args.identities, args.seed)
         drawn, emb = dataset.take(rows), read_rows(embeddings, rows)
     points, how = in_two_dimensions(emb, args.projection, args.seed)
-    save_picture(scatter_plot(points, drawn.pids, f'{os.path.basename(args.embeddings)}: {how}'), filename)
+    name = os.path.basename(args.embeddings)
+    warn_of_boxes({name, *(drawn.pids if len(set(drawn.pids)) <= MOST_NAMED else ())})
+    save_picture(scatter_plot(points, drawn.pids, f'{name}: {how}'), filename)
     print(f'{len(drawn)} images of {len(set(drawn.pids))} of {len(set(dataset.pids))} identities, {how}: {filename}')
     if args.projector:
         missing = write_projector(args.projector, emb, drawn, image_paths(embeddings, drawn.fids, args))
-        warn_of_missing(missing, len(drawn))
+        warn_of_missing(missing)
         print(f'To look at them: tensorboard --logdir {args.projector}')
 
 
@@ -182,17 +201,26 @@ def draw_curves(args):
     check_picture_name(filename)
     runs = {root: read_scalars(root) for root in args.experiment_roots}
     distributions = {root: quantiles for root in runs if (quantiles := read_loss_quantiles(root))}
+    warn_of_boxes(runs)
     figure, count = picture_of_curves(runs, distributions, args.smoothing)
     save_picture(figure, filename)
     print(f'{count} scalars of {len(runs)} run(s): {filename}')
 
 
-def warn_of_missing(fids, count):
-    """Say which of `count` images could not be shown, if any."""
-    from reid.visualization.thumbnails import missing_sentence
-    if fids:
-        print(f'Warning: {missing_sentence(fids, count)} If they were moved, give their folder as --image_root; if they '
-              f'lie outside of it, add --allow_outside_root.', file=sys.stderr)
+def warn_of_missing(missing):
+    """Say which images could not be shown, if any; `missing` is a `Missing`."""
+    if missing.fids:
+        print(f'Warning: {missing.sentence()} If they were moved, give their folder as --image_root; if they lie '
+              f'outside of it, add --allow_outside_root.', file=sys.stderr)
+
+
+def warn_of_boxes(names):
+    """Choose the fonts that write some names, and say so where none can."""
+    boxed = use_fonts_for(sorted(names))
+    if boxed:
+        more = f' and {len(boxed) - 1} more name{"s" * (len(boxed) > 2)}' if boxed[1:] else ''
+        print(f'Warning: no installed font has all characters of {boxed[0]}{more}, so that boxes stand for them; Noto '
+              f'fonts have those of most languages.', file=sys.stderr)
 
 
 if __name__ == '__main__':

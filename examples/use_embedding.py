@@ -3,21 +3,112 @@
 
     python freeze.py --experiment_root DIR --any_size --frozen_model_path EXPORT
     python examples/use_embedding.py EXPORT one.jpg other.jpg
+
+Beside NumPy and Pillow, a SavedModel folder needs TensorFlow, a .tflite file that or the small ai-edge-litert, and an
+.onnx file onnxruntime. Images are resized where the export takes one size only. Of a PNG the embedding is the one of
+embed.py; of a JPEG, which Pillow decodes a shade differently than TensorFlow, it is close to that.
 """
+import argparse
+import contextlib
+import os
 import sys
 
-import tensorflow as tf
-
-export, *paths = sys.argv[1:]
-model = tf.saved_model.load(export)
-embed = model.signatures['serving_default']
-dtype = embed.structured_input_signature[1]['images'].dtype
+import numpy as np
+from PIL import Image
 
 
-def embedding(path):
-    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)  # Reads PNG as well.
-    return embed(images=tf.cast(image[None], dtype))['emb'][0]  # [D] float32
+@contextlib.contextmanager
+def silence():
+    """Without a GPU, TensorFlow has much to say about it, and not through Python. TF_CPP_MIN_LOG_LEVEL=0 shows it."""
+    if os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3') != '3':
+        yield
+        return
+    standard_error = os.dup(2)
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
 
 
-one, other = (embedding(path) for path in paths)
-print(f'distance: {tf.norm(one - other):.4f}')
+def load(path):
+    """Load an export.
+
+    Returns: a function from images [B, H, W, 3] to embeddings [B, D]; the shape of the images that it takes, None or
+        less than 1 for any number; their dtype.
+    """
+    if os.path.isdir(path):
+        import tensorflow as tf
+        model = tf.saved_model.load(path)
+        taken = model.signatures['serving_default'].structured_input_signature[1]['images']
+        return (lambda images: model.signatures['serving_default'](images=tf.constant(images))['emb'].numpy(),
+                taken.shape, taken.dtype.as_numpy_dtype)
+    if path.endswith('.tflite'):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:
+            import tensorflow as tf
+            Interpreter = tf.lite.Interpreter
+        embed = Interpreter(path).get_signature_runner()
+        taken = embed.get_input_details()['images']
+        return lambda images: embed(images=images)['emb'], taken['shape_signature'], taken['dtype']
+    if path.endswith('.onnx'):
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        taken = session.get_inputs()[0]
+        shape = [side if isinstance(side, int) else None for side in taken.shape]
+        dtype = np.uint8 if taken.type == 'tensor(uint8)' else np.float32
+        return lambda images: session.run(['emb'], {'images': images})[0], shape, dtype
+    raise ValueError('it is neither a SavedModel folder nor a .tflite or .onnx file')
+
+
+def read_image(path, shape, dtype):
+    """Read an image file as a batch of one, [1, H, W, 3], RGB in 0..255, in the size that an export takes."""
+    with Image.open(path) as file:
+        image = np.asarray(file.convert('RGB'), np.float32)
+    _, height, width, _ = shape
+    for axis, size in (1, width), (0, height):
+        if size and size > 0:
+            image = resize(image, axis, size)
+    return (image.round() if dtype == np.uint8 else image)[None].astype(dtype)
+
+
+def resize(image, axis, size):
+    """Resize one axis linearly, as TensorFlow 1 did: pixels start at multiples of their size, none are averaged."""
+    place = np.arange(size, dtype=np.float32) * np.float32(image.shape[axis] / size)
+    before = place.astype(int)
+    after = np.minimum(before + 1, image.shape[axis] - 1)
+    share = np.expand_dims(place - before, (1, 2) if axis == 0 else (0, 2))
+    return image.take(before, axis) * (1 - share) + image.take(after, axis) * share
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('export', metavar='EXPORT')
+    parser.add_argument('images', metavar='IMAGE', nargs=2)
+    args = parser.parse_args()
+    for path in (args.export, *args.images):
+        if not os.path.exists(path):
+            parser.error(f'there is no {path}')
+    try:
+        with silence():
+            embed, shape, dtype = load(args.export)
+    except ImportError as error:
+        parser.error(f'{args.export} needs {error.name}, which is not installed')
+    except Exception as error:  # Each library has its own kinds.
+        parser.error(f'{args.export} cannot be loaded: {error}')
+    images = []
+    for path in args.images:
+        try:
+            images.append(read_image(path, shape, dtype))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            parser.error(f'the image {path} cannot be read: {error}')
+    with silence():
+        one, other = (embed(image)[0] for image in images)
+    print(f'distance: {np.linalg.norm(one - other):.4f}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

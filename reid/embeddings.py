@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from reid.errors import InputError
-from reid.files import lock, reserve, sync_folder, write_at
+from reid.files import check_file, lock, reserve, sync_folder, write_at
 
 COUNT_BYTES = 8
 
@@ -34,8 +34,7 @@ class Embeddings:
     def __init__(self, path):
         """Raises InputError when the file is missing, no HDF5 file, truncated, being written or without embeddings."""
         self.path = str(path)
-        if not os.path.isfile(path):
-            raise InputError(f'There is no embedding file {path}.')
+        check_file(path, 'embedding file', '.h5')
         try:
             self._file = h5py.File(path, 'r')
         except OSError as error:

@@ -7,6 +7,29 @@ import re
 import secrets
 import shutil
 
+from reid.errors import InputError
+
+
+def check_file(path, what, ending):
+    """Check that a file is there to be read.
+
+    Args:
+        path: of the file.
+        what: it should be, as in 'embedding file'.
+        ending: of the names of such files; those in a folder that was given in place of one are named.
+
+    Raises:
+        InputError: there is none, or it is a folder.
+    """
+    if os.path.isdir(path):
+        folder = 'an experiment root' if os.path.isfile(os.path.join(path, 'args.json')) else 'a folder'
+        names = sorted(name for name in os.listdir(path)
+                       if name.endswith(ending) and name not in ('args.json', 'provenance.json'))
+        some = ', '.join(names[:5]) + (', …' if names[5:] else '') or f'no {ending} file'
+        raise InputError(f'{path} is {folder}, not the {what} that is expected; it holds {some}.')
+    if not os.path.isfile(path):
+        raise InputError(f'There is no {what} {path}.')
+
 
 @contextlib.contextmanager
 def written_whole(path):

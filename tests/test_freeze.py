@@ -2,6 +2,8 @@
 import json
 import os
 import pathlib
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -211,18 +213,86 @@ def test_an_export_that_differs_is_not_kept(folder, plain_exports, ending, tmp_p
     np.testing.assert_array_equal(exports.load(str(old)).embed(batch), exports.load(str(before)).embed(batch))
 
 
+def distances(folder, one, *others):
+    """What the example prints of an image of the folder and each of some others."""
+    network, _ = inference.from_experiment(str(folder / 'run'))
+    embs, = inference.embed_files(network, [str(folder / name) for name in (one, *others)])
+    return [f'distance: {np.linalg.norm(embs[0, 0] - other):.4f}\n' for other in embs[0, 1:]]
+
+
 def test_the_example_needs_nothing_of_this_project(folder, tmp_path, monkeypatch):
+    """Nor does TensorFlow say a word of its own."""
     run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--any_size')  # To `frozen`, in the experiment root.
     shutil.copytree(folder / 'run' / 'frozen', tmp_path / 'export')
     shutil.copy(ROOT / 'examples' / 'use_embedding.py', tmp_path)
     for number in (0, 1):
         shutil.copy(folder / f'{number}.png', tmp_path)
     command = [sys.executable, '-I', 'use_embedding.py', 'export', '0.png', '1.png']
+    monkeypatch.delenv('TF_CPP_MIN_LOG_LEVEL')
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0 and run.stderr == '', run.stderr
+    assert [run.stdout] == distances(folder, '0.png', '1.png')
+
+
+def test_the_example_resizes_images(folder, plain_exports, monkeypatch, capsys):
+    example = runpy.run_path(str(ROOT / 'examples' / 'use_embedding.py'))
+    assert all(image.shape[:2] != (32, 16) for image in pixels(folder))
+    Image.fromarray(np.zeros((5, 3), np.uint8)).save(folder / 'small_and_grey.png')
+    others = ('1.png', 'small_and_grey.png')
+    expected = distances(folder, '0.png', *others)
+    for ending in ('', '.tflite', '.onnx'):
+        for other, printed in zip(others, expected):
+            arguments = ['use_embedding.py', folder / f'plain{ending}', folder / '0.png', folder / other]
+            monkeypatch.setattr(sys, 'argv', list(map(str, arguments)))
+            example['main']()
+            assert capsys.readouterr().out == printed
+
+
+def test_the_example_takes_uint8(folder, monkeypatch):
+    """Images of the net's size are passed on as they are, and others are rounded after the resizing."""
+    example = runpy.run_path(str(ROOT / 'examples' / 'use_embedding.py'))
+    resized = np.asarray(images.load(str(folder / '2.png'), (32, 16)))
+    taken = example['read_image'](folder / '2.png', (None, 32, 16, 3), np.uint8)
+    assert taken.shape == (1, 32, 16, 3) and taken.dtype == np.uint8
+    assert abs(taken[0] - resized).max() <= 0.501
+    assert np.array_equal(example['read_image'](folder / '2.png', (None, -1, None, 3), np.uint8)[0], pixels(folder)[2])
+
+
+def test_the_example_is_given_something_else(folder, tmp_path):
+    (tmp_path / 'torn.onnx').write_bytes(b'no' * 50)
+    (tmp_path / 'tensorflow.py').write_text('raise ImportError("not installed", name="tensorflow")')
+    good = folder / '0.png'
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    for arguments, part in (
+            ([], 'EXPORT'), ([tmp_path, good], 'IMAGE'), ([tmp_path / 'gone', good, good], 'there is no'),
+            ([tmp_path, good, 'gone.png'], 'there is no gone.png'), ([tmp_path, good, good], 'needs tensorflow'),
+            ([good, good, good], 'neither a SavedModel folder nor a .tflite or .onnx'),
+            ([tmp_path / 'torn.onnx', good, good], 'torn.onnx cannot be loaded')):
+        assert_one_sentence(run_script('examples/use_embedding.py', *arguments, env=environment), part)
+    usage = run_script('examples/use_embedding.py', '--help', env=environment)
+    assert usage.returncode == 0 and '--any_size' in usage.stdout and usage.stderr == ''
+
+
+def test_the_example_names_an_image_that_it_cannot_read(folder, plain_exports, tmp_path):
+    (tmp_path / 'torn.png').write_bytes((folder / '0.png').read_bytes()[:200])
+    for path in (tmp_path / 'torn.png', tmp_path):
+        process = run_script('examples/use_embedding.py', folder / 'plain.onnx', folder / '0.png', path)
+        assert_one_sentence(process, f'the image {path} cannot be read')
+
+
+def test_the_readme_embeds_from_python(folder, monkeypatch):
+    """As it stands there, but for the paths; and TensorFlow does not say a word of its own."""
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    snippet, = re.findall(r'```python\n(from reid.*?)```', readme, re.DOTALL)
+    for name, path in (('digits/by_hand', 'run'), ('digits/digits/0000.png', '0.png'), ('digits/digits/0001.png', '1.png')):
+        assert name in snippet
+        snippet = snippet.replace(name, str(folder / path))
+    monkeypatch.delenv('TF_CPP_MIN_LOG_LEVEL')
+    run = subprocess.run([sys.executable, '-c', snippet], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and run.stderr == '', run.stderr
     network, _ = inference.from_experiment(str(folder / 'run'))
     embs, = inference.embed_files(network, [str(folder / '0.png'), str(folder / '1.png')])
-    assert run.stdout == f'distance: {np.linalg.norm(embs[0, 0] - embs[0, 1]):.4f}\n'
+    assert run.stdout == f'{embs[0]}\n'
 
 
 def test_bad_input_is_told_before_tensorflow_is_imported(folder, tmp_path):

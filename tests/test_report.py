@@ -11,7 +11,7 @@ from PIL import Image
 
 import _evaluated
 from conftest import run_script
-from reid.dataset import load_dataset
+from reid.dataset import load_dataset, save_dataset
 from reid.embeddings import Embeddings, save_embeddings
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -72,6 +72,35 @@ def root(tmp_path_factory):
     return root
 
 
+LONG = 'a-very-long_product_name_' + 'without_a_blank' * 6 + '_and-its-end'
+NAMES = ['1', '10', '12', '21', LONG, '鞋子-红色-运动鞋', '한국어 신발 이름', 'حذاء-رياضي-أحمر' * 3,
+         '<b>bold<img src=x onerror=alert(1)>']
+
+
+@pytest.fixture(scope='module')
+def named(tmp_path_factory):
+    """A folder with named.html, whose identities have the NAMES; files of the long one have long names too. The first
+    image of the queries is wide."""
+    root = tmp_path_factory.mktemp('named')
+    _evaluated.write_files(root)
+    pids = load_dataset(root / 'gallery.csv').pids
+    name_of_pid = dict(zip([pid for pid in sorted(set(pids)) if pid != '-1'], NAMES))
+    for name in ('query', 'gallery'):
+        dataset = load_dataset(root / f'{name}.csv')
+        for row, (pid, fid) in enumerate(zip(dataset.pids, dataset.fids)):
+            if name_of_pid.get(pid) == LONG:
+                dataset.fids[row] = fid.replace('.jpg', '_as_a_camera_names_it' * 3 + '.jpg')
+                (root / 'images' / fid).rename(root / 'images' / dataset.fids[row])
+            dataset.pids[row] = name_of_pid.get(pid, pid)
+        save_dataset(root / f'{name}.csv', dataset)
+    Image.new('RGB', (90, 40), 'teal').save(root / 'images' / load_dataset(root / 'query.csv').fids[0])
+    _evaluated.embed(root, 'named', 0.9)
+    _evaluated.evaluate(root, 'named')
+    process = run_script('visualize.py', 'report', root / 'named.json')
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+    return root
+
+
 def results(root, run='new'):
     return json.loads((root / f'{run}.json').read_text())['queries']
 
@@ -93,7 +122,11 @@ def rows(page):
     # The browser tells a page of its new size just before it draws the next frame.
     page.wait_for_function('innerHeight === 4000')
     page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
-    return page.locator('.row .name').all_inner_texts()
+    return page.locator('.row .name').evaluate_all('all => all.map(one => one.title)')
+
+
+def row_of(page, fid):
+    return page.locator('.row').filter(has=page.locator(f'.name[title="{fid}"]'))
 
 
 def shown_list(page, number=0):
@@ -158,11 +191,79 @@ def test_queries_are_filtered(root, look):
     assert page.get_by_text('No query fits the filter.').is_visible()
 
 
+def test_an_identity_in_full_or_a_part(named, look):
+    page = look(named / 'named.html')
+    dataset = load_dataset(named / 'query.csv')
+
+    def shown(typed):
+        page.fill('#identity', typed)
+        fids = dataset.fids.tolist()
+        return {dataset.pids[fids.index(fid)] for fid in rows(page)}
+
+    assert shown('1') == {'1'} and shown('12') == {'12'} and shown(' 10 ') == {'10'}
+    assert shown('2') == {pid for pid in dataset.pids if '2' in pid} > {'12', '21'}
+    assert shown('without_a') == {LONG} and shown('红色') == {'鞋子-红色-运动鞋'}
+    assert shown('<b>') == {NAMES[-1]}
+    assert shown('') == set(dataset.pids)
+    assert page.locator('#identity').get_attribute('placeholder') == 'in full, or a part'
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_long_names(named, look, width):
+    """They are cut in their middle to what has room, are whole on hover, and push nothing aside."""
+    page = look(named / 'named.html', width=width)
+    dataset = load_dataset(named / 'query.csv')
+    cut = set()
+    for name in ('1', LONG, *NAMES[-2:]):
+        page.fill('#identity', name)
+        page.locator('.row').first.click()
+        assert page.evaluate('document.documentElement.scrollWidth') == width
+        assert page.locator('#detail').evaluate('detail => detail.scrollWidth <= detail.clientWidth')
+        assert page.locator('#query h2').inner_text().startswith(name)
+        assert page.locator('#query .muted').inner_text() in dataset.fids[dataset.pids == name]
+        shown = page.locator('.short:visible').evaluate_all(
+            'all => all.map(one => [one.textContent, one.title, one.scrollWidth <= one.clientWidth])')
+        assert len(shown) > 20 and all(fits for _, _, fits in shown)
+        for text, whole, _ in shown:
+            if '…' in text:
+                head, tail = text.split('…')
+                assert whole.startswith(head) or whole.split('/')[-1].startswith(head)
+                assert whole.endswith(tail) and 0 <= len(head) - len(tail) <= 1
+                cut.add(whole)
+        overlapping = page.locator('.ranked li').evaluate_all(
+            'all => all.filter(one => [...one.querySelectorAll("*")].some(part => '
+            'part.getBoundingClientRect().right > one.getBoundingClientRect().right + 1)).length')
+        assert overlapping == 0
+        if width < 760:
+            page.locator('#back').click()
+    assert LONG in cut and not cut & {'1', '10', '12', '21'}
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_the_frame_of_a_query_fits_its_picture(named, look, width):
+    page = look(named / 'named.html', width=width)
+    shapes = set()
+    for name in ('1', LONG):
+        page.fill('#identity', name)
+        for row in page.locator('.row').all():
+            row.click()
+            image = page.locator('#query img')
+            image.evaluate('image => image.decode()')
+            page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
+            box, natural = image.bounding_box(), image.evaluate('image => [image.naturalWidth, image.naturalHeight]')
+            assert box['height'] == pytest.approx(box['width'] * natural[1] / natural[0], abs=1)
+            assert box['width'] <= 121 and box['height'] <= 201
+            shapes.add(natural[0] > natural[1])
+            if width < 760:
+                page.locator('#back').click()
+    assert shapes == {True, False}
+
+
 def test_a_query_opens_its_ranked_list(root, look):
     page = look(root / 'new.html')
     expected = lists_by_hand(root)
     for fid in rows(page)[3], rows(page)[0], rows(page)[-2]:
-        page.locator('.row', has_text=fid).click()
+        row_of(page, fid).click()
         assert page.locator('#query .muted').inner_text() == fid
         assert shown_list(page) == as_shown(expected[fid])[:10]
         later = [entry for entry in as_shown(expected[fid])[10:] if entry[1] == 'match'][:5]
@@ -173,7 +274,7 @@ def test_excluded_images_are_shown_on_request(root, look):
     page = look(root / 'new.html')
     expected = lists_by_hand(root)
     fid = rows(page)[-2]
-    page.locator('.row', has_text=fid).click()
+    row_of(page, fid).click()
     page.check('#excluded')
     kinds = ('match', 'miss', 'excluded')
     tenth = as_shown(expected[fid])[9]
@@ -278,7 +379,7 @@ def test_comparison(root, look):
         page.select_option('#show', choice)
         assert rows(page) == [fid for fid in change if kept(change[fid])]
     fid = rows(page)[0]
-    page.locator('.row', has_text=fid).click()
+    row_of(page, fid).click()
     headings = page.locator('#lists h2, #lists .ranked').evaluate_all('all => all.map(one => one.tagName)')
     assert headings.count('H2') == 2
     second = headings[:headings.index('H2', 1)].count('OL')

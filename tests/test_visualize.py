@@ -1,4 +1,5 @@
 """Pictures of rankings, embeddings and training curves, and what visualize.py says of files that do not fit."""
+import io
 import json
 import shutil
 import types
@@ -17,7 +18,7 @@ from reid.embeddings import Embeddings, save_embeddings
 from reid.errors import InputError
 from reid.evaluation.results import read_evaluation
 from reid.experiment import detailed_logs, event_files
-from reid.visualization import curves, embedding_plot, rankings_plot
+from reid.visualization import curves, embedding_plot, figures, rankings_plot, report
 from reid.visualization.ranked_lists import open_evaluation, ranked_lists
 
 
@@ -94,7 +95,7 @@ def test_picture_of_lists(root):
     evaluation, query, gallery = opened(root)
     queries = np.array([3, 1])
     lists = ranked_lists(evaluation, query, gallery, queries, 10)
-    figure, missing, count = rankings_plot.picture_of_lists(evaluation, query, gallery, queries, lists)
+    figure, missing = rankings_plot.picture_of_lists(evaluation, query, gallery, queries, lists)
     axes = figure.axes[0]
     expected = []
     for row in queries:
@@ -111,11 +112,35 @@ def test_picture_of_lists(root):
     drawn = [(text.get_text(), text.get_color(), frame.get_linestyle())
              for text, frame in zip(axes.texts, axes.patches)]
     assert drawn == expected
-    assert missing == [] and count == len(expected) == len(axes.images)
+    assert missing.fids == [] and missing.images == len(expected) == len(axes.images)
     # Excluded images are grey, others are not.
     for image, (_, _, line) in zip(axes.images, drawn):
         pixels = np.asarray(image.get_array())[..., :3]
         assert (np.ptp(pixels, axis=-1).max() == 0) == (line == ':')
+
+
+def test_long_names_in_a_picture_of_lists(root):
+    """Each caption stays in its column, and is the whole name or its two ends; a name of two lines is one."""
+    evaluation, query, gallery = opened(root)
+    queries = np.arange(10)
+    lists = ranked_lists(evaluation, query, gallery, queries, 5)
+    names = ['a-very-long-product-name-running-shoes-men-2024-size-42', 'W' * 80, 'i' * 16, 'two\nlines', '$x_1$' * 9]
+    pids = dict(zip(sorted(set(gallery.dataset.pids) | set(query.dataset.pids)), names * 9))
+    for dataset in (query.dataset, gallery.dataset):
+        dataset.pids[:] = [pids[pid] for pid in dataset.pids]
+    figure, _ = rankings_plot.picture_of_lists(evaluation, query, gallery, queries, lists)
+    points = 72 / figure.dpi
+    extents = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert max(extent.width for extent in extents) * points < rankings_plot.WIDTH + rankings_plot.GAP
+    assert not any(one.overlaps(other) for one, other in zip(extents, extents[1:]))
+    drawn = {text.get_text() for text in figure.axes[0].texts}
+    assert all(text.count('\n') == 1 for text in drawn)
+    captions = {line for text in drawn for line in text.split('\n')}
+    assert {'i' * 16, 'two lines'} < captions
+    for name in (names[0], names[1], names[4]):
+        ends = [caption.split('…') for caption in captions if caption.startswith(name[:3])]
+        assert ends and all(len(parts) == 2 and name.startswith(parts[0]) and name.endswith(parts[1]) and
+                            0 <= len(parts[0]) - len(parts[1]) <= 1 for parts in ends)
 
 
 @pytest.mark.parametrize('choice', [['--choose', 'worst'], ['--choose', 'best'], ['--choose', 'random', '--seed', '3']])
@@ -141,6 +166,78 @@ def test_rankings_script(root, tmp_path):
     assert_one_sentence(unknown, 'query/nobody.jpg')
 
 
+# --- Fonts ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """A function that leaves only some of matplotlib's own font families, and other font files to be found."""
+    import matplotlib
+    from matplotlib import font_manager
+    monkeypatch.setitem(matplotlib.rcParams, 'font.family', ['sans-serif'])
+    own = [entry for entry in font_manager.fontManager.ttflist if 'mpl-data' in entry.fname]
+
+    def leave(*families, files=()):
+        monkeypatch.setattr(font_manager.fontManager, 'ttflist', [entry for entry in own if entry.name in families])
+        monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(file) for file in files])
+        figures.installed_families.cache_clear()
+
+    yield leave
+    figures.installed_families.cache_clear()
+
+
+def only_in(family):
+    """A letter for which a family of matplotlib's has a glyph, and its usual font none."""
+    from matplotlib import font_manager
+    usual, other = (font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=[name])))
+                    for name in ('DejaVu Sans', family))
+    return next(char for char in map(chr, sorted(set(other.get_charmap()) - set(usual.get_charmap()))) if char.isalpha())
+
+
+def pictured(name):
+    """The pixels of a name as figures write it."""
+    figure = figures.new_figure(1, 1, layout=None)
+    figure.text(0.1, 0.4, name)
+    figure.savefig(content := io.BytesIO())
+    return np.asarray(Image.open(content))
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_font_that_has_the_characters(fonts, tmp_path):
+    import matplotlib
+    from matplotlib import font_manager
+    letter = only_in('STIXGeneral')
+    fonts('DejaVu Sans')
+    assert figures.use_fonts_for(['0012', letter, f'{letter}2', 'żółć']) == [letter, f'{letter}2']
+    box = pictured(letter)
+    fonts('DejaVu Sans', 'STIXGeneral')
+    assert figures.use_fonts_for([letter]) == []
+    assert matplotlib.rcParams['font.family'] == ['sans-serif', 'STIXGeneral']
+    written = pictured(letter)
+    assert not np.array_equal(written, box)
+    # One that was installed after matplotlib listed the fonts.
+    file = tmp_path / 'new.ttf'
+    shutil.copy(font_manager.findfont(font_manager.FontProperties(family=['STIXGeneral'])), file)
+    broken = tmp_path / 'broken.ttf'
+    broken.write_bytes(b'none')
+    fonts('DejaVu Sans', files=[broken, file])
+    assert figures.use_fonts_for([letter]) == [] and np.array_equal(pictured(letter), written)
+    # Without a need for another font there is none; a line's end needs no glyph.
+    assert figures.use_fonts_for(['0012\n']) == [] and matplotlib.rcParams['font.family'] == ['sans-serif']
+
+
+def test_characters_without_a_font_are_told_once(root, copy, fonts, monkeypatch, capfd):
+    letter = only_in('STIXGeneral')
+    (copy / 'gallery.csv').write_text((copy / 'gallery.csv').read_text().replace('0012,', f'{letter}12,')
+                                      .replace('0013,', f'{letter}13,'))
+    fonts('DejaVu Sans')
+    run = ['embeddings', copy / 'gallery_run.h5', '--dataset', copy / 'gallery.csv']
+    monkeypatch.setattr('sys.argv', ['visualize.py', *map(str, run)])
+    visualize.main()
+    warning = capfd.readouterr().err
+    assert warning.startswith(f'Warning: no installed font has all characters of {letter}12 and 1 more name,')
+    assert warning.count('\n') == 1 and (copy / 'gallery_run.png').exists()
+
+
 # --- Files that do not fit --------------------------------------------------------------------------------------------
 
 def test_images_moved_away(copy, tmp_path):
@@ -163,6 +260,22 @@ def test_images_moved_away(copy, tmp_path):
     assert process.stderr.startswith('Warning: 2 of')
     process = visualize_script('rankings', copy / 'run.json', *flags(copy), '--image_root', tmp_path / 'nowhere')
     assert process.returncode == 0 and process.stderr.startswith('Warning: 88 of 88 images')
+
+
+def test_a_folder_where_a_file_is_expected(root, copy):
+    """It is named what it is, with the files in it that may be meant."""
+    experiment = copy / 'images'
+    for name in ('args.json', 'provenance.json', 'new.json', *(f'{i}.h5' for i in range(7))):
+        (experiment / name).write_text('{}')
+    for arguments, parts in (
+            (['report', experiment], (f'{experiment} is an experiment root, not the evaluation file', 'it holds new.json.')),
+            (['rankings', copy / 'images' / 'query'], ('is a folder, not the evaluation file', 'it holds no .json file')),
+            (['report', root / 'run.json', '--compare', experiment], ('is an experiment root', 'new.json')),
+            (['embeddings', experiment], ('not the embedding file', 'it holds 0.h5, 1.h5, 2.h5, 3.h5, 4.h5, ….')),
+            (['embeddings', root / 'query_run.h5', '--dataset', copy],
+             (f'{copy} is a folder', 'the csv file of a dataset is expected')),
+            (['curves', root / 'run.json'], ('run.json is a file, not an experiment root',))):
+        assert_one_sentence(visualize_script(*arguments), *parts)
 
 
 def test_evaluation_of_other_files(root, copy):
@@ -244,6 +357,43 @@ def test_any_change_of_an_evaluation_is_read_or_refused(root, tmp_path, data):
     assert len(evaluation.fids) == len(evaluation.ap) == len(evaluation.matches)
 
 
+def test_size_of_a_report_is_estimated_before_its_pictures(root, tmp_path, monkeypatch, capsys):
+    def run(*flags):
+        arguments = ['report', root / 'run.json', '--filename', page, *flags]
+        monkeypatch.setattr('sys.argv', ['visualize.py', *map(str, arguments)])
+        visualize.main()
+        return capsys.readouterr()
+
+    page = tmp_path / 'page.html'
+    assert 'MB of pictures' not in run().out
+    data = json.loads(page.read_text(encoding='utf-8').split('id="data">')[1].split('</script>')[0])
+    size = sum(map(len, data['images'])) / 1e6
+    page.unlink()
+    monkeypatch.setattr(visualize, 'MOST_MEGABYTES', size * 0.99)
+    with pytest.raises(InputError, match=f'about {size:.0f} MB of pictures.* --link_images'):
+        run()
+    assert list(tmp_path.iterdir()) == []
+    assert 'MB of pictures' not in run('--link_images').out
+    monkeypatch.setattr(visualize, 'MOST_MEGABYTES', size * 1.01)
+    monkeypatch.setattr(visualize, 'NOTED_MEGABYTES', size * 0.99)
+    assert run().out.startswith(f'The page will hold about {size:.0f} MB of pictures; with --link_images')
+
+
+def test_estimate_of_many_pictures(tmp_path):
+    """Not all of them are looked at, and it is right all the same; a missing one takes no room."""
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(300):
+        image = random.integers(0, 256, (64, 32, 3), np.uint8) // np.uint8(random.integers(1, 9))
+        paths.append(str(tmp_path / f'{number}.jpg') if number % 5 else None)
+        Image.fromarray(image).save(tmp_path / f'{number}.jpg')
+    found = report.Found([], [], [], [], paths)
+    small = [picture for picture in report.thumbnails(list(filter(None, paths)), 128, 160)]
+    exact = sum(len(report._base64_jpeg(picture)) for picture in small)
+    assert report.estimated_bytes(found) == pytest.approx(exact, rel=0.15)
+    assert report.estimated_bytes(report.Found([], [], [], [], [None, None])) == 0
+
+
 def test_names_of_files_to_write(root, tmp_path):
     assert_one_sentence(visualize_script('rankings', root / 'run.json', '--filename', 'lists.doc'), 'lists.doc', '.png')
     nowhere = tmp_path / 'nowhere' / 'page.html'
@@ -262,6 +412,28 @@ def test_two_dimensions_stay_as_they_are():
     for i, collection in enumerate(axes.collections):
         assert np.array_equal(collection.get_offsets(), emb[i::3])
     assert len({tuple(collection.get_facecolor()[0]) for collection in axes.collections}) == 3
+
+
+def test_names_of_a_scatter_plot():
+    """A legend tells all names where they are few, shortened; in the midst of their points only short ones stand."""
+    long = 'a-very-long-product-name-running-shoes-men-black-2024-size-42'
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    for names, written in ((['1', '_2', '0345'], True), (['1', '_2', long], False), (list(map(str, range(31))), False)):
+        figure = embedding_plot.scatter_plot(points, np.resize(np.array(names, object), 40), 'points')
+        assert bool(figure.axes[0].texts) == written
+        if len(names) > embedding_plot.MOST_NAMED:
+            assert not figure.legends
+            continue
+        figure.draw_without_rendering()
+        legend, = figure.legends
+        texts = [text.get_text() for text in legend.get_texts()]
+        for text, name in zip(texts, sorted(names), strict=True):
+            head, *tail = text.split('…')
+            assert text == name or name == long and name.startswith(head) and name.endswith(tail[0]) and len(head) > 9
+        colors = [handle.get_facecolor()[0].tolist() for handle in legend.legend_handles]
+        assert colors == [cloud.get_facecolor()[0].tolist() for cloud in figure.axes[0].collections]
+        box = legend.get_window_extent()
+        assert box.x0 > figure.axes[0].get_window_extent().x1 and box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.filterwarnings('error')
@@ -324,7 +496,7 @@ def test_a_name_with_a_tab_stays_one_cell(tmp_path):
     dataset = Dataset('x.csv', np.array(['a\tb'], object), np.array(['c\nd.jpg'], object))
     missing = embedding_plot.write_projector(tmp_path, np.zeros((1, 3)), dataset, [None])
     assert (tmp_path / 'names.tsv').read_text() == 'identity\tfile\na b\tc d.jpg\n'
-    assert missing == ['c\nd.jpg']
+    assert missing == (['c\nd.jpg'], 1)
 
 
 def test_embeddings_of_the_original(root, tmp_path):
@@ -467,6 +639,19 @@ def test_curves_script(tmp_path):
     assert_one_sentence(visualize_script('curves', tmp_path / 'empty'), 'empty', 'no training curves')
     (runs[0] / 'log_fids.npy').write_bytes(b'\x93NUMPY')
     assert_one_sentence(visualize_script('curves', runs[0]), 'log_fids.npy')
+
+
+def test_a_single_value_is_a_point():
+    """As of a run with one validation; a line through one point would not be seen."""
+    from matplotlib.figure import Figure
+    style = {'color': 'C0', 'linestyle': '-'}
+    for values, points in (({100: 0.5}, 1), ({50: 0.25, 100: 0.5}, 0)):
+        panel = Figure().subplots()
+        curves.draw_scalar(panel, values, style, None)
+        assert [line.get_marker() for line in panel.lines].count('o') == points
+    panel = Figure().subplots()
+    curves.draw_quantiles(panel, np.array([1]), np.ones((1, 7)))
+    assert panel.lines[0].get_marker() == 'o'
 
 
 def test_smoothing():

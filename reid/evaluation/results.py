@@ -2,14 +2,13 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 
 import numpy as np
 
 from reid.errors import InputError
 from reid.evaluation import distances
-from reid.files import written_whole
+from reid.files import check_file, written_whole
 
 
 @dataclasses.dataclass
@@ -42,8 +41,7 @@ def read_evaluation(path):
     Raises:
         InputError: no such file, no JSON, or not what evaluate.py writes.
     """
-    if not os.path.isfile(path):
-        raise InputError(f'There is no evaluation file {path}.')
+    check_file(path, 'evaluation file', '.json')
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as error:

@@ -90,7 +90,8 @@ def read_scalars(root):
         InputError: no such folder, or neither of them in it.
     """
     if not os.path.isdir(root):
-        raise InputError(f'There is no experiment root {root}.')
+        raise InputError(f'{root} is a file, not an experiment root.' if os.path.exists(root) else
+                         f'There is no experiment root {root}.')
     scalars = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(root), '*tfevents*'))):
         _add_events(scalars, path)

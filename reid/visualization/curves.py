@@ -54,13 +54,17 @@ def draw_scalar(panel, values, style, smoothing):
         panel.plot(steps, y, color=style['color'], alpha=0.2, linewidth=0.5)
         y = np.convolve(y, np.full(window, 1 / window), 'valid')
         steps = steps[(window - 1) // 2:][:len(y)]
-    panel.plot(steps, y, **style)
+    panel.plot(steps, y, **style, marker=_marker(steps))
+
+
+def _marker(steps):
+    return 'o' if len(steps) == 1 else None  # A line through one point is not to be seen.
 
 
 def draw_quantiles(panel, steps, quantiles):
     """Bands between the quantiles [T, 7] of a distribution over time, around its median."""
     for i, (name, color) in enumerate({'all': '#d9e6f2', '5 to 95 %': '#a9c8e2', '25 to 75 %': '#6ba3cd'}.items()):
         panel.fill_between(steps, quantiles[:, i], quantiles[:, -1 - i], color=color, linewidth=0, label=name)
-    panel.plot(steps, quantiles[:, 3], color='#1f3f66', label='median')
+    panel.plot(steps, quantiles[:, 3], color='#1f3f66', label='median', marker=_marker(steps))
     panel.grid(alpha=0.3)
     panel.legend(loc='upper right', fontsize='small')

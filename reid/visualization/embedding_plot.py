@@ -6,10 +6,11 @@ import numpy as np
 
 from reid.errors import InputError
 from reid.files import written_whole
-from reid.visualization.figures import new_figure
+from reid.visualization.figures import new_figure, shortened, text_width
 
 MARKERS = 'os^DvPX*<>'
-MOST_NAMED = 30  # With more identities their names would cover the points of a scatter plot.
+MOST_NAMED = 30  # More identities have no place in the legend of a scatter plot.
+WIDEST_LABEL = 45  # Points; longer names would cover those that they name.
 LARGEST_SPRITE = 8192  # Pixels a side; TensorBoard's projector shows no larger one.
 
 
@@ -42,7 +43,7 @@ def in_two_dimensions(emb, projection, seed):
 
 
 def scatter_plot(points, pids, title):
-    """Points [N, 2] with a colour and a marker for each identity, and its name where there are few."""
+    """Points [N, 2] with a colour and a marker for each identity; where there are few, a legend, and short names on them."""
     import matplotlib
     from matplotlib.patheffects import withStroke
     identities, identity = np.unique(pids.astype(str), return_inverse=True)
@@ -52,12 +53,15 @@ def scatter_plot(points, pids, title):
         colors = matplotlib.colormaps['hsv'](0.618 * np.arange(len(identities)) % 1) * (0.85, 0.85, 0.85, 1)
     figure = new_figure(8, 8)
     axes = figure.subplots()
-    for i, name in enumerate(identities):
-        x, y = points[identity == i].T
-        axes.scatter(x, y, np.clip(20000 / len(points), 4, 40), color=colors[i], alpha=0.6, linewidths=0,
-                     marker=MARKERS[i % len(MARKERS)])
-        if len(identities) <= MOST_NAMED:
-            axes.annotate(name, (np.median(x), np.median(y)), ha='center', va='center', weight='bold',
+    clouds = [axes.scatter(*points[identity == i].T, np.clip(20000 / len(points), 4, 40), color=colors[i], alpha=0.6,
+                           linewidths=0, marker=MARKERS[i % len(MARKERS)]) for i in range(len(identities))]
+    if len(identities) <= MOST_NAMED:
+        names = [shortened(name, 9, 180) for name in identities]
+        widest = max(text_width(name, 9) for name in names)
+        figure.set_figwidth(8.5 + widest / 72)
+        figure.legend(clouds, names, loc='outside right upper', fontsize=9, frameon=False, markerscale=1.2)
+        for i, name in enumerate(names if widest <= WIDEST_LABEL else ()):
+            axes.annotate(name, np.median(points[identity == i], axis=0), ha='center', va='center', weight='bold',
                           color=colors[i] * (0.7, 0.7, 0.7, 1),
                           path_effects=[withStroke(linewidth=3, foreground='white')])
     axes.set_title(title)
@@ -69,13 +73,13 @@ def scatter_plot(points, pids, title):
 def write_projector(folder, emb, dataset, paths):
     """Write what TensorBoard's projector reads: vectors, names, thumbnails in one sprite, and their description.
 
-    Returns: file ids of the images that are missing.
+    Returns: `Missing`.
     """
     from google.protobuf import text_format
     from PIL import Image
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-    from reid.visualization.thumbnails import thumbnails
+    from reid.visualization.thumbnails import Missing, thumbnails
     columns = math.ceil(math.sqrt(len(dataset)))
     side = min(64, LARGEST_SPRITE // columns)
     if side < 8:
@@ -105,4 +109,4 @@ def write_projector(folder, emb, dataset, paths):
     with written_whole(os.path.join(folder, 'projector_config.pbtxt')) as temporary:
         with open(temporary, 'w', encoding='utf-8') as file:
             file.write(text_format.MessageToString(config))
-    return missing
+    return Missing(missing, len(dataset))

@@ -1,5 +1,6 @@
 """The report: one HTML page that needs no server and no network, `report_template.html` with the data inside."""
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -12,31 +13,49 @@ import excluders
 from reid.evaluation import neighbours
 from reid.files import written_whole
 from reid.visualization.ranked_lists import cameras, changed_ranks, ranked_lists, read_rows
-from reid.visualization.thumbnails import missing_sentence, thumbnails
+from reid.visualization.thumbnails import Missing, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
 PLACE_OF_DATA = 'REPORT_DATA'
 SAMPLE = 1000  # Queries and gallery images between which the distances of different identities are measured.
+WEIGHED = 64  # Pictures by which the size of a page is estimated.
 
 
-def page_data(evaluations, query, gallery, top_k, seed, page, link_images):
-    """The data of a page, as the template's script reads them.
+@dataclasses.dataclass
+class Found:
+    """What a page is to show, before there are pictures of it.
+
+    names: what to call the evaluations.
+    runs: of each evaluation, what the page's script reads of it; gallery images are numbers in `shown`.
+    shown: rows of the gallery images in any of the lists, list [G].
+    fids, paths: file ids of the Q queries and of those gallery images, and the paths of their files, lists [Q + G].
+    """
+    names: list
+    runs: list
+    shown: list
+    fids: list
+    paths: list
+
+    def files(self):
+        """The distinct paths, None among them where an image is missing."""
+        return list(dict.fromkeys(self.paths))
+
+
+def find(evaluations, query, gallery, top_k, seed):
+    """Find what a page is to show.
 
     Args:
         evaluations: one `Evaluation`, or the one to look at and an earlier one to compare it with.
         query, gallery: `Images` of all of them.
         top_k: length of the ranked lists.
         seed: of the sample of distances.
-        page: path that the page will have.
-        link_images: whether it refers to the image files or holds thumbnails of them.
 
-    Returns: (data, missing, count): a JSON-serialisable dict, file ids of the images that are missing, the number of
-        images on the page.
+    Returns: `Found`.
 
     Raises:
         InputError: an evaluation is not one of its embeddings.
     """
-    now, names = evaluations[0], _names(evaluations)
+    names = _names(evaluations)
     runs = [{'name': name, **_run(evaluation, query, gallery, top_k, seed)}
             for name, evaluation in zip(names, evaluations)]
 
@@ -46,20 +65,39 @@ def page_data(evaluations, query, gallery, top_k, seed, page, link_images):
     for run in runs:
         for ranked in run['lists'] + run['further']:
             ranked[:] = [(number_of_row[row], *rest) for row, *rest in ranked]
+    return Found(names, runs, shown, [*query.dataset.fids, *gallery.dataset.fids[shown]],
+                 query.paths + [gallery.paths[row] for row in shown])
 
-    paths = query.paths + [gallery.paths[row] for row in shown]
-    fids = [*query.dataset.fids, *gallery.dataset.fids[shown]]
-    distinct = list(dict.fromkeys(paths))
+
+def estimated_bytes(found):
+    """How many bytes the thumbnails will take on a page, judged by some of them: float."""
+    files = found.files()
+    some = files[::max(1, len(files) // WEIGHED)]
+    return len(files) / len(some) * sum(len(_base64_jpeg(picture)) for picture in _small(some) if picture)
+
+
+def page_data(found, evaluations, query, gallery, page, link_images):
+    """The data of a page, as the template's script reads them.
+
+    Args:
+        found: what `find` found for these `evaluations`, `query` and `gallery`.
+        page: path that the page will have.
+        link_images: whether it refers to the image files or holds thumbnails of them.
+
+    Returns: a JSON-serialisable dict, `Missing`.
+    """
+    now, names, files = evaluations[0], found.names, found.files()
     if link_images:
-        images = [path and _address(path, page) for path in distinct]
+        images = [path and _address(path, page) for path in files]
     else:
-        images = [picture and _base64_jpeg(picture) for picture in thumbnails(distinct, 128, 160)]
-    image_of_path = {path: number for number, path in enumerate(distinct)}
-    missing = [fid for path, fid in zip(paths, fids) if images[image_of_path[path]] is None]
+        images = [picture and _base64_jpeg(picture) for picture in _small(files)]
+    image_of_path = {path: number for number, path in enumerate(files)}
+    image = [image_of_path[path] for path in found.paths]
+    missing = Missing([fid for number, fid in zip(image, found.fids) if images[number] is None], len(found.fids))
 
-    def table(dataset, paths):
+    def table(dataset, image):
         return {'fid': dataset.fids.tolist(), 'pid': dataset.pids.tolist(), 'camera': cameras(now, dataset.fids),
-                'image': [image_of_path[path] for path in paths]}
+                'image': image}
 
     data = {
         'title': ' compared with '.join(names),
@@ -69,15 +107,19 @@ def page_data(evaluations, query, gallery, top_k, seed, page, link_images):
         + [f'{name} has the metric {evaluation.parameters["metric"]} and {names[0]} {now.parameters["metric"]}.'
            for name, evaluation in zip(names, evaluations)
            if evaluation.parameters['metric'] != now.parameters['metric']]
-        + ([missing_sentence(missing, len(fids))] if missing else []),
+        + ([missing.sentence()] if missing.fids else []),
         'numbers': _summary(*evaluations),
         'linked': link_images,
         'images': images,
-        'queries': table(query.dataset, query.paths),
-        'gallery': table(gallery.dataset.take(shown), paths[len(query.paths):]),
-        'runs': runs,
+        'queries': table(query.dataset, image[:len(query.dataset)]),
+        'gallery': table(gallery.dataset.take(found.shown), image[len(query.dataset):]),
+        'runs': found.runs,
     }
-    return data, missing, len(fids)
+    return data, missing
+
+
+def _small(files):
+    return thumbnails(files, 128, 160)
 
 
 def write_page(path, data):

@@ -1,9 +1,21 @@
 """Image files as small pictures for the eye; a file that is missing or broken is no error here, but None."""
 import concurrent.futures
 import itertools
+import typing
 
 import tqdm
 from PIL import Image
+
+
+class Missing(typing.NamedTuple):
+    """File ids of the images that cannot be shown, and of how many images in all."""
+    fids: list
+    images: int
+
+    def sentence(self):
+        """What to say of them; there is at least one."""
+        return (f'{len(self.fids)} of {self.images} images are missing, broken or outside of the image root, the first '
+                f'of them {self.fids[0]}; placeholders stand for them.')
 
 
 def thumbnails(paths, width, height):
@@ -31,9 +43,3 @@ def _thumbnail(path, width, height):
         return None
     image.thumbnail((width, height))
     return image
-
-
-def missing_sentence(fids, count):
-    """What to say when the images `fids` of `count` cannot be shown."""
-    return (f'{len(fids)} of {count} images are missing, broken or outside of the image root, the first of them '
-            f'{fids[0]}; placeholders stand for them.')
