@@ -7,6 +7,14 @@ import re
 import secrets
 import shutil
 
+from reid.errors import InputError
+
+
+def check_replaceable(path):
+    """Raise InputError where something is at `path` that no file can take the place of: a folder, a device, a pipe."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f'{path} is no file that could be replaced; give another name.')
+
 
 @contextlib.contextmanager
 def written_whole(path):
@@ -14,7 +22,11 @@ def written_whole(path):
 
     The data reach the disk before the rename, so that after a power loss there is the old file or the new one. An
     OSError that names no file, as that of a full disk does, gets the name of this one.
+
+    Raises:
+        InputError: there is a folder or a device of that name.
     """
+    check_replaceable(path)
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.partial')
     try:
