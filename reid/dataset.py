@@ -168,15 +168,12 @@ def save_datasets(rows_of_path):
         rows_of_path: {path: rows of two or three str}; `load_dataset` reads the same rows.
 
     Raises:
-        InputError: a name that is not UTF-8.
+        InputError: a name that is not UTF-8, or a path where a folder is.
         OSError: one of the paths cannot be written.
     """
     with contextlib.ExitStack() as files:
         for path, rows in rows_of_path.items():
             _write_rows(files.enter_context(written_whole(path)), rows)
-        for path in rows_of_path:
-            if os.path.isdir(path):
-                raise InputError(f'{path} is a folder, so that no csv file can be written there.')
         for path in list(rows_of_path)[:-1]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)

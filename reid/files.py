@@ -13,7 +13,8 @@ from reid.errors import InputError
 def check_replaceable(path):
     """Raise InputError where something is at `path` that no file can take the place of: a folder, a device, a pipe."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f'{path} is no file that could be replaced; give another name.')
+        kind = 'a folder' if os.path.isdir(path) else 'no file'
+        raise InputError(f'{path} is {kind}, which cannot be replaced by a file; give another name.')
 
 
 @contextlib.contextmanager

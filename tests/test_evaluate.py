@@ -410,8 +410,8 @@ def test_gallery_of_other_rows(tmp_path):
     (['--metric', 'manhattan'], ['--metric', 'manhattan']),
     (['--batch_size', '0'], ['--batch_size']),
     (['--filename', '/no/such/folder/x.json'], ['/no/such/folder']),
-    (['--filename', '/dev/full'], ['--filename', '/dev/full is no file that could be replaced']),
-    (['--filename', '/'], ['--filename', '/ is no file']),
+    (['--filename', '/dev/full'], ['--filename', '/dev/full is no file, which cannot be replaced']),
+    (['--filename', '/'], ['--filename', '/ is a folder']),
     (['--filename', ''], ['--filename', 'missing']),
     (['--rerank_k1', '20'], ['--rerank_k1 without effect', '--rerank']),
     (['--rerank_lambda', '0.3', '--rerank_k2', '6'], ['--rerank_k2, --rerank_lambda without effect']),
@@ -476,8 +476,8 @@ def test_embeddings_that_are_too_large(market, tmp_path, metric):
 
 def test_only_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
-    for name in ('pipe', ''):
-        with pytest.raises(InputError, match='is no file that could be replaced'):
+    for name, kind in (('pipe', 'pipe is no file'), ('', 'is a folder')):
+        with pytest.raises(InputError, match=f'{kind}, which cannot be replaced'):
             with written_whole(tmp_path / name) as temporary:
                 pathlib.Path(temporary).touch()
     assert (tmp_path / 'pipe').is_fifo() and len(list(tmp_path.iterdir())) == 1
