@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Evaluate embeddings: rank the gallery for every query; mAP, CMC and mINP → JSON. Or compare two such files."""
 import argparse
-import os
 import sys
 
 import numpy as np
@@ -11,10 +10,11 @@ from reid import argument_types
 from reid.errors import InputError, exit_with
 from reid.evaluation import chunks, distances, ranking, reranking
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
-from reid.evaluation.results import read_results, write_results
+from reid.evaluation.results import read_evaluation, write_results
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 LONGEST_CMC = 100_000  # Ranks behind these would only make the file large.
+TOO_FEW = 'too few identities to say'
 COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-10', 'mINP')
 
 
@@ -29,7 +29,7 @@ def make_parser():
     add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
     add('--gallery_embeddings', metavar='H5', help='their embeddings')
     add('--metric', choices=distances.METRICS, help='distance of embeddings')
-    add('--filename', metavar='JSON', help='file to write the results to')
+    add('--filename', type=argument_types.output_file, metavar='JSON', help='file to write the results to')
     add('--batch_size', type=argument_types.positive_int, default=256, help='queries at a time (%(default)s)')
     add('--use_market_ap', action='store_true', help='average precision as in the Market-1501 benchmark, not as in '
         'scikit-learn; about a point lower')
@@ -56,19 +56,21 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     if args.compare:
+        argument_types.refuse_given(parser, set(vars(args)) - {'compare'}, '--compare reads two results and evaluates '
+                                    'nothing')
         return compare(*args.compare)
     missing = [f'--{flag}' for flag in NEEDED if getattr(args, flag) is None]
     if missing:
         parser.error(f'the following arguments are required: {", ".join(missing)}')
     if (args.multi_query_dataset is None) != (args.multi_query_embeddings is None):
         parser.error('--multi_query_dataset and --multi_query_embeddings belong together: give both or neither')
-    folder = os.path.dirname(os.path.abspath(args.filename or '.'))
-    if not os.path.isdir(folder):
-        parser.error(f'there is no folder {folder} to write --filename to')
+    if not args.rerank:
+        argument_types.refuse_given(parser, {'rerank_k1', 'rerank_k2', 'rerank_lambda'}, 'nothing is re-ranked without '
+                                    '--rerank')
 
     from reid import provenance
     from reid.dataset import load_dataset
-    from reid.embeddings import open_with_dataset
+    from reid.embeddings import open_gallery, open_with_dataset
 
     # Queries and gallery.
     excluder = excluders.load(args.excluder)
@@ -77,8 +79,7 @@ def main():
             raise InputError(f'--by_camera and --multi_query_dataset need an excluder that reads the camera off a file '
                              f'name, and {args.excluder} does not.')
     queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
-    gallery_set = load_dataset(args.gallery_dataset, np.dtypes.StringDType())
-    gallery, gallery_set = open_with_dataset(args.gallery_embeddings, gallery_set)
+    gallery, gallery_set = open_gallery(args.gallery_embeddings, args.gallery_dataset)
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
@@ -112,6 +113,7 @@ def main():
         'counts': {'queries': len(query_set), 'queries_without_match': unmatched, 'gallery': len(gallery_set),
                    'junk': ranks.junk},
         'confidence': confidence(query_set.pids, ap, ranks),
+        'gallery_hash': gallery_set.content_hash(),
         'queries': result_of_each_query(query_set, ranks),
         'parameters': vars(args),
         'embedding_parameters': embedding_parameters,
@@ -201,12 +203,11 @@ def result_of_each_query(query_set, ranks):
 
 
 def confidence(pids, ap, ranks):
-    """Confidence intervals of mAP and rank-1, for the JSON file."""
+    """Confidence intervals of mAP and rank-1, for the JSON file; None where there are too few identities to say."""
     matched = ranks.matched
     scores = np.stack([ap[matched], ranks.first_match_rank[matched] == 1], axis=1)
-    low, high = interval(pids[matched], scores)
-    return {'level': CONFIDENCE, 'samples': SAMPLES, 'seed': SEED,
-            'mAP': [low[0], high[0]], 'top1': [low[1], high[1]]}
+    mean_ap, top1 = interval(pids[matched], scores)
+    return {'level': CONFIDENCE, 'samples': SAMPLES, 'seed': SEED, 'mAP': mean_ap, 'top1': top1}
 
 
 def print_results(results):
@@ -214,14 +215,14 @@ def print_results(results):
     counts, cmc = results['counts'], results['CMC']
     print(f'{counts["queries"]} queries, {counts["queries_without_match"]} of them without a match; '
           f'{counts["gallery"]} gallery images, {counts["junk"]} of them junk')
-    rows = [('mAP', results['mAP'], results['confidence']['mAP'])]
-    rows += [(f'rank-{k}', cmc[k - 1], results['confidence']['top1'] if k == 1 else None)
-             for k in (1, 5, 10, 20) if k <= len(cmc)]
-    rows += [('mINP', results['mINP'], None), ('mAP, scikit-learn', results['mAP_sklearn'], None),
-             ('mAP, Market-1501', results['mAP_market1501'], None)]
-    for name, score, bounds in rows:
-        between = f'   {CONFIDENCE:.0%} interval {bounds[0]:.2%} to {bounds[1]:.2%}' if bounds else ''
-        print(f'{name:18}{score:9.2%}{between}')
+    between = {name: f'   {CONFIDENCE:.0%} interval {ends[0]:.2%} to {ends[1]:.2%}' if ends else f'   {TOO_FEW}'
+               for name, ends in (('mAP', results['confidence']['mAP']), ('rank-1', results['confidence']['top1']))}
+    rows = [('mAP', results['mAP'])]
+    rows += [(f'rank-{k}', cmc[k - 1]) for k in (1, 5, 10, 20) if k <= len(cmc)]
+    rows += [('mINP', results['mINP']), ('mAP, scikit-learn', results['mAP_sklearn']),
+             ('mAP, Market-1501', results['mAP_market1501'])]
+    for name, score in rows:
+        print(f'{name:18}{score:9.2%}{between.get(name, "")}')
     if 'by_camera' in results:
         print_cameras(results['by_camera'])
     top = {k: cmc[min(k, len(cmc)) - 1] for k in (1, 2, 5, 10)}
@@ -245,26 +246,48 @@ def print_cameras(table):
 
 def compare(first_path, second_path):
     """Print how the scores of two results of the same queries differ, and whether that may be noise."""
-    (first_parameters, first), (second_parameters, second) = read_results(first_path), read_results(second_path)
-    if [fid for fid, _, _ in first] != [fid for fid, _, _ in second]:
+    first, second = read_evaluation(first_path), read_evaluation(second_path)
+    if sorted(first.fids) != sorted(second.fids):
         raise InputError(f'{first_path} and {second_path} are results of different queries: they cannot be compared.')
-    for name in ('gallery_dataset', 'excluder', 'metric', 'rerank', 'multi_query_dataset'):
-        values = first_parameters.get(name), second_parameters.get(name)
+    told = ['gallery_dataset', 'excluder', 'metric', 'use_market_ap', 'multi_query_dataset', 'rerank']
+    if first.parameters.get('rerank') and second.parameters.get('rerank'):
+        told += ['rerank_k1', 'rerank_k2', 'rerank_lambda']
+    for name in told:
+        values = first.parameters.get(name), second.parameters.get(name)
         if values[0] != values[1]:
             print(f'Note: {name} is {values[0]} in the first and {values[1]} in the second.')
-    both = [(pid, scores, other) for (_, pid, scores), (_, _, other) in zip(first, second) if scores and other]
-    if not both:
+    if first.is_of_other_gallery(second.gallery_hash, second.numbers['counts'].get('gallery')):
+        print('Note: the first and the second are of different galleries.')
+    of_first, of_second = (np.argsort(np.array(each.fids, object), kind='stable') for each in (first, second))
+    first_scores, second_scores = compared_scores(first)[of_first], compared_scores(second)[of_second]  # [Q, scores]
+    both = ~np.isnan(first_scores + second_scores).any(axis=1)
+    if not both.any():
         raise InputError(f'No query has a match both in {first_path} and in {second_path}.')
 
-    pids, first_scores, second_scores = zip(*both)
-    differences = np.array(second_scores) - np.array(first_scores)  # [Q, scores]
-    low, high = interval(pids, differences)
-    print(f'{len(pids)} queries, {CONFIDENCE:.0%} intervals by bootstrap over identities')
+    pids = np.array(first.pids, object)[of_first][both]
+    first_scores, second_scores = first_scores[both], second_scores[both]
+    intervals = interval(pids, second_scores - first_scores, lowest=-1)
+    print(f'{len(pids)} queries of {len(set(pids))} identities, {CONFIDENCE:.0%} intervals by bootstrap over identities')
     print(f'{"":18}{"first":>9}{"second":>9}{"difference":>12}')
-    rows = zip(COMPARED, np.mean(first_scores, axis=0), np.mean(second_scores, axis=0), low, high)
-    for name, mean, other, lower, upper in rows:
-        verdict = 'may be noise' if lower <= 0 <= upper else 'better' if lower > 0 else 'worse'
-        print(f'{name:18}{mean:9.2%}{other:9.2%}{other - mean:+12.2%}   {lower:+.2%} to {upper:+.2%}   {verdict}')
+    rows = zip(COMPARED, first_scores.mean(axis=0), second_scores.mean(axis=0), intervals)
+    for column, (name, mean, other, ends) in enumerate(rows):
+        if (first_scores[:, column] == second_scores[:, column]).all():
+            verdict = 'the same for every query'
+        elif ends is None:
+            verdict = TOO_FEW
+        else:
+            lower, upper = ends
+            word = 'may be noise' if lower <= 0 <= upper else 'better' if lower > 0 else 'worse'
+            verdict = f'{lower:+.2%} to {upper:+.2%}   {word}'
+        print(f'{name:18}{mean:9.2%}{other:9.2%}{other - mean:+12.2%}   {verdict}')
+
+
+def compared_scores(evaluation):
+    """The scores of COMPARED of each query, float [Q, scores], NaN without a match."""
+    first = evaluation.first
+    at_most = [np.where(np.isnan(first), np.nan, first <= rank) for rank in (1, 5, 10)]
+    inp = evaluation.matches / evaluation.last
+    return np.stack([evaluation.ap_sklearn, evaluation.ap_market1501, *at_most, inp], axis=1)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 """Train an embedding with the triplet loss: flags → args.json → data → model → loss → optimizer → restore → loop."""
 import os
 
-from reid import cluster, plugins, provenance, quiet
+from reid import argument_types, cluster, plugins, provenance, quiet
 from reid.errors import InputError, exit_with, sentence_of
 from reid.experiment import arguments, root, train_log
 from reid.training.interruption import Interruption
@@ -17,7 +17,7 @@ def main():
     # 2. a new run: the command line, and its root must be empty.
     notices = []
     if args.resume:
-        args, notices = arguments.merge_with_stored(args, arguments.given_on_command_line(parser))
+        args, notices = arguments.merge_with_stored(args, argument_types.given_on_command_line(parser))
     arguments.check(args, parser)
     notices += arguments.notices(args)
     from reid.dataset import check_files, load_dataset

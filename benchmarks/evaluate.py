@@ -78,11 +78,15 @@ def measure(args, folder):
 def run(command):
     """Seconds, peak memory in MB (of its largest process) and last line of output of a Python script."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
-    stdout, stderr = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
+    # Its errors go to a file: of two pipes the one that is not being read would fill up and stop the process.
+    with tempfile.TemporaryFile('w+') as errors:
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
+        with process.stdout:
+            stdout = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        errors.seek(0)
+        stderr = errors.read()
     if status:
         return float('inf'), usage.ru_maxrss / 1000, (stderr.splitlines() or ['killed'])[-1]
     return seconds, usage.ru_maxrss / 1000, (stdout.splitlines() or [''])[-1]

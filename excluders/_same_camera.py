@@ -42,10 +42,12 @@ class SameCameraExcluder:
     def ids(self, fids):
         """Identity and camera of each file id: a list of (str, str) [N]."""
         search = re.compile(self.pattern).search
-        names = fids if '/' in self.pattern else [fid.rpartition('/')[2] for fid in fids]
-        found = [search(name) for name in names]
-        ids = [match.group('pid', 'cid') if match else (None, None) for match in found]
-        for fid, both in zip(fids, ids):
+        whole = '/' in self.pattern
+        ids = []
+        for fid in fids:
+            match = search(fid if whole else fid.rpartition('/')[2])
+            both = match.group('pid', 'cid') if match else (None, None)
             if None in both:
                 raise InputError(f'The file name {fid} does not fit the pattern {self.pattern} of the excluder.')
+            ids.append(both)
         return ids

@@ -1,6 +1,6 @@
-"""DukeMTMC-reID: `0005_c2_f0046985.jpg` shows person 0005 in camera 2."""
+"""DukeMTMC-reID: `0005_c2_f0046985.jpg` shows person 0005 in camera 2; as in the original, a person may be any word."""
 from excluders import _same_camera
 
 
 class Excluder(_same_camera.SameCameraExcluder):
-    pattern = r'^(?P<pid>-1|\d+)_c(?P<cid>\d+)_'
+    pattern = r'^(?P<pid>\S+)_c(?P<cid>\d+)_'

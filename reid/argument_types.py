@@ -1,8 +1,13 @@
-"""Types for argparse: each takes a text and gives a value, or a sentence that says what is wrong with it."""
+"""Types for argparse: each takes a text and gives a value, or a sentence that says what is wrong with it.
+
+And which flags were given, for those that have no effect with others.
+"""
 import argparse
+import os
 
 import excluders
 from reid.errors import InputError
+from reid.files import check_replaceable
 
 LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take everywhere.
 
@@ -75,3 +80,32 @@ def margin(text):
     if not abs(number) < float('inf'):
         raise argparse.ArgumentTypeError(f'{text!r} is none of: a number, soft, none')
     return number
+
+
+def output_file(text):
+    """The path of a file that can be written, for argparse: its folder is there, and itself no folder and no device."""
+    if not text:
+        raise argparse.ArgumentTypeError('the name of a file is missing')
+    folder = os.path.dirname(os.path.abspath(text))
+    if not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f'there is no folder {folder} to write to')
+    try:
+        check_replaceable(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(error) from error
+    return text
+
+
+def given_on_command_line(parser, argv=None):
+    """Names of the arguments that the command line sets, whatever their values; a set."""
+    absent = object()
+    untouched = {name: absent for name in vars(parser.parse_args(argv))}
+    given = parser.parse_args(argv, argparse.Namespace(**untouched))
+    return {name for name, value in vars(given).items() if value is not absent}
+
+
+def refuse_given(parser, names, reason):
+    """Leave with an error where the command line sets one of these arguments, which would have no effect."""
+    given = sorted(given_on_command_line(parser) & set(names))
+    if given:
+        parser.error(f'{", ".join(f"--{name}" for name in given)} without effect: {reason}')

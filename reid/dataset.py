@@ -2,6 +2,7 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import multiprocessing.pool
 import os
 import re
@@ -11,6 +12,8 @@ import numpy as np
 from reid.errors import InputError
 from reid.files import written_whole
 
+BLOCK = 1 << 14  # Rows at a time, where not all of them are needed at once.
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -18,7 +21,8 @@ class Dataset:
 
     path: the csv file's path, for messages.
     pids: person ids (identities), object array of str [N].
-    fids: file ids, i.e. image paths relative to the image root, object array of str [N].
+    fids: file ids, i.e. image paths relative to the image root, object array of str [N] (or, for large galleries, what
+        is indexed and iterated like one: NumPy's strings, or `embeddings.StoredFids`).
     tracklets: names of the tracklets, object array of str [N], or None where the csv has two columns. A tracklet
         is the frames of one identity that share a name.
     """
@@ -34,6 +38,15 @@ class Dataset:
         """The dataset of the given rows (an index array or a mask)."""
         tracklets = None if self.tracklets is None else self.tracklets[rows]
         return Dataset(self.path, self.pids[rows], self.fids[rows], tracklets)
+
+    def content_hash(self):
+        """SHA-256 of the identities and file ids of all rows in their order, as hexadecimal digits."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), BLOCK):
+            some = slice(start, start + BLOCK)
+            rows = zip(self.pids[some], self.fids[some])
+            digest.update(''.join(f'{pid}\0{fid}\0' for pid, fid in rows).encode())
+        return digest.hexdigest()
 
     def tracklet_of_row(self):
         """Number of the tracklet of each row, int64 [N]; tracklets are numbered in the order of their first frames."""
@@ -59,37 +72,58 @@ def load_dataset(path, fid_type=object):
     Raises:
         InputError: no such file, not UTF-8, empty, a line that is empty or has not two (or three) columns.
     """
+    with _open_csv(path) as file:
+        lines = sum(1 for _ in file)
+    columns = [np.empty(lines, object), np.empty(lines, fid_type), np.empty(lines, object)]
+    count = 0
+    for block in read_blocks(path):
+        for column, values in zip(columns, block):
+            column[count:count + len(values)] = values
+        count += len(block[0])
+    return Dataset(str(path), *(column[:count] for column in columns[:len(block)]))
+
+
+def read_blocks(path):
+    """Read a dataset's csv file a part at a time.
+
+    Yields: two or three lists of str [n], pids, fids and tracklets, of at most BLOCK rows each time; equal pids or
+        tracklets are one and the same string, for the sake of memory.
+
+    Raises:
+        InputError: as `load_dataset`.
+    """
+    # Python's reader takes a second for a million lines, and pandas half a second just to be imported.
+    with _open_csv(path) as file:
+        yield from _blocks(csv.reader(file, skipinitialspace=True, strict=True), path)
+
+
+@contextlib.contextmanager
+def _open_csv(path):
+    """The open csv file, whose errors are told as sentences."""
     if os.path.isdir(path):
         raise InputError(f'{path} is a folder, where the csv file of a dataset is expected; make_dataset.py folder '
                          f'{path} writes one for a folder of images.')
     if not os.path.isfile(path):
         raise InputError(f'There is no dataset file {path}.')
     try:
-        # Python's reader takes a second for a million lines, and pandas half a second just to be imported.
         with open(path, encoding='utf-8-sig', newline='') as file:
-            fids = np.empty(sum(1 for _ in file), fid_type)
-            file.seek(0)
-            columns = _read_columns(csv.reader(file, skipinitialspace=True, strict=True), fids, path)
+            yield file
     except UnicodeDecodeError as error:
         raise InputError(f'{path} is not UTF-8 text ({error.reason}).') from error
     except csv.Error as error:
         raise InputError(f'{path} is not a csv file of two or three columns in all lines: {error}.') from error
-    return Dataset(str(path), *columns)
 
 
-def _read_columns(reader, fids, path):
-    """The two or three columns of a csv reader as the arrays of a `Dataset`.
-
-    Args:
-        fids: an array with a place for every line.
+def _blocks(reader, path):
+    """The blocks of `read_blocks`, given a csv reader.
 
     Raises:
-        InputError, csv.Error: not all lines have them.
+        InputError, csv.Error: not all lines have two or three columns.
     """
     width = 0
-    pids, tracklets, incomplete = [], [], []
-    known = {}  # One string for all the images of an identity or a tracklet, for the sake of memory.
-    some_fids = []
+    incomplete = []
+    known = {}
+    block = ([], [], [])
     for row in reader:
         width = width or len(row)
         if width not in (0, 2, 3):
@@ -103,21 +137,19 @@ def _read_columns(reader, fids, path):
         if '\0' in ''.join(row):
             unprintable = next(value for value in row if '\0' in value)
             raise InputError(f'{path} has a NUL character in {unprintable!r}.')
-        pids.append(known.setdefault(row[0], row[0]))
-        some_fids.append(row[1])
-        if len(some_fids) == 1 << 16:
-            fids[len(pids) - len(some_fids):len(pids)] = some_fids
-            some_fids.clear()
+        block[0].append(known.setdefault(row[0], row[0]))
+        block[1].append(row[1])
         if width == 3:
-            tracklets.append(known.setdefault(row[2], row[2]))
+            block[2].append(known.setdefault(row[2], row[2]))
+        if len(block[0]) == BLOCK:
+            yield block[:width]
+            block = ([], [], [])
     if not width:
         raise InputError(f'{path} is empty; expected lines of the form identity,relative/path.jpg.')
     if incomplete:
         raise InputError(f'{path} has {len(incomplete)} line(s) that are empty or lack a column, the first of them '
                          f'line {incomplete[0]}.')
-    fids[len(pids) - len(some_fids):len(pids)] = some_fids
-    columns = np.array(pids, dtype=object), fids[:len(pids)], np.array(tracklets, dtype=object)
-    return columns[:width]
+    yield block[:width]
 
 
 def save_dataset(path, dataset):
@@ -136,15 +168,12 @@ def save_datasets(rows_of_path):
         rows_of_path: {path: rows of two or three str}; `load_dataset` reads the same rows.
 
     Raises:
-        InputError: a name that is not UTF-8.
+        InputError: a name that is not UTF-8, or a path where a folder is.
         OSError: one of the paths cannot be written.
     """
     with contextlib.ExitStack() as files:
         for path, rows in rows_of_path.items():
             _write_rows(files.enter_context(written_whole(path)), rows)
-        for path in rows_of_path:
-            if os.path.isdir(path):
-                raise InputError(f'{path} is a folder, so that no csv file can be written there.')
         for path in list(rows_of_path)[:-1]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)

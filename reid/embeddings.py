@@ -14,6 +14,7 @@ import os
 import h5py
 import numpy as np
 
+from reid.dataset import BLOCK, Dataset, load_dataset, read_blocks
 from reid.errors import InputError
 from reid.files import check_file, lock, reserve, sync_folder, write_at
 
@@ -101,10 +102,16 @@ class Embeddings:
         self._file.close()
 
     @property
-    def fids(self):
-        return self._fids_of_rows(0, len(self)) if 'fids' in self._file else None
+    def has_fids(self):
+        """Whether the file holds the file ids of its rows; those of the original do not."""
+        return 'fids' in self._file
 
-    def _fids_of_rows(self, start, stop):
+    @property
+    def fids(self):
+        return self.fids_of_rows(0, len(self)) if self.has_fids else None
+
+    def fids_of_rows(self, start, stop):
+        """File ids of the rows [start, stop), object array of str, in a file that has them."""
         try:
             return self._file['fids'].asstr()[start:stop].astype(object)
         except (OSError, RuntimeError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
@@ -134,18 +141,56 @@ class Embeddings:
         Raises:
             InputError: another number of rows, or other file ids: query and gallery swapped, or an edited csv.
         """
-        if len(self) != len(dataset):
-            raise InputError(f'{self.path} has {len(self)} rows, but {dataset.path} has {len(dataset)}. Is it the '
-                             f'embedding of another dataset (query and gallery swapped)?')
-        if 'fids' not in self._file:
-            return
-        for start in range(0, len(self), 1 << 16):
-            fids = self._fids_of_rows(start, start + (1 << 16))
-            different = np.flatnonzero(fids != dataset.fids[start:start + len(fids)])
-            if len(different):
-                row = start + different[0]
-                raise InputError(f'{self.path} was made from other rows than {dataset.path}: row {row} (counted from '
-                                 f'0) is {fids[different[0]]} there and {dataset.fids[row]} in the csv file.')
+        self.check_fids((dataset.fids[start:start + BLOCK] for start in range(0, len(dataset), BLOCK)), dataset.path)
+
+    def check_fids(self, blocks, path):
+        """Check that the file ids of the rows are these: the work of `check_matches`.
+
+        Args:
+            blocks: the file ids in arrays or lists, in order; iterated once and to the end.
+            path: of the csv file that they are from, for messages.
+        """
+        start, difference = 0, None
+        for fids in blocks:
+            if difference is None and self.has_fids:
+                stored = self.fids_of_rows(start, start + len(fids))
+                different = np.flatnonzero(stored != np.array(fids[:len(stored)], object))
+                if len(different):
+                    row = different[0]
+                    difference = (f'row {start + row} (counted from 0) is {stored[row]} there and {fids[row]} in the '
+                                  f'csv file')
+            start += len(fids)
+        if start != len(self):
+            raise InputError(f'{self.path} has {len(self)} rows, but {path} has {start}. Is it the embedding of another '
+                             f'dataset (query and gallery swapped)?')
+        if difference:
+            raise InputError(f'{self.path} was made from other rows than {path}: {difference}.')
+
+
+class StoredFids:
+    """File ids of an open embedding file, which are read when they are asked for: for galleries of millions of images.
+
+    Like an object array of str [N], as far as that is indexed, sliced and iterated.
+    """
+
+    def __init__(self, embeddings, rows):
+        """Takes open `Embeddings` and a range of their rows."""
+        self.embeddings = embeddings
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return StoredFids(self.embeddings, self.rows[index])
+        rows = np.arange(self.rows.start, self.rows.stop, self.rows.step)[index]
+        first = rows.min(initial=len(self.embeddings))
+        return self.embeddings.fids_of_rows(first, rows.max(initial=0) + 1)[rows - first]
+
+    def __iter__(self):
+        for start in range(0, len(self), BLOCK):
+            yield from self[np.arange(start, min(start + BLOCK, len(self)))]
 
 
 def _check_fixed_length(name, dtype):
@@ -176,6 +221,33 @@ def open_with_dataset(path, dataset):
         embeddings.close()
         raise
     return embeddings, dataset
+
+
+def open_gallery(path, dataset_path):
+    """As `open_with_dataset`, for millions of images: their file ids stay in the file, but for files of the original,
+    which have none, and for pooled tracklets.
+
+    Args:
+        path: of the embedding file.
+        dataset_path: of the csv file.
+    """
+    embeddings = Embeddings(path)
+    pids = []
+
+    def blocks():
+        for block_pids, block_fids, *_ in read_blocks(dataset_path):
+            pids.append(np.array(block_pids, object))
+            yield block_fids
+
+    if embeddings.pooled or not embeddings.has_fids:
+        embeddings.close()
+        return open_with_dataset(path, load_dataset(dataset_path, np.dtypes.StringDType()))
+    try:
+        embeddings.check_fids(blocks(), dataset_path)
+    except InputError:
+        embeddings.close()
+        raise
+    return embeddings, Dataset(str(dataset_path), np.concatenate(pids), StoredFids(embeddings, range(len(embeddings))))
 
 
 def save_embeddings(path, dataset, emb, parameters=None):

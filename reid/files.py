@@ -31,13 +31,24 @@ def check_file(path, what, ending):
         raise InputError(f'There is no {what} {path}.')
 
 
+def check_replaceable(path):
+    """Raise InputError where something is at `path` that no file can take the place of: a folder, a device, a pipe."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = 'a folder' if os.path.isdir(path) else 'no file'
+        raise InputError(f'{path} is {kind}, which cannot be replaced by a file; give another name.')
+
+
 @contextlib.contextmanager
 def written_whole(path):
     """Yield a temporary path in the folder of `path`; on success it becomes `path`, on any failure it is removed.
 
     The data reach the disk before the rename, so that after a power loss there is the old file or the new one. An
     OSError that names no file, as that of a full disk does, gets the name of this one.
+
+    Raises:
+        InputError: there is a folder or a device of that name.
     """
+    check_replaceable(path)
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.partial')
     try:

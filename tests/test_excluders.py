@@ -1,5 +1,7 @@
 """What queries ignore: the rules on the benchmarks' own file names, and against a loop over pairs."""
+import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -32,6 +34,17 @@ def test_market1501_names_junk_that_no_query_looks_at():
 def test_duke_ignores_the_persons_own_camera():
     gallery = ['0005_c2_f0046985.jpg', '0005_c5_f0046985.jpg', '0006_c2_f0046985.jpg', '-1_c2_f0000001.jpg']
     assert ignored('duke', gallery, ['query/0005_c2_f0047105.jpg']) == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize('name, pattern, fids', [
+    ('market1501', r'(\S+)_c(\d+)s(\d+)_', ['a/anna_c1s1_000451_03.jpg', '0002_c1s1_c2s3_000451.jpg', 'b/-1_c1s1_0.jpg',
+                                            'two words/0001_c01s1_0', 'anna_c_c3s1_', 'é-ü_c2s1_x']),
+    ('duke', r'(\S+)_c(\d+)_', ['a/anna_c2_f0047105.jpg', '0005_c2_c3_f1.jpg', '-1_c2_f1.jpg', '0005_c2s1_c1_f1.jpg']),
+])
+def test_names_that_the_original_takes(name, pattern, fids):
+    """Its own patterns, matched with the file's name."""
+    expected = [re.match(pattern, os.path.basename(fid)).groups()[:2] for fid in fids]
+    assert excluders.load(name)([]).ids(fids) == expected and len(set(expected)) == len(expected)
 
 
 def test_diagonal_ignores_the_very_same_file():
@@ -79,6 +92,7 @@ def test_excluders_that_there_are_not(name, message):
 
 
 @pytest.mark.parametrize('name, fid', [
+    ('market1501', 'query/anna b_c1s1_0.jpg'), ('market1501', 'query/_c1s1_0.jpg'),
     ('market1501', 'query/0002_c1_f000451.jpg'), ('market1501', 'query/0002.jpg'), ('duke', '0005_c2s1_f0046985.jpg'),
     (r'regex:^(?P<pid>\d+)(_(?P<cid>\d+))?', '12.jpg'),
 ])

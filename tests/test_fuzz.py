@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import evaluate
 from data import _files
 from reid import argument_types, plugins
 from reid.dataset import load_dataset
@@ -265,8 +266,10 @@ EVALUATION = {
 def test_evaluation_json(folder, content):
     path = folder / 'evaluation.json'
     path.write_bytes(content)
-    read_or_refused(results.read_evaluation, str(path))
-    read_or_refused(results.read_results, str(path))
+    read = read_or_refused(results.read_evaluation, str(path))
+    if read:
+        scores = evaluate.compared_scores(read)
+        assert ((0 <= scores) & (scores <= 1 + 1e-9) | np.isnan(scores)).all()
 
 
 @FUZZED

@@ -301,6 +301,31 @@ def test_evaluations_that_cannot_be_compared(root, copy):
         assert_one_sentence(process, 'other.json', part)
 
 
+def test_evaluation_of_another_gallery(root, copy):
+    """By its number of images in files that are older than the hash, and in any case by that."""
+    content = json.loads((root / 'run.json').read_text())
+    lines = (root / 'gallery.csv').read_text().splitlines()
+    assert content['counts']['gallery'] == len(lines)
+    hashed, older = dict(content, gallery_hash='0' * 64), dict(content, counts={**content['counts'], 'gallery': 7})
+    del older['gallery_hash']
+    for other in (hashed, older):
+        (copy / 'other.json').write_text(json.dumps(other))
+        for arguments in ([copy / 'other.json'], [root / 'run.json', '--compare', copy / 'other.json']):
+            assert_one_sentence(visualize_script('report', *arguments, '--filename', copy / 'page.html'), 'other.json',
+                                'gallery.csv', 'another gallery')
+    del older['counts']['gallery']
+    (copy / 'other.json').write_text(json.dumps(older))
+    assert visualize_script('rankings', copy / 'other.json').returncode == 0
+
+
+def test_report_without_intervals(root, tmp_path):
+    content = json.loads((root / 'run.json').read_text())
+    content['confidence'].update(mAP=None, top1=None)
+    (tmp_path / 'run.json').write_text(json.dumps(content))
+    assert visualize_script('report', tmp_path / 'run.json').returncode == 0
+    assert (tmp_path / 'run.html').read_text().count('too few identities for an interval') == 2
+
+
 def test_reranked_evaluation_says_so(root, tmp_path):
     evaluation = json.loads((root / 'run.json').read_text())
     evaluation['parameters']['rerank'] = True

@@ -96,11 +96,12 @@ class Distances:
             if not embs.any(axis=1).all():
                 raise InputError(f'There are embeddings of all zeros among the {whose}; they have no cosine distance.')
             embs = self._float64(embs).astype(np.float32)
-        centred = embs - self.centre
-        if self.metric == 'cityblock':
-            sizes = np.abs(centred).sum(axis=1)
-        else:
-            sizes = np.einsum('nd,nd->n', centred, centred)
+        with np.errstate(over='ignore'):  # The sentence below says it.
+            centred = embs - self.centre
+            if self.metric == 'cityblock':
+                sizes = np.abs(centred).sum(axis=1)
+            else:
+                sizes = np.einsum('nd,nd->n', centred, centred)
         if not sizes.max(initial=0) < LARGEST:
             raise InputError(f'There are numbers as large as {np.abs(embs).max():.3g} in the embeddings of the {whose}: '
                              f'too large to be compared.')

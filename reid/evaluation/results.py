@@ -17,26 +17,42 @@ class Evaluation:
 
     path: of the file.
     parameters: evaluate.py's flags.
-    numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file.
-    fids: file id of each query, list [Q].
-    ap, first, last: AP of each query and ranks of its first and last match, float [Q], NaN without a match.
-    matches: how many matches each query has, int [Q].
+    numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file; `confidence` has None where that has null.
+    gallery_hash: `Dataset.content_hash` of the gallery, None in files that are older than it.
+    fids, pids: file id and person id of each query, lists [Q].
+    ap_sklearn, ap_market1501, first, last: AP of each query by two definitions, and ranks of its first and last match,
+        float [Q], NaN without a match.
+    matches: how many matches each query has, int64 [Q].
     query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened.
     """
     path: str
     parameters: dict
     numbers: dict
+    gallery_hash: str | None
     fids: list
-    ap: np.ndarray
+    pids: list
+    ap_sklearn: np.ndarray
+    ap_market1501: np.ndarray
     first: np.ndarray
     last: np.ndarray
     matches: np.ndarray
     query_embeddings: object = None
     gallery_embeddings: object = None
 
+    @property
+    def ap(self):
+        """AP of each query by the definition that the evaluation's own mAP has, float [Q]."""
+        return self.ap_market1501 if self.parameters.get('use_market_ap') else self.ap_sklearn
+
+    def is_of_other_gallery(self, gallery_hash, count):
+        """Whether it is known not to be of the gallery with this `Dataset.content_hash` and this number of images; None
+        is not known."""
+        pairs = (self.gallery_hash, gallery_hash), (self.numbers['counts'].get('gallery'), count)
+        return any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
 
 def read_evaluation(path):
-    """Read evaluate.py's JSON file; all that is used later is checked for its type here.
+    """Read evaluate.py's JSON file; all that is used later is checked for its type and its bounds here.
 
     Raises:
         InputError: no such file, no JSON, or not what evaluate.py writes.
@@ -65,24 +81,42 @@ def _checked(path, content):
         raise ValueError(f'metric is {parameters["metric"]!r}')
     confidence = {}
     for score in ('mAP', 'top1'):
-        low, high = content['confidence'][score]
-        confidence[score] = _finite(low), _finite(high)
-    numbers = {'mAP': _finite(content['mAP']), 'mINP': _finite(content['mINP']), 'confidence': confidence,
-               'CMC': [_finite(share) for share in content['CMC']],
-               'counts': {count: int(value) for count, value in content['counts'].items()}}
+        ends = content['confidence'][score]
+        if ends is not None:
+            low, high = ends
+            ends = _share(low), _share(high)
+        confidence[score] = ends
+    numbers = {'mAP': _share(content['mAP']), 'mINP': _share(content['mINP']), 'confidence': confidence,
+               'CMC': [_share(share) for share in content['CMC']],
+               'counts': {count: _count(value) for count, value in content['counts'].items()}}
+    gallery_hash = content.get('gallery_hash')
+    if not isinstance(gallery_hash, str | None):
+        raise TypeError(f'gallery_hash is {gallery_hash!r}')
     if not queries or not numbers['CMC']:
         raise ValueError('it has no queries or no CMC')
-    ap = 'ap_market1501' if parameters.get('use_market_ap') else 'ap'
-    columns = [np.array([math.nan if query[key] is None else _finite(query[key]) for query in queries])
-               for key in (ap, 'first_match_rank', 'last_match_rank')]
-    matches = np.array([int(query['matches']) for query in queries])
-    return Evaluation(path, parameters, numbers, [str(query['fid']) for query in queries], *columns, matches)
+    matches = np.array([_count(query['matches']) for query in queries])
+    columns = [np.array([check(query[key]) if query['matches'] else math.nan for query in queries], float)
+               for key, check in (('ap', _share), ('ap_market1501', _share), ('first_match_rank', _count),
+                                  ('last_match_rank', _count))]
+    first, last = columns[2:]
+    possible = (matches == 0) | (1 <= first) & (first <= last) & (matches <= last)
+    if not possible.all():
+        raise ValueError(f'the ranks of query {np.argmin(possible)}, counted from 0, are not possible')
+    fids, pids = ([str(query[key]) for query in queries] for key in ('fid', 'pid'))
+    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches)
 
 
-def _finite(value):
-    if not math.isfinite(value):
-        raise ValueError(f'{value} is not finite')
+def _share(value):
+    """A number from 0 to 1, but for rounding."""
+    if not -1e-9 <= value <= 1 + 1e-9:
+        raise ValueError(f'{value} is not a number from 0 to 1')
     return float(value)
+
+
+def _count(value):
+    if not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise ValueError(f'{value!r} is not a count')
+    return value
 
 
 def write_results(path, results):
@@ -91,30 +125,3 @@ def write_results(path, results):
     with written_whole(path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as file:
             file.write('{\n' + ',\n'.join(lines) + '\n}\n')
-
-
-def read_results(path):
-    """Read a JSON file of results.
-
-    Returns: its parameters, a dict, and of each query its fid, pid and scores, None without a match; sorted by fid.
-
-    Raises:
-        InputError: not a file that has results of each query.
-    """
-    try:
-        with open(path, encoding='utf-8') as file:
-            results = json.load(file)
-        queries = [(str(query['fid']), str(query['pid']), scores_of(query)) for query in results['queries']]
-        return dict(results['parameters']), sorted(queries, key=lambda query: query[0])
-    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise InputError(f'{path} is not a file of results of each query, as --filename writes them.') from error
-
-
-def scores_of(query):
-    """The scores of COMPARED of a query, given its entry in a file of results; None without a match."""
-    if not query['matches']:
-        return None
-    first = query['first_match_rank']
-    scores = (query['ap'], query['ap_market1501'], first <= 1, first <= 5, first <= 10,
-              query['matches'] / query['last_match_rank'])
-    return tuple(map(float, scores))

@@ -136,14 +136,6 @@ def make_parser():
     return parser
 
 
-def given_on_command_line(parser, argv=None):
-    """Names of the arguments that the command line sets, whatever their values; a set."""
-    absent = object()
-    untouched = {name: absent for name in vars(parser.parse_args(argv))}
-    given = parser.parse_args(argv, argparse.Namespace(**untouched))
-    return {name for name, value in vars(given).items() if value is not absent}
-
-
 def check(args, parser):
     """Check what one argument alone cannot tell; ends through `parser.error`."""
     if not args.train_set or not args.image_root:

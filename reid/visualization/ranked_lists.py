@@ -47,6 +47,7 @@ def open_evaluation(args):
         args.gallery_embeddings or _file(evaluation, 'gallery_embeddings'),
         args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
     _check_queries(evaluation, query.dataset)
+    _check_gallery(evaluation, gallery.dataset)
     return evaluation, query, gallery
 
 
@@ -58,6 +59,7 @@ def open_other_evaluation(path, evaluation, query, gallery):
     """
     other = read_evaluation(path)
     _check_queries(other, query.dataset)
+    _check_gallery(other, gallery.dataset)
     if bool(other.parameters.get('use_market_ap')) != bool(evaluation.parameters.get('use_market_ap')):
         raise InputError(f'{path} and {evaluation.path} have different definitions of AP: only one of them was made '
                          f'with --use_market_ap. Evaluate one again.')
@@ -87,6 +89,12 @@ def _open_images(embeddings_path, dataset_path, args):
 def _check_queries(evaluation, dataset):
     if evaluation.fids != dataset.fids.tolist():
         raise InputError(f'{evaluation.path} is an evaluation of other queries than those of {dataset.path}. Evaluate '
+                         f'again, or name the csv file of then.')
+
+
+def _check_gallery(evaluation, dataset):
+    if evaluation.is_of_other_gallery(dataset.content_hash(), len(dataset)):
+        raise InputError(f'{evaluation.path} is an evaluation of another gallery than that of {dataset.path}. Evaluate '
                          f'again, or name the csv file of then.')
 
 

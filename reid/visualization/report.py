@@ -230,7 +230,8 @@ def _summary(now, before=None):
         if name in earlier:
             note = f'{100 * (score - earlier[name]):+.1f}; before {earlier[name]:.1%}'
         elif name in intervals:
-            note = 'between {:.1%} and {:.1%}'.format(*intervals[name])
+            ends = intervals[name]
+            note = 'between {:.1%} and {:.1%}'.format(*ends) if ends else 'too few identities for an interval'
         summary.append((name, f'{score:.1%}', note))
     return summary
 
