@@ -359,3 +359,12 @@ def test_devices_without_several(people, tmp_path):
 def test_a_decay_behind_the_end_is_told_of(people, flags, sentence):
     told = arguments.notices(parsed(people, *flags))
     assert sentence in told[0] if sentence else told == []
+
+
+def test_the_benchmark_of_gpus_works(tmp_path):
+    done = run_script('benchmarks/gpu.py', '--tiny', timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert 'combinations of precision' in done.stdout and 'ends in the same bits' in done.stdout
+    lines = [line.split('|')[1:-1] for line in done.stdout.splitlines() if line.startswith('| float32')]
+    assert [line[:3] for line in lines] == [[' float32 ', ' no ', ' 18×4 '], [' float32 ', ' yes ', ' 18×4 ']]
+    assert all(float(number.strip(' %')) > 0 for line in lines for number in line[3:6])
