@@ -1,5 +1,7 @@
 #!/bin/sh
-# TriNet on DukeMTMC-reID, with the parameters of the paper (section 4.1), from a ResNet-50 with ImageNet weights.
+# TriNet on DukeMTMC-reID, with the parameters of the original code, from a ResNet-50 with ImageNet weights.
+# They are the paper's (section 4.1) but for Adam's beta1, which that code leaves at 0.9 throughout; the paper lowers it
+# to 0.5 when the decay of the learning rate starts: add --decay_beta1 0.5 for that.
 # What is given behind the three arguments goes to train.py as it is, and takes precedence.
 set -e
 

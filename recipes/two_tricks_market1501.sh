@@ -40,4 +40,5 @@ exec python3 "$HERE/train.py" \
     --learning_rate 3e-4 \
     --train_iterations 25000 \
     --decay_start_iteration 15000 \
+    --decay_beta1 0.5 \
     "$@"

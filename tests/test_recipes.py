@@ -25,6 +25,9 @@ STARTS_FROM = {
     'xent_triplet_market1501.sh': 'mnist',
 }
 
+# Their sources lower Adam's beta1 with the learning rate, as the paper says (section 4.1).
+LOWER_BETA1 = ('lunet_market1501.sh', 'two_tricks_market1501.sh')
+
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
@@ -88,6 +91,7 @@ def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tm
         assert 'Initialised the body from' in process.stderr
     args = json.loads((tmp_path / 'run' / 'args.json').read_text())
     assert ('xent' in name or 'strong' in name) == (args['xent_weight'] == 1)
+    assert args['decay_beta1'] == (0.5 if name in LOWER_BETA1 else None)
 
 
 def test_slurm_starts_all_tasks_and_goes_on_when_it_is_submitted_again(project, tmp_path):
