@@ -16,11 +16,12 @@ from sklearn.metrics import average_precision_score
 from _runs import Run, ended_in_one_sentence
 from conftest import run_script
 from nets import _pooling
+from reid import plugins
 from reid.dataset import load_dataset
 from reid.errors import InputError
 from reid.experiment import arguments, best_checkpoint, checkpoints
 from reid.input_pipeline import augmentation
-from reid.modeling import inference, model, pretrained
+from reid.modeling import inference, inspect_checkpoint, model, pretrained
 from reid.training import optimizer, validation
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
@@ -253,6 +254,52 @@ def test_weights_of_keras_that_do_not_fit(densenet, tmp_path):
     for name in ('garbage.h5', 'half.weights.h5', 'more.h5', 'none.h5'):
         with pytest.raises(InputError, match=name):
             pretrained.load_body(network, str(tmp_path / name))
+
+
+# --- Weights of an earlier experiment ---------------------------------------------------------------------------------
+
+def body_and_more(root, *more):
+    """A checkpoint in a folder with the body of the net mnist and further variables by their names."""
+    body = model.build('mnist', 'direct', 2, (28, 28, 3)).body
+    checkpoints.save(str(root), 0, {**model.named_variables(body), **{name: tf.fill([2], 5.0) for name in more}})
+    return str(root)
+
+
+def test_what_a_checkpoint_holds_beside_the_body(tmp_path):
+    slim = ('global_step', 'mean_rgb', 'mnist/mean_rgb', 'mnist/logits/biases', 'mnist/Logits/Conv2d_1c_1x1/weights')
+    slots = [f'mnist/conv1/weights/{slot}' for slot in ('RMSProp', 'RMSProp_1', 'Momentum', 'ExponentialMovingAverage')]
+    ours = ('mnist/conv1/biases/Adam', 'beta1_power', 'loss_scale', 'classifier/weights', 'classifier/weights/Adam_1')
+    head = ['emb/biases', 'fully_connected/BatchNorm/beta', 'fully_connected/weights']
+    root = body_and_more(tmp_path, *slim, *slots, *ours, *head)
+    network = model.build('mnist', 'fc1024', 2, (28, 28, 3))
+    assert pretrained.load_body(network, root) == head
+    reader = checkpoints.open_reader(checkpoints.find(root))
+    np.testing.assert_array_equal(network.body.get_layer('mnist.conv1').kernel, reader.get_tensor('mnist/conv1/weights'))
+
+
+@pytest.mark.parametrize('name', ('mnist/conv9/weights', 'gem/p'))
+def test_a_variable_of_another_body_is_refused(name, tmp_path):
+    network = model.build('mnist', 'direct', 2, (28, 28, 3))
+    before = [variable.numpy() for variable in network.variables]
+    with pytest.raises(InputError, match=f'checkpoint-0 holds {name}, which the net mnist .*--pooling'):
+        pretrained.load_body(network, body_and_more(tmp_path, name, 'emb/weights'))
+    for variable, value in zip(network.variables, before):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_the_exponent_of_an_earlier_pooling_is_taken_and_told(tmp_path, monkeypatch):
+    earlier = model.build('mobilenet_v1_1_224', 'direct', 2, (32, 32, 3), pooling='gem')
+    earlier.get_layer('gem').p.assign(4.5)
+    later, fresh = (model.build('mobilenet_v1_1_224', 'direct', 2, (32, 32, 3), pooling='gem') for _ in range(2))
+    checkpoints.save(str(tmp_path), 0, model.named_variables(earlier))
+    pretrained.load_body(later, str(tmp_path))
+    averaging = {name: variable for name, variable in model.named_variables(earlier).items() if name != 'gem/p'}
+    checkpoints.save(str(tmp_path), 1, averaging)
+    pretrained.load_body(fresh, str(tmp_path / 'checkpoint-1'))
+    assert [float(network.get_layer('gem').p) for network in (later, fresh)] == [4.5, 3.0]
+    monkeypatch.setattr(plugins, 'choices', {'nets': ['mobilenet_v1_1_224', 'mnist'], 'heads': ['direct']}.get)
+    assert 'net: mobilenet_v1_1_224 --pooling gem, all of its 136 variables' in inspect_checkpoint.describe(
+        str(tmp_path / 'checkpoint-0'))
 
 
 # --- Validation while training ----------------------------------------------------------------------------------------

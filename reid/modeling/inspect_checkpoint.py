@@ -1,4 +1,5 @@
 """What a checkpoint holds, and which net and head it fits."""
+import inspect
 import math
 import os
 
@@ -64,7 +65,10 @@ def _fitting_nets(held, sizes):
     """
     lines, variables, nearest = [], set(), (0, '')
     for net in plugins.choices('nets'):
-        body = plugins.load('nets', net).body((*sizes.get(net, DEFAULT_SIZE), 3))
+        build = plugins.load('nets', net).body
+        # The one option of a net that shows in its variables; a stride has none.
+        is_gem = 'gem/p' in held and 'pooling' in inspect.signature(build).parameters
+        body = build((*sizes.get(net, DEFAULT_SIZE), 3), **({'pooling': 'gem'} if is_gem else {}))
         needed = _shapes(body)
         missing = [name for name in needed if name not in held]
         if missing:
@@ -74,7 +78,7 @@ def _fitting_nets(held, sizes):
         misshapen = [name for name, shape in needed.items() if held[name] != shape]
         heads, names = _fitting_heads(body, held)
         variables |= needed.keys() | names
-        lines.append(f'net: {net}, all of its {len(needed)} variables'
+        lines.append(f'net: {net}{" --pooling gem" if is_gem else ""}, all of its {len(needed)} variables'
                      + (f' (of another shape: {", ".join(misshapen)})' if misshapen else ''))
         lines.append(f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}')
     if not lines:

@@ -1,4 +1,5 @@
 """Pre-trained weights for the body of a model, from the files that they are published in."""
+import re
 import zipfile
 import zlib
 
@@ -13,6 +14,8 @@ from reid.modeling.batch_norm import with_keras_batch_norm
 from reid.modeling.model import named_variables
 
 MAX_NPZ_BYTES = 4 << 30
+# Beside body and head: the classifiers of TF-Slim and of ours (`model.with_classifier`), and TF-Slim's mean pixel.
+KNOWN_BESIDE = re.compile(r'(^|/)(logits|classifier|mean_rgb)(/|$)', re.IGNORECASE)
 
 
 def load_body(network, path):
@@ -23,17 +26,51 @@ def load_body(network, path):
         path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), the paper's `.npz`, or for the
             nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top.
 
+    Returns: names of the variables that a checkpoint holds beside the body, as of a head, a list; see `unused`.
+
     Raises:
-        InputError: nothing there, or weights that do not fit the body.
+        InputError: nothing there, weights that do not fit the body, or more of them in its scope than it has.
     """
-    # The exponent of a pooling is no part of any pre-trained net.
-    variables = {name: variable for name, variable in named_variables(network.body).items() if name != 'gem/p'}
+    body = named_variables(network.body)
+    # The exponent of a pooling is no part of any net that is published.
+    variables = {name: variable for name, variable in body.items() if name != 'gem/p'}
     if path.endswith('.npz'):
         load_trinet(path, variables)
-    elif path.endswith('.h5'):
+        return []
+    if path.endswith('.h5'):
         load_keras(path, network.body)
-    else:
-        checkpoints.load(checkpoints.find(path), variables)
+        return []
+    path = checkpoints.find(path)
+    if 'gem/p' in body and 'gem/p' in checkpoints.open_reader(path).get_variable_to_shape_map():
+        variables = body
+    scopes = {'gem', *(name.split('/')[0] for name in body)}
+    beside = unused(path, variables)
+    of_body = [name for name in beside if name.split('/')[0] in scopes]
+    if of_body:
+        raise InputError(f'{path} holds {listed(of_body)}, which the net {network.body.name} as it is built here does '
+                         f'not have: choose --model_name and --pooling as that net was trained with.')
+    checkpoints.load(path, variables)
+    return beside
+
+
+def unused(path, variables):
+    """Names of the variables of layers that a checkpoint holds and a model has not, sorted.
+
+    Not among them: what is no layer's (global_step, Adam's powers: they have no scope), slots of optimizers and moving
+    averages (…/weights/RMSProp: their scope is a variable itself), and what is known to be beside body and head.
+
+    Args:
+        path: as `checkpoints.find` returns it.
+        variables: {TensorFlow 1 name: variable} of the model.
+    """
+    held = checkpoints.open_reader(path).get_variable_to_shape_map()
+    return sorted(name for name in held if name not in variables and '/' in name
+                  and name.rpartition('/')[0] not in held and not KNOWN_BESIDE.search(name))
+
+
+def listed(names):
+    """The first of names, and how many more there are: 'a, b, c and 5 more'."""
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if names[3:] else '')
 
 
 def load_keras(path, body):

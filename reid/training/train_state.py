@@ -66,7 +66,8 @@ class TrainState:
             return True
         # 2. Pre-trained ones in the body, fresh ones in the head.
         if args.initial_checkpoint:
-            pretrained.load_body(self.network, args.initial_checkpoint)
-            log.info('Initialised the body from %s.', args.initial_checkpoint)
+            beside = pretrained.load_body(self.network, args.initial_checkpoint)
+            log.info('Initialised the body from %s%s.', args.initial_checkpoint,
+                     f', which also holds {pretrained.listed(beside)}: left there' if beside else '')
         # 3. Fresh ones.
         return False
