@@ -7,6 +7,7 @@ import sys
 from reid import argument_types, quiet
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
+from reid.modeling import inference_flags
 
 
 def make_parser():
@@ -21,10 +22,7 @@ def make_parser():
         '_embeddings.h5)')
     add('--batch_size', type=argument_types.positive_int, default=256, help='images at a time (%(default)s)')
     add('--loading_threads', type=argument_types.positive_int, default=8, help='images loaded at a time (%(default)s)')
-    add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
-    add('--crop_augment', choices=('center', 'avgpool', 'five'), help='load at the pre-crop size and embed the centre '
-        'crop, the whole image, or the centre and the four corners, which needs an aggregator')
-    add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
+    inference_flags.add_flags(add)
     add('--pool_tracklets', choices=('mean',), help='one row a tracklet (third column of the csv): its mean frame')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
@@ -42,17 +40,16 @@ def make_parser():
 def main():
     parser = make_parser()
     args = parser.parse_args()
-    several_variants = args.flip_augment or args.crop_augment == 'five'
-    if several_variants and not args.aggregator:
-        parser.error('--flip_augment and --crop_augment five give several embeddings an image: name an --aggregator')
-    if args.aggregator and not several_variants:
-        parser.error('--aggregator has nothing to aggregate without --flip_augment or --crop_augment five')
+    inference_flags.check(args, parser)
 
     # The training run. Its crop_augment is a switch and ours is a word: each is read from its own source.
     trained, _ = arguments.load(args.experiment_root)
+    crop_of_validation = inference_flags.validation_crop(trained)
     if trained.crop_augment != bool(args.crop_augment):
         print(f'Warning: crop augmentation differs between training ({trained.crop_augment}) and embedding '
-              f'({args.crop_augment}).', file=sys.stderr)
+              f'({args.crop_augment}); validation while training embeds '
+              f'{f"with --crop_augment {crop_of_validation}" if crop_of_validation else "without --crop_augment"}.',
+              file=sys.stderr)
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     from reid.dataset import check_files, load_dataset
@@ -69,18 +66,16 @@ def main():
     if args.skip_broken_images:
         dataset = without_broken_images(dataset, image_root, filename, args)
 
-    # The model. Average pooling takes in whole images of the pre-crop size.
+    # The model.
     from reid import provenance
     from reid.embeddings import EmbeddingWriter
     from reid.experiment import checkpoints
     from reid.input_pipeline import augmentation
     from reid.modeling import inference, model
-    net_size = (trained.net_input_height, trained.net_input_width)
-    load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
-    input_size = load_size if args.crop_augment == 'avgpool' else net_size
+    sizes = inference_flags.sizes(trained, args.crop_augment)
     model.set_precision(args.mixed_precision)
     with strategy.scope():
-        network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, input_size)
+        network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, sizes.net)
     if not args.quiet:
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
@@ -95,7 +90,7 @@ def main():
                          pooled=bool(args.pool_tracklets)) as writer:
         if args.resume and not args.quiet:
             print(f'Going on behind {writer.rows_done} rows that are there already.')
-        write_embeddings(writer, dataset, image_root, network, load_size, strategy, args)
+        write_embeddings(writer, dataset, image_root, network, sizes.load, strategy, args)
     if not args.quiet:
         print(f'Saved {filename}.')
 

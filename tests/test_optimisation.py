@@ -341,7 +341,8 @@ def test_validation_is_noted_and_logged(run):
     assert noted['checkpoint'] == f'checkpoint-{best["step"]}' and noted['mAP'] == best['mAP']
     log = (run / 'train.log').read_text()
     for entry in noted['validations']:
-        assert f'iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, top-1: {entry["top1"]:.2%}' in log
+        assert (f'iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, top-1: {entry["top1"]:.2%} '
+                f'(embed.py --checkpoint checkpoint-{entry["step"]})') in log
 
 
 def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
@@ -357,6 +358,43 @@ def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
     assert np.mean(precisions) == pytest.approx(noted['mAP'], abs=1e-6)
     nearest = same[np.arange(len(same)), dists.argmin(axis=1)]
     assert nearest.mean() == pytest.approx(noted['top1'])
+
+
+def test_embedding_with_the_noted_flags_gives_the_noted_score(digits, tmp_path):
+    """Of a run with --crop_augment, where embed.py's default gives another one, and names the flag."""
+    root = tmp_path / 'cropped'
+    run = train(digits, root, '--model_name', 'mnist', '--crop_augment', '--pre_crop_height', 48, '--pre_crop_width',
+                48, '--train_iterations', 2, '--eval_frequency', 2, '--freeze_body_iterations', 0)
+    assert run.wait() == 0, run.output
+    noted = json.loads((root / 'checkpoint-best').read_text())
+    assert f'top-1: {noted["top1"]:.2%} (embed.py {noted["embed_flags"]})' in run.output
+    assert noted['embed_flags'] == '--checkpoint checkpoint-2 --crop_augment center'
+
+    def evaluated(*flags):
+        for subset in ('query', 'test'):
+            embedding = Run('embed.py', '--experiment_root', root, '--dataset', digits / f'digits_{subset}.csv',
+                            '--quiet', *flags)
+            assert embedding.wait() == 0, embedding.output
+        sets = [text for name, subset in (('query', 'query'), ('gallery', 'test')) for text in (
+            f'--{name}_dataset', digits / f'digits_{subset}.csv', f'--{name}_embeddings',
+            root / f'digits_{subset}_embeddings.h5')]
+        assert run_script('evaluate.py', '--excluder', 'diagonal', '--metric', 'euclidean', '--filename',
+                          root / 'scores.json', *sets).returncode == 0
+        return json.loads((root / 'scores.json').read_text())['mAP'], embedding.output
+
+    assert evaluated(*noted['embed_flags'].split()) == (pytest.approx(noted['mAP'], abs=1e-9), '')
+    resized, said = evaluated()
+    assert abs(resized - noted['mAP']) > 1e-3
+    assert 'crop augmentation differs' in said and 'validation while training embeds with --crop_augment center' in said
+
+
+def test_notes_without_flags_are_read_and_kept(tmp_path):
+    """As they were written before."""
+    (tmp_path / 'checkpoint-best').write_text('{"validations": [{"step": 1, "mAP": 0.5, "top1": 0.25}]}')
+    second = {'mAP': 0.25, 'top1': 0.5, 'embed_flags': '--checkpoint checkpoint-2'}
+    best_checkpoint.note(str(tmp_path), 2, second)
+    assert best_checkpoint.results(str(tmp_path)) == [{'step': 1, 'mAP': 0.5, 'top1': 0.25}, {'step': 2, **second}]
+    assert best_checkpoint.best_step(str(tmp_path)) == 1
 
 
 def test_a_frozen_body_stays_as_it_is_and_then_trains(run):

@@ -9,7 +9,10 @@ FILE = 'checkpoint-best'
 
 
 def results(root):
-    """What an experiment's file `checkpoint-best` notes of each validation: dicts of step, mAP and top1, in order.
+    """What an experiment's file `checkpoint-best` notes of each validation, in order.
+
+    Returns: list of dicts: step, mAP, top1, and where they are noted embed_flags, a text: the flags of embed.py that
+        give just these numbers.
 
     Raises:
         InputError: it cannot be read.
@@ -19,7 +22,8 @@ def results(root):
         return []
     try:
         with open(path, encoding='utf-8') as file:
-            return [{'step': int(entry['step']), 'mAP': float(entry['mAP']), 'top1': float(entry['top1'])}
+            return [{'step': int(entry['step']), 'mAP': float(entry['mAP']), 'top1': float(entry['top1']),
+                     **({'embed_flags': str(entry['embed_flags'])} if 'embed_flags' in entry else {})}
                     for entry in json.load(file)['validations']]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f'{path} is damaged ({error}). Without this file, validation begins anew.') from error
@@ -32,7 +36,10 @@ def best_step(root):
 
 
 def note(root, step, result):
-    """Note the result of a validation. What is noted of this step and later ones, by a run that was killed, is void."""
+    """Note the result of a validation, a dict as of `results` without the step.
+
+    What is noted of this step and later ones, by a run that was killed, is void.
+    """
     earlier = [entry for entry in results(root) if entry['step'] < step]
     _write(root, [*earlier, {'step': step, **result}])
 

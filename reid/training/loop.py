@@ -7,6 +7,7 @@ import tensorflow as tf
 from reid import distribute
 from reid.errors import InputError
 from reid.experiment import best_checkpoint, checkpoints
+from reid.modeling import inference_flags
 from reid.training import optimizer
 
 
@@ -126,7 +127,9 @@ class Loop:
 
     def _validate(self):
         """Validate the weights of the moment, unless an interruption is requested meanwhile; the chief notes it."""
-        result = self._validator.evaluate(self._state.values(), self._interruption)
+        step, result = self._state.step, self._validator.evaluate(self._state.values(), self._interruption)
         if result and self._reporter:
-            best_checkpoint.note(self._args.experiment_root, self._state.step, result)
-            self._reporter.validation(self._state.step, result)
+            # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
+            result['embed_flags'] = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step))
+            best_checkpoint.note(self._args.experiment_root, step, result)
+            self._reporter.validation(step, result)

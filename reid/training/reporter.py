@@ -65,9 +65,10 @@ class Reporter:
             self._log.warning(warning)
 
     def validation(self, step, result):
-        """Tell of a validation after `step` iterations: `result` is a dict of mAP and top1."""
+        """Tell of a validation after `step` iterations: `result` is a dict of mAP, top1 and embed_flags."""
         self._board_is_told.result()
-        self._log.info(f'iter:{step:6d}, validation mAP: {result["mAP"]:.2%}, top-1: {result["top1"]:.2%}')
+        self._log.info(f'iter:{step:6d}, validation mAP: {result["mAP"]:.2%}, top-1: {result["top1"]:.2%} '
+                       f'(embed.py {result["embed_flags"]})')
         self._board.write(step, {'validation_mAP': result['mAP'], 'validation_top1': result['top1']}, {})
 
     def _tell_board(self, step, scalars, rows, result):

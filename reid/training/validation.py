@@ -6,6 +6,7 @@ from reid.dataset import check_files, image_path, load_dataset
 from reid.errors import InputError
 from reid.evaluation import ranking
 from reid.experiment.best_checkpoint import results
+from reid.modeling import inference_flags
 
 QUERIES_AT_ONCE = 256
 
@@ -13,7 +14,8 @@ QUERIES_AT_ONCE = 256
 class Validation:
     """Embeds and evaluates the images of --eval_query and --eval_gallery with the project's own engine.
 
-    Images are loaded as in embed.py: resized to the net's input; with --crop_augment, their centre is cropped.
+    Images are loaded as in embed.py: resized to the net's input; with --crop_augment, their centre is cropped, as
+    `embed.py --crop_augment center` does.
     """
 
     def __init__(self, args):
@@ -74,15 +76,14 @@ class Validation:
         args = self._args
         for name, variable in model.named_variables(self._network).items():
             variable.assign(values[name])
-        load_size = (args.net_input_height, args.net_input_width)
-        if args.crop_augment:
-            load_size = (args.pre_crop_height, args.pre_crop_width)
+        crop = inference_flags.validation_crop(args)
+        load_size = inference_flags.sizes(args, crop).load
         embs = []
         for images_of in self._sets:
             paths = [image_path(args.image_root, fid) for fid in images_of.fids]
             batches = []
             for batch in inference.embed_files(self._network, paths, load_size, loading_threads=args.loading_threads,
-                                           crop='center' if args.crop_augment else None):
+                                               crop=crop):
                 if interruption.requested:
                     return None
                 batches.append(batch[0])

@@ -1,0 +1,50 @@
+"""Test-time augmentation on a command line: the flags that embed.py and freeze.py share, and what they mean in pixels."""
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+    """(height, width) of images: what they are resized to, and what of that enters the net."""
+    load: tuple
+    net: tuple
+
+
+def add_flags(add):
+    """Add the flags of test-time augmentation through the `add_argument` of a parser or of a group."""
+    add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
+    add('--crop_augment', choices=('center', 'avgpool', 'five'), help='take images of the pre-crop size and embed '
+        'the centre crop, the whole image, or the centre and the four corners, which needs an aggregator')
+    add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
+
+
+def check(args, parser):
+    """Several embeddings an image and an aggregator go together; ends through `parser.error` where one is alone."""
+    several_variants = args.flip_augment or args.crop_augment == 'five'
+    if several_variants and not args.aggregator:
+        parser.error('--flip_augment and --crop_augment five give several embeddings an image: name an --aggregator')
+    if args.aggregator and not several_variants:
+        parser.error('--aggregator has nothing to aggregate without --flip_augment or --crop_augment five')
+
+
+def sizes(trained, crop):
+    """The `Sizes` at which a model embeds.
+
+    Args:
+        trained: arguments of its training; pre_crop_height and pre_crop_width are needed only with a crop.
+        crop: 'center', 'avgpool', 'five' or None, as --crop_augment. Average pooling takes in the whole image.
+    """
+    net_size = (trained.net_input_height, trained.net_input_width)
+    load_size = (trained.pre_crop_height, trained.pre_crop_width) if crop else net_size
+    return Sizes(load_size, load_size if crop == 'avgpool' else net_size)
+
+
+def validation_crop(trained):
+    """The crop with which validation while training embeds: that of images as the net has seen them."""
+    return 'center' if trained.crop_augment else None
+
+
+def flags_of_validation(trained, checkpoint):
+    """The flags with which embed.py embeds just as the validation of a checkpoint did, one text."""
+    crop = validation_crop(trained)
+    flags = [f'--checkpoint {checkpoint}', *([f'--crop_augment {crop}'] if crop else []),
+             *(['--allow_outside_root'] if trained.allow_outside_root else [])]
+    return ' '.join(flags)
