@@ -8,13 +8,16 @@ import time
 from reid import argument_types, plugins, quiet
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
-from reid.modeling import exports
+from reid.modeling import exports, inference_flags
 
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
-# Without an args.json to tell what the model is, flags do; these are the original's defaults of them.
+# Without an args.json to tell what the model is, flags do; these are the original's defaults of them, and the net's own.
 MODEL_FLAGS = {'model_name': 'resnet_v1_50', 'head_name': 'fc1024_normalize', 'embedding_dim': 128,
-               'net_input_height': 256, 'net_input_width': 128}
+               'net_input_height': 256, 'net_input_width': 128, 'last_stride': None, 'pooling': None}
+# What counts when exports are only timed: which, and the size of images for those that take any.
+LOAD_FLAGS = {'load', 'benchmark', 'batch_size', 'runs', 'frozen_model_path', 'experiment_root', 'checkpoint_name',
+              'net_input_height', 'net_input_width'}
 
 
 def make_parser():
@@ -22,7 +25,8 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     source = parser.add_argument_group('the model').add_mutually_exclusive_group()
     source.add_argument('--experiment_root', metavar='DIR', help='where the training run is kept')
-    source.add_argument('--checkpoint_name', metavar='PATH', help='or a checkpoint alone, which the next five describe')
+    source.add_argument('--checkpoint_name', metavar='PATH', help='or a checkpoint; an args.json beside it says what '
+                        'the model is, without one the next seven do')
     source.add_argument('--describe', metavar='CHECKPOINT', help="an experiment root, one of its checkpoints, or a file "
                         "of TF-Slim's: only list what it holds and which net and head it fits")
     add = parser.add_argument
@@ -31,6 +35,8 @@ def make_parser():
     add('--embedding_dim', type=argument_types.positive_int, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
     add('--net_input_height', type=argument_types.positive_int, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
     add('--net_input_width', type=argument_types.positive_int, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
+    add('--last_stride', type=int, choices=(1, 2), help='as of train.py')
+    add('--pooling', choices=('avg', 'gem'), help='as of train.py')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
 
     add = parser.add_argument_group('the export').add_argument
@@ -38,10 +44,7 @@ def make_parser():
         'are files, a path without an ending is a SavedModel folder (frozen, beside the checkpoint)')
     add('--input_dtype', choices=('float32', 'uint8'), default='float32', help='of the images (%(default)s)')
     add('--any_size', action='store_true', help='take images of any size and resize them inside')
-    add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
-    add('--crop_augment', choices=('center', 'avgpool', 'five'), help='take images of the pre-crop size and embed the '
-        'centre crop, the whole image, or the centre and the four corners, which needs an aggregator')
-    add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
+    inference_flags.add_flags(add)
     add('--check_dataset', metavar='CSV', help=f'the export must embed the first {CHECKED_IMAGES} images of this csv '
         'file as embed.py does (generated images)')
     add('--image_root', metavar='DIR', help='folder that its paths are relative to (that of the training run)')
@@ -56,106 +59,178 @@ def make_parser():
     return parser
 
 
-def check(args, parser):
-    """Check what one argument alone cannot tell; ends through `parser.error`."""
+def check(args, root, parser):
+    """Check what one argument alone cannot tell; ends through `parser.error`.
+
+    Args:
+        args: as parsed.
+        root: of the experiment, or None; see `experiment_of`.
+        parser: of the command line.
+    """
+    refuse_given, flags = argument_types.refuse_given, set(vars(args))
+    if args.describe:
+        return refuse_given(parser, flags - {'describe'}, '--describe only lists what a checkpoint holds')
     if not (args.experiment_root or args.checkpoint_name or args.load):
         parser.error('name an --experiment_root or a --checkpoint_name')
-    if args.load and not (args.frozen_model_path or args.experiment_root or args.checkpoint_name):
-        parser.error('--load needs to know what: name a --frozen_model_path')
-    given = [name for name in MODEL_FLAGS if getattr(args, name) is not None]
-    if given and args.experiment_root:
-        parser.error(f'--{given[0]} is for a --checkpoint_name alone: an --experiment_root has its args.json')
+    if args.load:
+        refuse_given(parser, flags - LOAD_FLAGS, '--load only times exports that are there already')
+        if not (args.frozen_model_path or args.experiment_root or args.checkpoint_name):
+            parser.error('--load needs to know what: name a --frozen_model_path')
+    elif not args.benchmark:
+        refuse_given(parser, {'batch_size', 'runs'}, 'nothing is timed without --benchmark or --load')
+    if not args.check_dataset:
+        refuse_given(parser, {'image_root'}, 'images are generated without --check_dataset')
+    of_model = [name for name in MODEL_FLAGS if getattr(args, name) is not None]
+    if of_model and args.experiment_root:
+        parser.error(f'--{of_model[0]} is for a --checkpoint_name alone: an --experiment_root has its args.json')
     if args.checkpoint and not args.experiment_root:
         parser.error('--checkpoint is a name in an --experiment_root')
-    if args.crop_augment and not args.experiment_root:
+    if args.crop_augment and not root:
         parser.error('--crop_augment needs the pre-crop size of an --experiment_root')
-    several_variants = args.flip_augment or args.crop_augment == 'five'
-    if several_variants and not args.aggregator:
-        parser.error('--flip_augment and --crop_augment five give several embeddings an image: name an --aggregator')
-    if args.aggregator and not several_variants:
-        parser.error('--aggregator has nothing to aggregate without --flip_augment or --crop_augment five')
-    if args.check_dataset and not (args.image_root or args.experiment_root):
+    inference_flags.check(args, parser)
+    if args.check_dataset and not (args.image_root or root):
         parser.error('--check_dataset needs an --image_root')
 
 
 def main():
     parser = make_parser()
     args = parser.parse_args()
+    root, checkpoint = experiment_of(args)
+    check(args, root, parser)
     if args.describe:
         with quiet.tensorflow_import():
             from reid.modeling import inspect_checkpoint
         for line in inspect_checkpoint.describe(args.describe):
             print(line)
         return
-    check(args, parser)
-    # The model. What it is stands in its args.json, or on the command line.
-    trained = argparse.Namespace(**{name: getattr(args, name) or value for name, value in MODEL_FLAGS.items()})
-    if args.experiment_root:
-        trained, _ = arguments.load(args.experiment_root)
-    net_size = (trained.net_input_height, trained.net_input_width)
-    load_size = (trained.pre_crop_height, trained.pre_crop_width) if args.crop_augment else net_size
-    input_size = load_size if args.crop_augment == 'avgpool' else net_size
+    trained = arguments_of(args, root)
+    sizes = inference_flags.sizes(trained, args.crop_augment)
 
     # Where the exports go, or are.
-    root = args.experiment_root or os.path.dirname(args.checkpoint_name or '')
-    targets = args.frozen_model_path or [os.path.join(root, 'frozen')]
+    targets = args.frozen_model_path or [os.path.join(root or os.path.dirname(args.checkpoint_name), 'frozen')]
     for path in targets:
         exports.format_of(path)
         if not args.load:
             exports.check_writable(path)
 
     if not args.load:
-        paths = []
-        if args.check_dataset:
-            from reid.dataset import check_files, image_path, load_dataset
-            dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
-            image_root = args.image_root or trained.image_root
-            check_files(dataset, image_root)
-            paths = [image_path(image_root, fid) for fid in dataset.fids]
-        with quiet.tensorflow_import():
-            import tensorflow as tf
-        from reid.experiment import checkpoints
-        from reid.modeling import inference, model
-        # Within 1e-4 of the other formats, which have no such thing as a GPU's multiplication with 10 bits.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        if args.experiment_root:
-            network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, input_size)
-        else:
-            checkpoint = checkpoints.find(args.checkpoint_name)
-            network = model.build(trained.model_name, trained.head_name, trained.embedding_dim, (*input_size, 3))
-            checkpoints.load(checkpoint, model.named_variables(network))
-        print(f'Exporting {checkpoint}.')
-
-        # Each export takes its name once it has embedded some images as embed.py does.
-        module = embedder(network, load_size, args)
-        with tempfile.TemporaryDirectory() as folder:
-            batches, expected = what_embed_gives(network, paths or generated_images(folder, load_size), load_size, args)
-        for path in targets:
-            with exports.written(path, module) as export:
-                difference = max_difference(export, batches, expected)
-            print(f'Saved {path} ({exports.format_of(path).name}): it differs from embed.py by {difference:.1e} at '
-                  f'most on {len(expected)} images, with embeddings up to {abs(expected).max():.3g}.')
-        if args.save_graph:
-            with tf.summary.create_file_writer('logs').as_default():
-                tf.summary.graph(module.embed.get_concrete_function().graph)
+        export(args, trained, root, checkpoint, sizes, targets)
 
     # Speed, on images of the size that was exported.
     if args.benchmark or args.load:
         with quiet.tensorflow_import():
             import tensorflow  # noqa: F401
         for path in targets:
-            export = exports.load(path)
+            loaded = exports.load(path)
             for batch_size in args.batch_size:
-                seconds = seconds_per_batch(export, batch_size, load_size, args.runs)
+                seconds = seconds_per_batch(loaded, batch_size, sizes.load, args.runs)
                 print(f'{path}: {seconds * 1000:.2f} ms for {batch_size} images, {batch_size / seconds:.1f} images/s '
                       f'(median of {args.runs} runs)')
+
+
+def experiment_of(args):
+    """The experiment that the model is of.
+
+    Returns: (root, checkpoint): of --experiment_root, or the folder and name of a --checkpoint_name with an args.json
+        beside it; (None, None) for a checkpoint alone. As `inference.from_experiment` takes them.
+    """
+    if args.checkpoint_name:
+        is_folder = os.path.isdir(args.checkpoint_name)
+        folder, name = (args.checkpoint_name, '') if is_folder else os.path.split(args.checkpoint_name)
+        if os.path.isfile(os.path.join(folder, arguments.FILE)):
+            return folder or '.', name
+    return args.experiment_root, args.checkpoint
+
+
+def arguments_of(args, root):
+    """What the model was trained with, an argparse.Namespace: by the args.json of a root, or by MODEL_FLAGS.
+
+    Raises:
+        InputError: no args.json, or flags that contradict it.
+    """
+    if not root:
+        return argparse.Namespace(**{name: default if getattr(args, name) is None else getattr(args, name)
+                                     for name, default in MODEL_FLAGS.items()})
+    trained, _ = arguments.load(root)
+    for name in MODEL_FLAGS:
+        if getattr(args, name) not in (None, getattr(trained, name)):
+            raise InputError(f'--{name} {getattr(args, name)} is not what {os.path.join(root, arguments.FILE)} has '
+                             f'({getattr(trained, name)}), beside the checkpoint: leave the flag out.')
+    return trained
+
+
+def export(args, trained, root, checkpoint, sizes, targets):
+    """Write exports; each takes its name once it has embedded some images as embed.py does.
+
+    Args:
+        args: as parsed.
+        trained: as `arguments_of` gives it.
+        root, checkpoint: as `experiment_of` gives them.
+        sizes: `inference_flags.Sizes`.
+        targets: paths, a list.
+    """
+    paths = []
+    if args.check_dataset:
+        from reid.dataset import check_files, image_path, load_dataset
+        dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
+        image_root = args.image_root or trained.image_root
+        check_files(dataset, image_root)
+        paths = [image_path(image_root, fid) for fid in dataset.fids]
+    with quiet.tensorflow_import():
+        import tensorflow as tf
+    from reid.experiment import checkpoints
+    from reid.modeling import inference, model
+    # Within 1e-4 of the other formats, which have no such thing as a GPU's multiplication with 10 bits.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+    # The network to export, and what it is compared with:
+    # 1. of an experiment, embed.py's own way from args.json to embeddings, the network built anew;
+    # 2. of a checkpoint alone there is no other way than these flags. That an export embeds as its network proves that
+    #    the file is right; that the network is, no more than the variables tell: all of them are used, none is left.
+    #    What has no variable (strides, the size of images, a normalisation) is the user's word, and said.
+    network = model.build_for(trained, sizes.net)
+    if root:
+        reference, path = inference.from_experiment(root, checkpoint, sizes.net)
+        compared_with = 'embed.py'
+    else:
+        reference, path = network, checkpoints.find(args.checkpoint_name)
+        compared_with = 'the network of these flags'
+    variables = model.named_variables(network)
+    checkpoints.load(path, variables)
+    print(f'Exporting {path}.')
+    if not root:
+        check_all_used(path, variables)
+        flags = [f'--{name} {"(the default)" if value is None else value}' for name, value in vars(trained).items()]
+        print(f'No {arguments.FILE} is beside it, so it is taken for a model of {" ".join(flags)}.')
+
+    module = embedder(network, sizes.load, args)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = paths or generated_images(folder, sizes.load)
+        batches, expected = what_embed_gives(reference, paths, sizes.load, args)
+    for path in targets:
+        with exports.written(path, module) as written:
+            difference = max_difference(written, batches, expected, compared_with)
+        print(f'Saved {path} ({exports.format_of(path).name}): it differs from {compared_with} by {difference:.1e} at '
+              f'most on {len(expected)} images, with embeddings up to {abs(expected).max():.3g}.')
+    if args.save_graph:
+        with tf.summary.create_file_writer('logs').as_default():
+            tf.summary.graph(module.embed.get_concrete_function().graph)
+
+
+def check_all_used(path, variables):
+    """Raises InputError when a checkpoint holds variables of a net or a head beside those that are given."""
+    from reid.modeling import pretrained
+    unused = pretrained.unused(path, variables)
+    if unused:
+        raise InputError(f'{path} holds {pretrained.listed(unused)}, which a model of these flags does not have: say '
+                         f'what it was trained with by --model_name, --head_name, --pooling and so on.')
 
 
 def embedder(network, load_size, args):
     """The network with all that embed.py does around it, as one function.
 
     Args:
-        network: as `model.from_experiment` gives it.
+        network: as `model.build` gives it.
         load_size: (height, width) of the images before they are cropped.
         args: as parsed; any_size, input_dtype and the test-time augmentation count.
 
@@ -232,8 +307,8 @@ def what_embed_gives(network, paths, load_size, args):
     return batches, AGGREGATORS[args.aggregator or 'mean'](np.concatenate(embs, axis=1))
 
 
-def max_difference(export, batches, expected):
-    """By how much the embeddings of an export differ from those expected, at most.
+def max_difference(export, batches, expected, compared_with):
+    """By how much the embeddings of an export differ from those expected, at most, of what `compared_with` names.
 
     Raises:
         InputError: by more than TOLERANCE, of the largest number in an embedding where that is above 1: more is not
@@ -243,7 +318,7 @@ def max_difference(export, batches, expected):
     embs = np.concatenate([export.embed(batch) for batch in batches])
     difference = abs(embs - expected).max()
     if not difference <= TOLERANCE * max(1, abs(expected).max()):
-        raise InputError(f'The export differs from embed.py by up to {difference:.1e}, with embeddings up to '
+        raise InputError(f'The export differs from {compared_with} by up to {difference:.1e}, with embeddings up to '
                          f'{abs(expected).max():.3g}, so it is not kept.')
     return difference
 

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+import embed
 import freeze
 from conftest import ROOT, assert_one_sentence, run_script
+from nets import _resnet, resnet_v1_50
 from reid.errors import InputError
 from reid.experiment import checkpoints
 from reid.input_pipeline import images
@@ -30,10 +33,10 @@ def pictures(count, size, seed):
     return np.float32(coarse.repeat(size[0] // 4, axis=1).repeat(size[1] // 2, axis=2))
 
 
-def write_experiment(root, net, head, net_size, pre_crop):
+def write_experiment(root, net, head, net_size, pre_crop, **options):
     """An experiment root with a model whose batch norm statistics and offsets are not those of a fresh one."""
     root.mkdir()
-    network = model.build(net, head, 6, (*net_size, 3))
+    network = model.build(net, head, 6, (*net_size, 3), **options)
     random = np.random.default_rng(0)
     for layer in network.layers:
         layer.momentum = 0  # The statistics become those of the next batch.
@@ -44,7 +47,8 @@ def write_experiment(root, net, head, net_size, pre_crop):
     checkpoints.save(str(root), 7, model.named_variables(network))
     (root / 'args.json').write_text(json.dumps({
         'model_name': net, 'head_name': head, 'embedding_dim': 6, 'net_input_height': net_size[0], 'net_input_width':
-        net_size[1], 'pre_crop_height': pre_crop[0], 'pre_crop_width': pre_crop[1], 'image_root': str(root.parent)}))
+        net_size[1], 'pre_crop_height': pre_crop[0], 'pre_crop_width': pre_crop[1], 'image_root': str(root.parent),
+        **options}))
     return root
 
 
@@ -191,6 +195,60 @@ def test_the_originals_command_line(folder, plain_exports, monkeypatch, capsys):
     assert 'for 2 images' in capsys.readouterr().out
 
 
+def small_resnet(input_shape, last_stride=2, pooling='avg'):
+    return _resnet.slim_body('resnet_v1_50', (1, 1, 1, 1), input_shape, last_stride, pooling)
+
+
+def test_a_checkpoint_by_its_name_is_the_net_that_was_trained(folder, tmp_path, monkeypatch, capsys):
+    """Against embed.py: with its args.json beside it, and by flags without one."""
+    monkeypatch.setattr(_resnet, 'DEPTHS', (16, 32, 64, 128))
+    monkeypatch.setattr(resnet_v1_50, 'body', small_resnet)
+    root = write_experiment(folder / 'gem', 'resnet_v1_50', 'direct', (64, 32), (72, 36), pooling='gem', last_stride=1)
+    monkeypatch.setattr(sys, 'argv', ['embed.py', '--experiment_root', str(root), '--dataset',
+                                      str(folder / 'images.csv'), '--quiet'])
+    embed.main()
+    with h5py.File(root / 'images_embeddings.h5') as file:
+        expected = file['emb'][:]
+    batch = np.stack([images.load(str(folder / f'{number}.png'), (64, 32)) for number in range(5)])
+    for name in ('checkpoint-7.index', 'checkpoint-7.data-00000-of-00001'):
+        os.link(root / name, tmp_path / name)
+    alone = ['--checkpoint_name', tmp_path / 'checkpoint-7', '--model_name', 'resnet_v1_50', '--head_name', 'direct',
+             '--embedding_dim', 6, '--net_input_height', 64, '--net_input_width', 32, '--last_stride', 1]
+    for source, compared_with in ((['--checkpoint_name', root / 'checkpoint-7', '--check_dataset', folder / 'images.csv'],
+                                   'embed.py'),
+                                  ([*alone, '--pooling', 'gem'], 'the network of these flags')):
+        path = tmp_path / 'new' / 'folder' / 'net.tflite'
+        run_freeze(monkeypatch, *source, '--frozen_model_path', path)
+        printed = capsys.readouterr().out
+        assert f'it differs from {compared_with} by' in printed
+        assert ('--last_stride 1 --pooling gem' in printed) == ('--last_stride' in source)
+        np.testing.assert_allclose(exports.load(str(path)).embed(batch), expected, atol=1e-4 * abs(expected).max())
+        path.unlink()
+    with pytest.raises(InputError, match='checkpoint-7 holds gem/p, which .*--pooling'):
+        run_freeze(monkeypatch, *alone, '--frozen_model_path', path)
+    with pytest.raises(InputError, match='--pooling avg is not what .*args.json has .gem.'):
+        run_freeze(monkeypatch, '--checkpoint_name', root / 'checkpoint-7', '--pooling', 'avg')
+    assert left_in(path.parent) == []
+
+
+@pytest.mark.parametrize('flags, idle', [
+    (['--describe', 'run', '--any_size'], '--any_size without effect: --describe only'),
+    (['--load', '--any_size'], '--any_size without effect: --load only'),
+    (['--load', '--flip_augment'], '--flip_augment without effect: --load only'),
+    (['--load', '--crop_augment', 'center'], '--crop_augment without effect: --load only'),
+    (['--load', '--check_dataset', 'images.csv'], '--check_dataset without effect: --load only'),
+    (['--load', '--input_dtype', 'float32'], '--input_dtype without effect: --load only'),
+    (['--load', '--model_name', 'mnist', '--aggregator', 'mean'], '--aggregator, --model_name without effect: --load only'),
+    (['--runs', '3'], '--runs without effect: nothing is timed without --benchmark or --load'),
+    (['--image_root', '.'], '--image_root without effect: images are generated without --check_dataset'),
+])
+def test_flags_without_effect(flags, idle, monkeypatch, capsys):
+    source = [] if '--describe' in flags else ['--frozen_model_path', 'net.pb', '--experiment_root', 'run']
+    with pytest.raises(SystemExit) as exit_of:
+        run_freeze(monkeypatch, *source, *flags)
+    assert exit_of.value.code == 2 and f'error: {idle}' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('ending', ENDINGS)
 def test_an_export_that_differs_is_not_kept(folder, plain_exports, ending, tmp_path, monkeypatch):
     right = exports.FORMATS[ending]
@@ -304,7 +362,7 @@ def test_bad_input_is_told_before_tensorflow_is_imported(folder, tmp_path):
             (['--experiment_root', folder / 'run', '--model_name', 'mnist'], ['--model_name']),
             (['--experiment_root', folder / 'run', '--flip_augment'], ['--aggregator']),
             (['--experiment_root', folder / 'run', '--frozen_model_path', 'net.h5'], ['net.h5', '.onnx']),
-            (['--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'no' / 'net.pb'], ['no folder']),
+            (['--experiment_root', folder / 'run', '--frozen_model_path', folder / '0.png' / 'net.pb'], ['is no folder']),
             (['--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'mine'], ['no SavedModel'])]:
         assert_one_sentence(run_script('freeze.py', *arguments), *parts)
     assert left_in(tmp_path) == ['mine']

@@ -164,9 +164,11 @@ def format_of(path):
 def check_writable(path):
     """Raises InputError when an export cannot be written to that path, or would replace what is none."""
     folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):  # `written` makes it.
+        folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        raise InputError(f'{path} cannot be written: there is no folder {folder}.')
-    if not os.access(folder, os.W_OK):
+        raise InputError(f'{path} cannot be written: {folder} is no folder.')
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f'{path} cannot be written: no permission to write to {folder}.')
     is_folder = format_of(path) is FORMATS['']
     if is_folder and os.path.exists(path) and not os.path.isfile(os.path.join(path, 'saved_model.pb')):
@@ -180,11 +182,12 @@ def written(path, module):
     """Write an export under a temporary name, yield it loaded, and give it its name if nothing was raised meanwhile.
 
     Args:
-        path: where to; its ending says the format.
+        path: where to; its ending says the format. Its folder is made where it is missing.
         module: as for `save_saved_model`.
     """
     form = format_of(path)
     whole = folder_written_whole if form is FORMATS[''] else written_whole
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with whole(path) as temporary:
         form.save(module, temporary)
         yield form.load(temporary)
