@@ -1,6 +1,7 @@
 """What runs into GPUs and several devices first: where variables live, which images a replica sees, the loop."""
 import json
 import os
+import sys
 import types
 
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 import train
 from _runs import FORKS, Run, ended_in_one_sentence, make_people, start_fork_server, train_arguments
-from conftest import assert_one_sentence, run_script
+from conftest import ROOT, assert_one_sentence, run_script
 from reid import distribute
 from reid.dataset import load_dataset
 from reid.errors import InputError
@@ -361,10 +362,27 @@ def test_a_decay_behind_the_end_is_told_of(people, flags, sentence):
     assert sentence in told[0] if sentence else told == []
 
 
-def test_the_benchmark_of_gpus_works(tmp_path):
-    done = run_script('benchmarks/gpu.py', '--tiny', timeout=500)
-    assert done.returncode == 0, done.stderr
-    assert 'combinations of precision' in done.stdout and 'ends in the same bits' in done.stdout
-    lines = [line.split('|')[1:-1] for line in done.stdout.splitlines() if line.startswith('| float32')]
+def _line_of_gpu_benchmark(flags, to_parent):
+    import gpu
+    to_parent.send(gpu.measured(types.SimpleNamespace(tiny=True, steps=2), *flags))
+
+
+def test_the_benchmark_of_gpus_works(monkeypatch, capsys):
+    """On the CPU, with what it would start as processes in forks."""
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import gpu
+
+    def project(script, *flags, **environment):
+        run = Run(script, *flags, environment=environment)
+        assert run.wait() == 0, run.output
+
+    monkeypatch.setattr(gpu, 'project', project)
+    monkeypatch.setattr(gpu, 'in_process', lambda args, _, *flags: in_child(_line_of_gpu_benchmark, flags)())
+    monkeypatch.setattr(sys, 'argv', ['gpu.py', '--tiny'])
+    gpu.main()
+    told = capsys.readouterr().out
+    assert '4 combinations of precision, net, loss and XLA train' in told and 'ends in the same bits' in told
+    assert 'Embeddings are those of the CPU' in told
+    lines = [line.split('|')[1:-1] for line in told.splitlines() if line.startswith('| float32')]
     assert [line[:3] for line in lines] == [[' float32 ', ' no ', ' 18×4 '], [' float32 ', ' yes ', ' 18×4 ']]
     assert all(float(number.strip(' %')) > 0 for line in lines for number in line[3:6])
