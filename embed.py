@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
 """Embed a dataset with a trained model: csv and images → .h5. What the model is stands in its args.json."""
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import argparse
 import os
 import sys
@@ -7,6 +11,7 @@ import sys
 from reid import argument_types, quiet
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
+from reid.files import check_output
 from reid.modeling import inference_flags
 
 
@@ -21,7 +26,7 @@ def make_parser():
     add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
         '_embeddings.h5)')
     add('--batch_size', type=argument_types.positive_int, default=256, help='images at a time (%(default)s)')
-    add('--loading_threads', type=argument_types.positive_int, default=8, help='images loaded at a time (%(default)s)')
+    add('--loading_threads', type=argument_types.threads, default=8, help='images loaded at a time (%(default)s)')
     inference_flags.add_flags(add)
     add('--pool_tracklets', choices=('mean',), help='one row a tracklet (third column of the csv): its mean frame')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
@@ -32,7 +37,7 @@ def make_parser():
         'whatever it was trained in (%(default)s)')
     add('--distribute', choices=('none', 'mirrored'), default='none', help='mirrored: divide the images among the GPUs '
         'of this host (%(default)s)')
-    add('--devices', type=argument_types.positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
+    add('--devices', type=argument_types.threads, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
 
@@ -51,8 +56,18 @@ def main():
               f'{f"with --crop_augment {crop_of_validation}" if crop_of_validation else "without --crop_augment"}.',
               file=sys.stderr)
 
-    # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
+    # The file to write.
     from reid.dataset import check_files, load_dataset
+    from reid.embeddings import EmbeddingWriter, is_embeddings
+    filename = args.filename
+    if filename is None:
+        filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
+    filename = os.path.join(args.experiment_root, filename)
+    check_output(filename, '--filename', 'an .h5 file of embeddings', is_embeddings, [args.dataset])
+    if args.skip_broken_images:
+        check_lists_beside(filename, args.dataset)
+
+    # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     dataset = load_dataset(args.dataset)
     image_root = args.image_root or trained.image_root
     check_files(dataset, image_root, args.allow_outside_root)
@@ -61,14 +76,11 @@ def main():
     with quiet.tensorflow_import():
         from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
-    name = args.filename or os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
-    filename = os.path.join(args.experiment_root, name)
     if args.skip_broken_images:
         dataset = without_broken_images(dataset, image_root, filename, args)
 
     # The model.
     from reid import provenance
-    from reid.embeddings import EmbeddingWriter
     from reid.experiment import checkpoints
     from reid.input_pipeline import augmentation
     from reid.modeling import inference, model
@@ -100,9 +112,6 @@ def without_broken_images(dataset, image_root, filename, args):
     from reid.dataset import save_dataset
     from reid.input_pipeline import images
     stem = os.path.splitext(filename)[0]
-    if os.path.realpath(args.dataset) in (os.path.realpath(stem + ending) for ending in ('.csv', '_broken.csv')):
-        raise InputError(f'--skip_broken_images would write the list of the images that are left over '
-                         f'{args.dataset}; choose another --filename.')
     readable = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,
                                      lambda sentence: print(sentence, file=sys.stderr))
     if len(readable) < len(dataset):
@@ -137,5 +146,14 @@ def write_embeddings(writer, dataset, image_root, network, load_size, strategy, 
             bar.update(embs.shape[1])
 
 
+def check_lists_beside(filename, dataset):
+    """Check that the csv files of --skip_broken_images, beside the .h5 file to write, are not there or belong to it."""
+    from reid.embeddings import unfinished
+    stem = os.path.splitext(filename)[0]
+    is_made_anew = os.path.exists(filename) or os.path.exists(unfinished(filename))
+    for path in (f'{stem}.csv', f'{stem}_broken.csv'):
+        check_output(path, '--filename', f'a list of images beside {filename}', lambda path: is_made_anew, [dataset])
+
+
 if __name__ == '__main__':
-    exit_with(main)
+    exit_with(main, lower='--batch_size')

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
 """Evaluate embeddings: rank the gallery for every query; mAP, CMC and mINP → JSON. Or compare two such files."""
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import argparse
 import sys
 
@@ -10,7 +14,8 @@ from reid import argument_types
 from reid.errors import InputError, exit_with
 from reid.evaluation import chunks, distances, ranking, reranking
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
-from reid.evaluation.results import read_evaluation, write_results
+from reid.evaluation.results import is_evaluation, read_evaluation, write_results
+from reid.files import check_output
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 LONGEST_CMC = 100_000  # Ranks behind these would only make the file large.
@@ -29,11 +34,11 @@ def make_parser():
     add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
     add('--gallery_embeddings', metavar='H5', help='their embeddings')
     add('--metric', choices=distances.METRICS, help='distance of embeddings')
-    add('--filename', type=argument_types.output_file, metavar='JSON', help='file to write the results to')
+    add('--filename', metavar='JSON', help='file to write the results to')
     add('--batch_size', type=argument_types.positive_int, default=256, help='queries at a time (%(default)s)')
     add('--use_market_ap', action='store_true', help='average precision as in the Market-1501 benchmark, not as in '
         'scikit-learn; about a point lower')
-    add('--workers', type=argument_types.positive_int, default=1, metavar='N', help='processes to share the work '
+    add('--workers', type=argument_types.threads, default=1, metavar='N', help='processes to share the work '
         '(%(default)s)')
 
     more = parser.add_argument_group('protocols')
@@ -67,6 +72,10 @@ def main():
     if not args.rerank:
         argument_types.refuse_given(parser, {'rerank_k1', 'rerank_k2', 'rerank_lambda'}, 'nothing is re-ranked without '
                                     '--rerank')
+    if args.filename is not None:
+        check_output(args.filename, '--filename', 'an evaluation as evaluate.py writes it', is_evaluation, [
+            args.query_dataset, args.query_embeddings, args.gallery_dataset, args.gallery_embeddings,
+            args.multi_query_dataset, args.multi_query_embeddings])
 
     from reid import provenance
     from reid.dataset import load_dataset
@@ -122,7 +131,7 @@ def main():
     if args.by_camera:
         results['by_camera'] = by_camera(queries, query_set, gallery, gallery_set, how, args.use_market_ap)
     try:
-        if args.filename:
+        if args.filename is not None:
             write_results(args.filename, results)
     finally:  # A disk that is full by now does not cost the numbers.
         print_results(results)
@@ -291,4 +300,4 @@ def compared_scores(evaluation):
 
 
 if __name__ == '__main__':
-    exit_with(main)
+    exit_with(main, lower='--batch_size or --workers')

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Take a trained model elsewhere: export a checkpoint as SavedModel, TFLite, ONNX or frozen graph, and time that."""
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import argparse
 import os
-import tempfile
 import time
 
 from reid import argument_types, plugins, quiet
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
+from reid.files import temporary_folder
 from reid.modeling import exports, inference_flags
 
 TOLERANCE = 1e-4
@@ -32,9 +36,9 @@ def make_parser():
     add = parser.add_argument
     add('--model_name', choices=plugins.choices('nets'), help=f'({MODEL_FLAGS["model_name"]})')
     add('--head_name', choices=plugins.choices('heads'), help=f'({MODEL_FLAGS["head_name"]})')
-    add('--embedding_dim', type=argument_types.positive_int, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
-    add('--net_input_height', type=argument_types.positive_int, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
-    add('--net_input_width', type=argument_types.positive_int, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
+    add('--embedding_dim', type=argument_types.dimensions, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
+    add('--net_input_height', type=argument_types.side, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
+    add('--net_input_width', type=argument_types.side, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
     add('--last_stride', type=int, choices=(1, 2), help='as of train.py')
     add('--pooling', choices=('avg', 'gem'), help='as of train.py')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
@@ -111,7 +115,7 @@ def main():
     for path in targets:
         exports.format_of(path)
         if not args.load:
-            exports.check_writable(path)
+            exports.check_writable(path, [args.check_dataset])
 
     if not args.load:
         export(args, trained, root, checkpoint, sizes, targets)
@@ -204,7 +208,7 @@ def export(args, trained, root, checkpoint, sizes, targets):
         print(f'No {arguments.FILE} is beside it, so it is taken for a model of {" ".join(flags)}.')
 
     module = embedder(network, sizes.load, args)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         paths = paths or generated_images(folder, sizes.load)
         batches, expected = what_embed_gives(reference, paths, sizes.load, args)
     for path in targets:
@@ -291,7 +295,7 @@ def what_embed_gives(network, paths, load_size, args):
     from reid.input_pipeline import images
     from reid.modeling import inference
     from reid.modeling.aggregators import AGGREGATORS
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if args.input_dtype == 'uint8' and not args.any_size:
             # To 8 bits only after the resizing: files of that size, so that embed.py sees the same.
             originals, paths = paths, [os.path.join(folder, f'{number}.png') for number in range(len(paths))]
@@ -342,4 +346,4 @@ def seconds_per_batch(export, batch_size, size, runs):
 
 
 if __name__ == '__main__':
-    exit_with(main)
+    exit_with(main, lower='--batch_size')

@@ -3,6 +3,10 @@
     make_dataset.py market1501 ROOT            writes data/market1501_{train,query,test}.csv
     make_dataset.py check data/market1501_train.csv data/market1501_test.csv ROOT
 """
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import argparse
 import collections
 import functools
@@ -18,6 +22,7 @@ import typing
 from data import _convert
 from reid import plugins, quiet
 from reid.errors import InputError, exit_with, some, warn
+from reid.files import check_output
 
 
 def main():
@@ -25,7 +30,7 @@ def main():
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
     for name in plugins.choices('data'):
         dataset = plugins.load('data', name)
-        command = commands.add_parser(name, help=dataset.__doc__.splitlines()[0], description=dataset.__doc__,
+        command = commands.add_parser(name, help=(dataset.__doc__ or name).splitlines()[0], description=dataset.__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument('root', metavar='ROOT', help='the folder as downloaded and unpacked')
         command.add_argument('--out', default='data', help='the folder for the csv files (default data)')
@@ -71,7 +76,7 @@ def make(name, root, out, options, prefix=None):
         InputError: nothing of the dataset is in `root`, something there cannot be read, or csv files of an earlier run
             would stay beside those of this one.
     """
-    from reid.dataset import file_problems, save_datasets
+    from reid.dataset import file_problems, is_dataset, save_datasets
     dataset = plugins.load('data', name)
     prefix = prefix or name
     convert = options.get('convert')
@@ -93,6 +98,9 @@ def make(name, root, out, options, prefix=None):
         raise InputError(f'No image of {name} is in {root}; make_dataset.py {name} --help says what is looked for.')
     paths = {subset: os.path.join(out, f'{prefix}_{subset}.csv') for subset in (*dataset.TOTALS, *subsets)}
     refuse_leftovers(paths, subsets)
+    if os.path.isdir(out):
+        for path in paths.values():
+            check_output(path, '--out', 'a csv file of images', is_dataset)
     if convert:
         copies = _convert.convert(root, sorted({row[1] for rows in subsets.values() for row in rows}), convert)
         subsets = {subset: sorted((pid, copies[fid]) for pid, fid in rows if fid in copies)

@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
 """Train an embedding with the triplet loss: flags → args.json → data → model → loss → optimizer → restore → loop."""
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import os
 
-from reid import argument_types, cluster, plugins, provenance, quiet
+from reid import argument_types, cluster, plugins, provenance, quiet, signals
 from reid.errors import InputError, exit_with, sentence_of
 from reid.experiment import arguments, root, train_log
 from reid.training.interruption import Interruption
@@ -32,19 +36,26 @@ def main():
         root.create(args.experiment_root)
 
     # What computes: TensorFlow has to know of several devices before it computes anything.
-    interruption = Interruption()
     with quiet.tensorflow_import():
         from loss import check_margin
         from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
-    interruption.take_signals()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
+    signals.end_the_process()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error(strategy):
-            train(args, train_set, validator, strategy, interruption, train_log.log_of_worker(task.worker))
+            train(args, train_set, validator, strategy, train_log.log_of_worker(task.worker))
         return
-    with root.locked(args.experiment_root):
+
+    def has_trained_nothing():  # So that it can be started again, with what was wrong put right.
+        return not args.resume and not train_log.read_iterations(args.experiment_root)
+
+    def take_back():
+        if has_trained_nothing():
+            root.take_back_start(args.experiment_root)
+
+    with root.locked(args.experiment_root), signals.undone(take_back):
         arguments.save(args)
         log = train_log.open_log(args.experiment_root)
         for notice in notices:
@@ -54,10 +65,9 @@ def main():
                 log.warning(f'{args.train_set} is not what it was when this run was started last: the batches will not '
                             f'be those that it would have had.')
             with distribute.losing_a_worker_is_an_error(strategy):
-                train(args, train_set, validator, strategy, interruption, log)
+                train(args, train_set, validator, strategy, log)
         except Exception as error:
-            # What has trained nothing can be started again, with what was wrong put right.
-            if not args.resume and not train_log.read_iterations(args.experiment_root):
+            if has_trained_nothing():
                 root.take_back_start(args.experiment_root)
                 raise
             if isinstance(error, OSError):
@@ -66,7 +76,7 @@ def main():
             raise
 
 
-def train(args, train_set, validator, strategy, interruption, log):
+def train(args, train_set, validator, strategy, log):
     """Train from where the experiment root says that the run stands to its end, or to an interruption.
 
     Args:
@@ -74,7 +84,6 @@ def train(args, train_set, validator, strategy, interruption, log):
         train_set: the training `Dataset`.
         validator: `Validation`, or None.
         strategy: the `tf.distribute.Strategy` that computes.
-        interruption: `Interruption`.
         log: logger.
     """
     import tensorflow as tf
@@ -109,6 +118,11 @@ def train(args, train_set, validator, strategy, interruption, log):
     if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
+    data = distribute.data(strategy, args, lambda *parts: batches.batches(
+        train_set, identities, args, first_step, args.train_iterations, *parts))
+
+    # A run that has started is not just ended by a signal: from here on it finishes its iteration and saves.
+    interruption = Interruption()
     if not resumed:
         values = state.values()
         if is_chief:
@@ -118,8 +132,6 @@ def train(args, train_set, validator, strategy, interruption, log):
     if is_chief:
         best_checkpoint.forget_after(args.experiment_root, first_step)
     reporter = Reporter(args, log, first_step, train_set.fids, identities.pid_numbers) if is_chief else None
-    data = distribute.data(strategy, args, lambda *parts: batches.batches(
-        train_set, identities, args, first_step, args.train_iterations, *parts))
 
     def why_unreadable(step, error):
         rows = sampling.rows_at(identities, args, step)
@@ -231,4 +243,4 @@ def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_fr
 
 
 if __name__ == '__main__':
-    exit_with(main)
+    exit_with(main, lower="--batch_p, --batch_k or the net's input size")

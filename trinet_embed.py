@@ -4,8 +4,14 @@
 One line per image on standard output: path,e0,e1,…,e127. The embedding is the mean over ten crops of the image:
 the centre, the four corners, and their mirror images.
 """
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import argparse
 import concurrent.futures
+import os
+import sys
 
 import numpy as np
 
@@ -35,6 +41,11 @@ def parse_args():
 
 def main():
     args = parse_args()
+    if sys.stdout.name == os.devnull:
+        raise InputError('Standard output, where the embeddings go, is closed.')
+    for path in (args.image_list, args.weights):
+        if os.path.exists(path) and os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(path)):
+            raise InputError(f'Standard output goes to {path}, which this very command reads: choose another file.')
     paths = read_list(args.image_list)
 
     with quiet.tensorflow_import():
@@ -140,4 +151,4 @@ def _fixed_point(weight):
 
 
 if __name__ == '__main__':
-    exit_with(main)
+    exit_with(main, lower='--batch_size')

@@ -9,6 +9,10 @@
 An evaluation file says which csv and .h5 files it was made from, and an .h5 file says where its images are; the flags
 are for files that were moved since. Neither TensorFlow nor a display is needed.
 """
+if __name__ == '__main__':  # Before all other imports.
+    from reid import startup
+    startup.settle()
+
 import argparse
 import os
 import sys
@@ -17,9 +21,11 @@ import numpy as np
 
 from reid.argument_types import non_negative_int, positive_int
 from reid.errors import InputError, exit_with
+from reid.files import check_output
 from reid.visualization.curves import picture_of_curves
 from reid.visualization.embedding_plot import (
     MOST_NAMED,
+    check_projector,
     in_two_dimensions,
     rows_of_identities,
     scatter_plot,
@@ -101,8 +107,8 @@ def main():
 def draw_rankings(args):
     """A picture with a row for each chosen query: itself, then its nearest images."""
     from reid.visualization.ranked_lists import changed_ranks, open_evaluation, ranked_lists
-    filename = args.filename or os.path.splitext(args.evaluation)[0] + '_rankings.png'
-    check_picture_name(filename)
+    filename = os.path.splitext(args.evaluation)[0] + '_rankings.png' if args.filename is None else args.filename
+    check_picture_name(filename, read_by(args))
     evaluation, query, gallery = open_evaluation(args)
     queries = choose_queries(evaluation, args)
     lists = ranked_lists(evaluation, query, gallery, queries, args.top_k)
@@ -116,6 +122,11 @@ def draw_rankings(args):
     for flag in changed_ranks(evaluation):
         print(f'Warning: {args.evaluation} was made with {flag}; the lists are those without.', file=sys.stderr)
     print(f'{len(queries)} ranked lists: {filename}')
+
+
+def read_by(args):
+    """The files that a command about an evaluation is given to read; None for those that are not given."""
+    return [args.evaluation, args.query_dataset, args.query_embeddings, args.gallery_dataset, args.gallery_embeddings]
 
 
 def choose_queries(evaluation, args):
@@ -141,8 +152,9 @@ def choose_queries(evaluation, args):
 def write_report(args):
     """One page with the evaluation's numbers, charts and every query's ranked list."""
     from reid.visualization.ranked_lists import open_evaluation, open_other_evaluation
-    from reid.visualization.report import estimated_bytes, find, page_data, write_page
-    filename = args.filename or os.path.splitext(args.evaluation)[0] + '.html'
+    from reid.visualization.report import estimated_bytes, find, is_page, page_data, write_page
+    filename = os.path.splitext(args.evaluation)[0] + '.html' if args.filename is None else args.filename
+    check_output(filename, '--filename', 'a page of visualize.py report', is_page, [*read_by(args), args.compare])
     evaluation, query, gallery = open_evaluation(args)
     evaluations = [evaluation]
     if args.compare:
@@ -171,8 +183,10 @@ def draw_embeddings(args):
     from reid.dataset import load_dataset
     from reid.embeddings import Embeddings, open_with_dataset
     from reid.visualization.ranked_lists import image_paths, read_rows, stated
-    filename = args.filename or os.path.splitext(args.embeddings)[0] + '.png'
-    check_picture_name(filename)
+    filename = os.path.splitext(args.embeddings)[0] + '.png' if args.filename is None else args.filename
+    check_picture_name(filename, [args.embeddings, args.dataset])
+    if args.projector:
+        check_projector(args.projector)
     with Embeddings(args.embeddings) as header:
         dataset_path = args.dataset or stated(header, 'dataset')
     if dataset_path is None or not (args.dataset or os.path.isfile(dataset_path)):
@@ -197,8 +211,8 @@ def draw_curves(args):
     """A panel for each scalar, with all runs in it; then each run's loss distribution, where it kept detailed logs."""
     from reid.experiment.detailed_logs import read_loss_quantiles
     from reid.experiment.event_files import read_scalars
-    filename = args.filename or os.path.join(args.experiment_roots[0], 'curves.png')
-    check_picture_name(filename)
+    filename = os.path.join(args.experiment_roots[0], 'curves.png') if args.filename is None else args.filename
+    check_picture_name(filename, ())
     runs = {root: read_scalars(root) for root in args.experiment_roots}
     distributions = {root: quantiles for root in runs if (quantiles := read_loss_quantiles(root))}
     warn_of_boxes(runs)
@@ -224,4 +238,4 @@ def warn_of_boxes(names):
 
 
 if __name__ == '__main__':
-    exit_with(main)
+    exit_with(main, lower='--top_k, --count or --identities')

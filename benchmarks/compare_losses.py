@@ -21,7 +21,6 @@ import make_dataset
 from reid import argument_types, quiet
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
-from reid.training import interruption
 from tests import _people
 
 LOSSES = ('batch_hard', 'batch_all', 'batch_all_nonzero', 'batch_sample', 'lifted', 'lifted_general')
@@ -83,8 +82,7 @@ def mean_ap(folder, dataset, loss_name, margin, seed, iterations):
         '--eval_frequency', str(iterations), *DATASETS[dataset]])
     silent = logging.getLogger('silent')
     silent.disabled = True
-    train.train(args, load_dataset(args.train_set), validation.Validation(args), tf.distribute.get_strategy(),
-                interruption.Interruption(), silent)
+    train.train(args, load_dataset(args.train_set), validation.Validation(args), tf.distribute.get_strategy(), silent)
     return best_checkpoint.results(root)[-1]['mAP']
 
 

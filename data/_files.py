@@ -4,9 +4,9 @@ import faulthandler
 import hashlib
 import os
 import re
-import tempfile
 
 from reid.errors import InputError
+from reid.files import temporary_folder
 
 
 def find(root, *names):
@@ -104,7 +104,7 @@ def export_png(root, folder, images, total):
     target = os.path.join(root, folder)
     if os.path.isdir(target):
         return
-    with tempfile.TemporaryDirectory(prefix=f'.{folder}.partial.', dir=root) as temporary:
+    with temporary_folder(f'.{folder}.partial.', root) as temporary:
         unfinished = os.path.join(temporary, folder)
         for name, pixels in tqdm.tqdm(images, f'Writing {target}', total, delay=2, leave=False):
             path = os.path.join(unfinished, name)

@@ -3,28 +3,46 @@
 And which flags were given, for those that have no effect with others.
 """
 import argparse
-import os
 
 import excluders
 from reid.errors import InputError
-from reid.files import check_replaceable
 
 LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take everywhere.
+# Far beyond what is of use; behind them libraries abort where they should raise.
+MOST_THREADS = 1024
+LONGEST_SIDE = 16384
+MOST_DIMENSIONS = 16384
 
 
-def positive_int(text):
+def positive_int(text, largest=LARGEST_INT):
     """An int of 1 or more, for argparse."""
-    number = int(text)
-    if not 1 <= number <= LARGEST_INT:
-        raise argparse.ArgumentTypeError(f'{text} is not 1 or more (and at most {LARGEST_INT})')
-    return number
+    return _int_from(1, text, largest)
 
 
 def non_negative_int(text):
     """An int of 0 or more, for argparse."""
+    return _int_from(0, text, LARGEST_INT)
+
+
+def threads(text):
+    """A number of threads or processes, for argparse."""
+    return positive_int(text, MOST_THREADS)
+
+
+def side(text):
+    """The height or width of an image in pixels, for argparse."""
+    return positive_int(text, LONGEST_SIDE)
+
+
+def dimensions(text):
+    """The number of dimensions of an embedding, for argparse."""
+    return positive_int(text, MOST_DIMENSIONS)
+
+
+def _int_from(smallest, text, largest):
     number = int(text)
-    if not 0 <= number <= LARGEST_INT:
-        raise argparse.ArgumentTypeError(f'{text} is not 0 or more (and at most {LARGEST_INT})')
+    if not smallest <= number <= largest:
+        raise argparse.ArgumentTypeError(f'{text} is not {smallest} or more (and at most {largest})')
     return number
 
 
@@ -80,20 +98,6 @@ def margin(text):
     if not abs(number) < float('inf'):
         raise argparse.ArgumentTypeError(f'{text!r} is none of: a number, soft, none')
     return number
-
-
-def output_file(text):
-    """The path of a file that can be written, for argparse: its folder is there, and itself no folder and no device."""
-    if not text:
-        raise argparse.ArgumentTypeError('the name of a file is missing')
-    folder = os.path.dirname(os.path.abspath(text))
-    if not os.path.isdir(folder):
-        raise argparse.ArgumentTypeError(f'there is no folder {folder} to write to')
-    try:
-        check_replaceable(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(error) from error
-    return text
 
 
 def given_on_command_line(parser, argv=None):

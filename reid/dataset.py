@@ -152,6 +152,15 @@ def _blocks(reader, path):
     yield block[:width]
 
 
+def is_dataset(path):
+    """Whether a file is a dataset's csv file, by its first line."""
+    with open(path, encoding='utf-8-sig', newline='') as file:
+        try:
+            return len(next(csv.reader(file, skipinitialspace=True, strict=True), ())) in (2, 3)
+        except (UnicodeDecodeError, csv.Error):
+            return False
+
+
 def save_dataset(path, dataset):
     """Write a dataset's csv file, whole or not at all."""
     columns = [dataset.pids, dataset.fids] + ([] if dataset.tracklets is None else [dataset.tracklets])

@@ -118,11 +118,15 @@ def ahead(strategy, parts):
         strategy: a `tf.distribute.Strategy`.
         parts: function -> `tf.data.Dataset` of this worker, whose elements go to its replicas in turn.
     """
+    options = tf.data.Options()
+    # What TensorFlow puts in place of a batch takes the memory of a whole one first, and waits for ever if there is none.
+    options.experimental_optimization.map_and_batch_fusion = False
+    options.experimental_optimization.parallel_batch = False
     if strategy.num_replicas_in_sync > 1:
-        return iter(strategy.distribute_datasets_from_function(lambda _: parts()))
+        return iter(strategy.distribute_datasets_from_function(lambda _: parts().with_options(options)))
     if tf.config.list_logical_devices('GPU'):
-        return iter(parts().apply(tf.data.experimental.prefetch_to_device('/GPU:0')))
-    return iter(parts())
+        return iter(parts().with_options(options).apply(tf.data.experimental.prefetch_to_device('/GPU:0')))
+    return iter(parts().with_options(options))
 
 
 def check_batch(strategy, batch_size):

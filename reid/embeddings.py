@@ -14,6 +14,7 @@ import os
 import h5py
 import numpy as np
 
+from reid import signals
 from reid.dataset import BLOCK, Dataset, load_dataset, read_blocks
 from reid.errors import InputError
 from reid.files import check_file, lock, reserve, sync_folder, write_at
@@ -205,6 +206,18 @@ def _fixed_length(texts):
     return encoded.astype(h5py.string_dtype('utf-8', max(1, encoded.itemsize)))
 
 
+def is_embeddings(path):
+    """Whether a file is an embedding file, or a damaged one. Raises OSError where it is no HDF5 file."""
+    with h5py.File(path, 'r', locking=False) as file:
+        return 'emb' in file or 'embs' in file
+
+
+def unfinished(path):
+    """The file that an interrupted `EmbeddingWriter` of `path` leaves."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(folder, f'.{name}.partial')
+
+
 def open_with_dataset(path, dataset):
     """Open an embedding file and check it against its dataset.
 
@@ -290,8 +303,7 @@ class EmbeddingWriter:
             pooled: the rows are tracklets.
         """
         self.path = os.path.abspath(path)
-        folder, name = os.path.split(self.path)
-        self.temporary = os.path.join(folder, f'.{name}.partial')
+        self.temporary = unfinished(path)
         # Not truncated before it is known that nobody else writes there.
         self._file = open(os.open(self.temporary, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', buffering=0)
         if not lock(self._file):
@@ -371,10 +383,13 @@ class EmbeddingWriter:
         write_at(self._file, start + index * 4, np.ascontiguousarray(embs, '<f4'))
 
     def __enter__(self):
+        self._when_interrupted = signals.undone(self._remove_if_empty)
+        self._when_interrupted.__enter__()
         return self
 
     def __exit__(self, kind, *_):
-        with self._file:
+        with self._file, contextlib.ExitStack() as ended:
+            ended.push(self._when_interrupted)
             if kind is None and self.rows_done != len(self):
                 raise ValueError(f'{self.rows_done} rows were written of {len(self)}')
             if kind is None:
@@ -382,8 +397,12 @@ class EmbeddingWriter:
                 os.fsync(self._file.fileno())
                 os.replace(self.temporary, self.path)
                 sync_folder(os.path.dirname(self.path))
-            elif not self.rows_done:
-                os.remove(self.temporary)
+            else:
+                self._remove_if_empty()
+
+    def _remove_if_empty(self):
+        if not self.rows_done:
+            os.remove(self.temporary)
 
     def __len__(self):
         return self._places['emb'][1][0]

@@ -3,6 +3,10 @@
 Functions raise `InputError` with one sentence: what is wrong, with which file or value, and what to do.
 Scripts run their `main` through `exit_with`, which turns that into a line on standard error and a status.
 """
+import contextlib
+import errno
+import os
+import re
 import sys
 
 
@@ -29,22 +33,59 @@ def sentence_of(error):
     return f'{where}{error.strerror or error}.'
 
 
-def exit_with(main):
+def is_out_of_memory(error):
+    """Whether an exception says that there is no more memory, be it Python's, NumPy's, the system's or TensorFlow's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):  # Of a library that finds no room for its code.
+        return 'failed to map segment' in str(error) or os.strerror(errno.ENOMEM) in str(error)
+    # The name, since TensorFlow is not imported for the sake of an error.
+    return isinstance(error, MemoryError) or type(error).__name__ == 'ResourceExhaustedError'
+
+
+def exit_with(main, lower=''):
     """Run `main()` and leave the process: 0 when it returns, 1 with one sentence for a known error.
 
-    An `OSError` (a full disk, a missing permission, a directory that went away) is a known error as well.
-    Anything else is a bug of ours and keeps its traceback.
+    An `OSError` (a full disk, a missing permission, a directory that went away) and a lack of memory are known errors as
+    well. Anything else is a bug of ours and keeps its traceback.
+
+    Args:
+        main: function without arguments.
+        lower: the flags that lower what it needs of memory, in words.
     """
     try:
-        sys.exit(main())
+        main()
+        _flush_output()
+        sys.exit(0)
     except InputError as error:
         sentence = str(error)
     except BrokenPipeError:
-        sys.stderr.close()  # The reader of our output left, as `| head` does: that is not an error to report.
-        sys.exit(1)
-    except OSError as error:
-        sentence = sentence_of(error)
+        sentence = None  # The reader of our output left, as `| head` does: that is not an error to report.
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f'error: {sentence}', file=sys.stderr)
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = sentence_of(error) if isinstance(error, OSError) else str(error)
+            reason = re.sub(r'\{\{.*?\}\} ?| \[Op:\w+\]', '', (reason.splitlines() or [''])[0]).rstrip('. ')
+            sentence = (f'There is not enough memory{f" ({reason})" if reason else ""}'
+                        f'{f"; lower {lower}" if lower else ""}.')
+        elif isinstance(error, OSError):
+            sentence = sentence_of(error)
+        else:
+            raise
+    with contextlib.suppress(OSError):
+        if sentence:
+            print(f'error: {sentence}', file=sys.stderr)
+    try:
+        _flush_output()
+    except OSError:  # Python would try once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(1)
+
+
+def _flush_output():
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = error.filename or 'standard output'
+        raise

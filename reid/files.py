@@ -1,4 +1,4 @@
-"""Output files are whole or not there: a temporary name beside the target, then a rename."""
+"""Output files are whole or not there: a temporary name beside the target, then a rename. They replace their like only."""
 import contextlib
 import fcntl
 import json
@@ -6,8 +6,59 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 
+from reid import signals
 from reid.errors import InputError
+
+
+def check_output(path, flag, kind, is_of_kind, inputs=()):
+    """Check, before the work, that a command may write its output to a path: nothing else than its like is replaced.
+
+    Args:
+        path: the file to be written.
+        flag: what it was named by.
+        kind: what such a file is, in words with an article, for the message.
+        is_of_kind: function of a path that tells whether the file there is one; an OSError says no.
+        inputs: paths that the command reads; None among them is none.
+
+    Raises:
+        InputError: the name is empty, its folder is missing, or there is an input of the command, a folder, a device or
+            a file of another kind.
+    """
+    try:
+        check_replaceable(path)
+    except InputError as error:
+        raise InputError(f'{flag} {error}') from error
+    if not os.path.basename(path):
+        raise InputError(f'{flag} {path}: the name of a file is missing; it should be {kind}.')
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise InputError(f'{path} cannot be written: there is no folder {folder}.')
+    if not os.path.exists(path):
+        return
+    for each in inputs:
+        if each is not None and os.path.exists(each) and os.path.samefile(path, each):
+            raise InputError(f'{path} would be overwritten, but this very command reads it ({each}): choose another '
+                             f'{flag}.')
+    try:
+        replaceable = is_of_kind(path)
+    except OSError:
+        replaceable = False
+    if not replaceable:
+        raise InputError(f'{path} is there and is not {kind}, so it is not overwritten: choose another {flag}, or remove '
+                         f'it first.')
+
+
+def holds(path, mark, within=None):
+    """Whether a file holds some bytes, in its first `within` bytes or anywhere. It is read in blocks."""
+    before, left = b'', os.path.getsize(path) if within is None else within
+    with open(path, 'rb') as file:
+        while block := file.read(min(left, 1 << 20)):
+            if mark in before + block:
+                return True
+            before, left = block[-len(mark):], left - len(block)
+    return False
 
 
 def check_file(path, what, ending):
@@ -51,16 +102,17 @@ def written_whole(path):
     check_replaceable(path)
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}.partial')
-    try:
-        yield temporary
-        _sync_file(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = error.filename or os.fspath(path)
-        raise
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+    with signals.undone(lambda: os.remove(temporary)):
+        try:
+            yield temporary
+            _sync_file(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            error.filename = error.filename or os.fspath(path)
+            raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
 
 
 def left_unfinished(folder, name):
@@ -73,18 +125,33 @@ def folder_written_whole(path):
     """As `written_whole`, for a folder: yield an empty one that becomes `path`, in place of what is there."""
     parent, name = os.path.split(os.path.abspath(path))
     temporary, old = (os.path.join(parent, f'.{name}.{secrets.token_hex(4)}.{kind}') for kind in ('partial', 'old'))
-    os.mkdir(temporary)
-    try:
-        yield temporary
-        for folder, _, files in os.walk(temporary):
-            for file in files:
-                _sync_file(os.path.join(folder, file))
-        if os.path.exists(path):
-            os.rename(path, old)
-        os.rename(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def clean():
+        if os.path.exists(old) and not os.path.exists(path):
+            os.rename(old, path)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    with signals.undone(clean):
+        try:
+            os.mkdir(temporary)
+            yield temporary
+            for folder, _, files in os.walk(temporary):
+                for file in files:
+                    _sync_file(os.path.join(folder, file))
+            if os.path.exists(path):
+                os.rename(path, old)
+            os.rename(temporary, path)
+        finally:
+            clean()
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix=None, parent=None):
+    """Yield an empty folder, in that for temporary files or in another, which is removed in the end."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+        with signals.undone(lambda: shutil.rmtree(folder, ignore_errors=True)):
+            yield folder
 
 
 def _sync_file(path):

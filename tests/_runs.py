@@ -42,10 +42,10 @@ class Fault:
     """Something that happens to a run from within: a signal or an exception, at a moment.
 
     what: number of a signal, an exception, or a function to call instead.
-    moment: 'start' (before the script has begun), 'time' (place is in seconds after a training has begun to listen to
-        signals), 'step' (the place-th training step of this start), 'file' (the place-th time that a file is brought to
-        the disk, renamed or removed) or 'embedding' (the place-th set of images that is embedded; a validation embeds
-        two).
+    moment: 'start' (before the script has begun), 'time' (place is in seconds after the start), 'step' (the place-th
+        training step of this start), 'file' (the place-th time that a file is brought to the disk, renamed or removed),
+        'embedding' (the place-th set of images that is embedded; a validation embeds two), 'cache' (a cache is about to be
+        filled) or 'batches' (they are about to be made).
     """
 
     def __init__(self, what, moment, place=None):
@@ -65,9 +65,11 @@ class Fault:
             signal.signal = self._telling(signal.signal, listens)
             threading.Thread(target=self._strike_later, args=[listens], daemon=True).start()
             return
+        from reid.input_pipeline import batches, cache
         from reid.modeling import inference
         from reid.training import optimizer
         places = {'step': [(optimizer, 'learning_rate')], 'embedding': [(inference, 'embed_files')],
+                  'cache': [(cache, '_decoded')], 'batches': [(batches, 'batches')],
                   'file': [(os, 'fsync'), (os, 'replace'), (os, 'remove')]}
         self.calls = 0
         for module, name in places[self.moment]:
@@ -150,7 +152,9 @@ def _main(script, arguments, fault, output, environment):
     assert 'train' in sys.modules, 'the fork server did not import _preload'
     import importlib
 
+    from reid import startup
     from reid.errors import exit_with
+    startup.settle()
     if fault:
         fault.arm()
     exit_with(importlib.import_module(script.removesuffix('.py')).main)

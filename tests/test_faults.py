@@ -203,7 +203,7 @@ def test_embedding_interrupted(people, finished, tmp_path):
     # One fsync for every four rows: the faults strike after eight of them.
     part = tmp_path / 'part.h5'
     run = Run('embed.py', *arguments, part, fault=Fault(signal.SIGINT, 'file', 3))
-    assert run.wait() == 130 and 'Traceback' not in run.output and not part.exists(), run.output
+    assert run.wait() == -signal.SIGINT and 'Traceback' not in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume', fault=Fault(signal.SIGKILL, 'file', 3))
     assert run.wait() == -signal.SIGKILL and 'behind 8 rows' in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume', fault=Fault(kill_behind_the_last_row, 'file', 1))

@@ -119,6 +119,16 @@ def _count(value):
     return value
 
 
+def is_evaluation(path):
+    """Whether a file is evaluate.py's JSON, or that of the original code."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {'mAP', 'CMC'} <= set(content)
+
+
 def write_results(path, results):
     """Write the JSON file, a line per key: with a line per number it would take longer than the evaluation."""
     lines = [f'  "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(results.items())]

@@ -1,6 +1,7 @@
 """Processes that share the work of an evaluation."""
 import functools
 
+from reid import signals
 from reid.errors import InputError
 
 
@@ -19,9 +20,12 @@ def in_processes(function, tasks, workers, description):
     for variable in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(variable, threads)
     spawn = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _live_no_longer_than_the_parent) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _live_no_longer_than_the_parent)
+    with signals.raised(), pool:
         try:
-            yield from bar(pool.map(function, tasks))
+            with signals.unheard_by_children():
+                results = pool.map(function, tasks)
+            yield from bar(results)
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():  # Or the pool would wait until their work is done.
                 process.terminate()

@@ -9,6 +9,7 @@ import os
 
 from reid import plugins
 from reid.argument_types import (
+    dimensions,
     excluder,
     iterations,
     margin,
@@ -17,6 +18,8 @@ from reid.argument_types import (
     positive_float,
     positive_int,
     share,
+    side,
+    threads,
 )
 from reid.errors import InputError
 from reid.evaluation.distances import METRICS
@@ -24,6 +27,7 @@ from reid.files import write_json
 
 FILE = 'args.json'
 # These belong to one start of a run and not to the run.
+MOST_IMAGES = 65536  # In a batch: the distances of all their pairs take 17 GB.
 OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 # These belong to the machine: the run has them until a start is given others, for itself alone.
 OF_THE_MACHINE = ('image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'summary_frequency')
@@ -45,15 +49,15 @@ def make_parser():
     add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
     add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='with tracklets in the csv file, K are '
         'tracklets, whose embedding is the mean over S frames (%(default)s)')
-    add('--net_input_height', type=positive_int, default=256, metavar='H', help='(%(default)s)')
-    add('--net_input_width', type=positive_int, default=128, metavar='W', help='(%(default)s)')
-    add('--pre_crop_height', type=positive_int, default=288, metavar='H', help='with crop augmentation (%(default)s)')
-    add('--pre_crop_width', type=positive_int, default=144, metavar='W', help='with crop augmentation (%(default)s)')
+    add('--net_input_height', type=side, default=256, metavar='H', help='(%(default)s)')
+    add('--net_input_width', type=side, default=128, metavar='W', help='(%(default)s)')
+    add('--pre_crop_height', type=side, default=288, metavar='H', help='with crop augmentation (%(default)s)')
+    add('--pre_crop_width', type=side, default=144, metavar='W', help='with crop augmentation (%(default)s)')
     add('--flip_augment', action='store_true', help='mirror images at random')
     add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')
     add('--random_erasing', type=share, default=0.0, metavar='P', help='blot out a random rectangle of an image with '
         'this probability (%(default)s)')
-    add('--loading_threads', type=positive_int, default=8, help='images loaded at a time (%(default)s)')
+    add('--loading_threads', type=threads, default=8, help='images loaded at a time (%(default)s)')
     add('--cache', default='none', metavar='{none,memory,DIR}', help='keep the decoded images of a small dataset in '
         'memory, and in a folder, if one is named, for later runs (%(default)s)')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
@@ -64,7 +68,7 @@ def make_parser():
     add = net.add_argument
     add('--model_name', default='resnet_v1_50', choices=plugins.choices('nets'), help='(%(default)s)')
     add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='(%(default)s)')
-    add('--embedding_dim', type=positive_int, default=128, metavar='D', help='(%(default)s)')
+    add('--embedding_dim', type=dimensions, default=128, metavar='D', help='(%(default)s)')
     add('--initial_checkpoint', metavar='FILE', help="pre-trained weights of the net's body")
     add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (2)')
     add('--pooling', choices=('avg', 'gem'), help='what becomes of the last feature map: its average, or the '
@@ -132,7 +136,7 @@ def make_parser():
     add('--jit_compile', action='store_true', help='compile the training step with XLA: for GPUs')
     add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
         'hosts that the environment variable TF_CONFIG names (%(default)s)')
-    add('--devices', type=positive_int, metavar='N', help='with --distribute mirrored: how many GPUs (all of them)')
+    add('--devices', type=threads, metavar='N', help='with --distribute mirrored: how many GPUs (all of them)')
     return parser
 
 
@@ -144,6 +148,10 @@ def check(args, parser):
         parser.error('--batch_k must be 2 or more: without a second image an anchor has no positive')
     if args.batch_p < 2:
         parser.error('--batch_p must be 2 or more: without a second identity an anchor has no negative')
+    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
+    if batch_size > MOST_IMAGES:
+        parser.error(f'--batch_p, --batch_k and --frames_per_tracklet make batches of {batch_size} images, and more than '
+                     f'{MOST_IMAGES} are too many')
     if not args.xent_weight and (args.loss == 'none' or not args.metric_weight):
         parser.error('without a metric loss (--loss, --metric_weight) and without cross-entropy (--xent_weight) there '
                      'is nothing to train with')

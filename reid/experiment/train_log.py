@@ -37,7 +37,7 @@ class _LogFile(logging.handlers.WatchedFileHandler):
 def open_log(root):
     """The logger of a run: standard error, and `train.log` in the root, which is appended to."""
     form = '%(asctime)s [%(levelname)s] %(name)s: %(message)s'
-    to_file = _LogFile(os.path.join(root, LOG_FILE), encoding='utf-8')
+    to_file = _LogFile(os.path.join(root, LOG_FILE), encoding='utf-8', errors='backslashreplace')
     to_file.setFormatter(logging.Formatter(form))
     to_screen = logging.StreamHandler()
     to_screen.setFormatter(_ColouredFormatter(form))

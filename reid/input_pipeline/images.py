@@ -9,7 +9,7 @@ import tensorflow as tf
 import tqdm
 
 from reid.dataset import image_path
-from reid.errors import InputError
+from reid.errors import InputError, is_out_of_memory
 from reid.files import written_whole
 
 MAX_PIXELS = 178_956_970  # Where Pillow, too, takes an image for an attack; about 13,000 x 13,000.
@@ -94,10 +94,14 @@ def resize_batch(batch, size):
 def broken_image(image_paths, error):
     """The error to raise when the pipeline failed on a batch: it names the image that cannot be read or decoded.
 
+    Where that was for lack of memory it is the pipeline's own.
+
     Args:
         image_paths: the files of the batch.
         error: what the pipeline raised, for the case that all of them read well now.
     """
+    if is_out_of_memory(error):
+        return error
     for path in image_paths:
         reason = _why_unreadable(path)
         if reason:

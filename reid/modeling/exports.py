@@ -6,7 +6,7 @@ import os
 import warnings
 
 from reid.errors import InputError
-from reid.files import folder_written_whole, tensorflow_os_errors, written_whole
+from reid.files import check_output, folder_written_whole, holds, tensorflow_os_errors, written_whole
 
 # embed: NumPy array of images -> embeddings [B, D] float32. input_shape: (B, H, W, 3), None where any number will do.
 Loaded = collections.namedtuple('Loaded', 'embed input_shape input_dtype')
@@ -138,13 +138,14 @@ def _write(path, content):
         file.write(content)
 
 
-Format = collections.namedtuple('Format', 'name save load libraries')
+# mark: bytes by which a file is known as an export of this project, or at least of this format.
+Format = collections.namedtuple('Format', 'name save load libraries mark')
 
 FORMATS = {
-    '': Format('SavedModel', save_saved_model, load_saved_model, ()),
-    '.tflite': Format('TFLite', save_tflite, load_tflite, ()),
-    '.onnx': Format('ONNX', save_onnx, load_onnx, ('tf2onnx', 'onnxruntime')),
-    '.pb': Format('frozen graph', save_frozen_graph, load_frozen_graph, ()),
+    '': Format('SavedModel', save_saved_model, load_saved_model, (), None),
+    '.tflite': Format('TFLite', save_tflite, load_tflite, (), b'TFL3'),
+    '.onnx': Format('ONNX', save_onnx, load_onnx, ('tf2onnx', 'onnxruntime'), b'tf2onnx'),
+    '.pb': Format('frozen graph', save_frozen_graph, load_frozen_graph, (), b'head/out_emb'),
 }
 
 
@@ -161,8 +162,8 @@ def format_of(path):
     return FORMATS[ending]
 
 
-def check_writable(path):
-    """Raises InputError when an export cannot be written to that path, or would replace what is none."""
+def check_writable(path, inputs):
+    """Raises InputError when an export cannot be written to that path, or would replace what is none, or an input."""
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):  # `written` makes it.
         folder = os.path.dirname(folder)
@@ -170,11 +171,11 @@ def check_writable(path):
         raise InputError(f'{path} cannot be written: {folder} is no folder.')
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f'{path} cannot be written: no permission to write to {folder}.')
-    is_folder = format_of(path) is FORMATS['']
-    if is_folder and os.path.exists(path) and not os.path.isfile(os.path.join(path, 'saved_model.pb')):
+    form = format_of(path)
+    if form is FORMATS[''] and os.path.exists(path) and not os.path.isfile(os.path.join(path, 'saved_model.pb')):
         raise InputError(f'{path} is there and is no SavedModel that could be replaced: name another folder.')
-    if not is_folder and os.path.isdir(path):
-        raise InputError(f'{path} is a folder: name a file.')
+    if form is not FORMATS[''] and os.path.exists(path):
+        check_output(path, '--frozen_model_path', f'an export as {form.name}', lambda path: holds(path, form.mark), inputs)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@ import os
 import signal
 import threading
 
+from reid.signals import ENDING
+
 
 class Interruption:
-    """SIGINT and SIGTERM ask the run to stop after the current iteration; a second one ends the process at once.
+    """From here on SIGINT and SIGTERM ask the run to stop after the current iteration; a second one ends it at once.
 
     Python runs signal handlers in the main thread, between two of its own instructions: during a long TensorFlow call,
     or one that hangs with a network drive, never. So the numbers of the signals go through a pipe, which the
@@ -21,13 +23,9 @@ class Interruption:
         os.set_blocking(written_by_python, False)
         signal.set_wakeup_fd(written_by_python, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-        self.take_signals()
-        threading.Thread(target=self._wait, daemon=True).start()
-
-    def take_signals(self):
-        """To be called again when a library has taken a signal for itself."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self):
         self.requested = signal.Signals(os.read(self._signals, 1)[0]).name

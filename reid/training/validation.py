@@ -68,7 +68,7 @@ class Validation:
 
         Args:
             values: dict {TF1 name: array or tensor}, as a checkpoint has them.
-            interruption: `experiment.Interruption`.
+            interruption: `interruption.Interruption`.
 
         Returns: dict of mAP (scikit-learn's) and top1, or None when an interruption was requested meanwhile.
         """

@@ -70,6 +70,18 @@ def scatter_plot(points, pids, title):
     return figure
 
 
+PROJECTOR = 'projector_config.pbtxt'
+PROJECTOR_DATA = ('sprite.png', 'vectors.tsv', 'names.tsv')
+
+
+def check_projector(folder):
+    """Raises InputError when `write_projector` would replace files that are not its own."""
+    others = [name for name in PROJECTOR_DATA if os.path.exists(os.path.join(folder, name))]
+    if others and not os.path.exists(os.path.join(folder, PROJECTOR)):
+        raise InputError(f'{folder} has a file {others[0]} that is not of a projector, since there is no {PROJECTOR}, so it '
+                         f'is not overwritten: name another folder.')
+
+
 def write_projector(folder, emb, dataset, paths):
     """Write what TensorBoard's projector reads: vectors, names, thumbnails in one sprite, and their description.
 
@@ -106,7 +118,7 @@ def write_projector(folder, emb, dataset, paths):
     described = config.embeddings.add(tensor_path='vectors.tsv', metadata_path='names.tsv')
     described.sprite.image_path = 'sprite.png'
     described.sprite.single_image_dim.extend([side, side])
-    with written_whole(os.path.join(folder, 'projector_config.pbtxt')) as temporary:
+    with written_whole(os.path.join(folder, PROJECTOR)) as temporary:
         with open(temporary, 'w', encoding='utf-8') as file:
             file.write(text_format.MessageToString(config))
     return Missing(missing, len(dataset))

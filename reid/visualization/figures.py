@@ -7,15 +7,22 @@ import os
 import warnings
 
 from reid.errors import InputError
-from reid.files import written_whole
+from reid.files import check_output, holds, written_whole
 
 
-def check_picture_name(filename):
-    """Fail before the work, not after it, where the name's ending is none of a picture."""
+def check_picture_name(filename, inputs):
+    """Fail before the work, not after it, where the name's ending is none of a picture, or it is that of another file.
+
+    Args:
+        inputs: paths of the files that the picture is made from.
+    """
     from matplotlib.backend_bases import FigureCanvasBase
     ending = os.path.splitext(filename)[1][1:].lower()
     if ending not in FigureCanvasBase.filetypes:
         raise InputError(f'{filename} does not end in the name of a picture format; use .png, .pdf or .svg.')
+    # PNG, PDF, PostScript and SVG name the program that made them; of the others none is known to be replaceable.
+    check_output(filename, '--filename', 'a picture that says of itself that matplotlib made it',
+                 lambda path: holds(path, b'Matplotlib'), inputs)
 
 
 def new_figure(width, height, layout='constrained'):

@@ -11,7 +11,7 @@ import numpy as np
 
 import excluders
 from reid.evaluation import neighbours
-from reid.files import written_whole
+from reid.files import holds, written_whole
 from reid.visualization.ranked_lists import cameras, changed_ranks, ranked_lists, read_rows
 from reid.visualization.thumbnails import Missing, thumbnails
 
@@ -120,6 +120,11 @@ def page_data(found, evaluations, query, gallery, page, link_images):
 
 def _small(files):
     return thumbnails(files, 128, 160)
+
+
+def is_page(path):
+    """Whether a file is a page of `write_page`."""
+    return holds(path, b'<!-- The page of `visualize.py report`', within=1000)
 
 
 def write_page(path, data):
