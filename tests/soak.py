@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The long tests of docs/reliability.md, run on demand: a hundred random interruptions, and ten thousand steps.
+"""The long tests of docs/reliability.md, run on demand: a hundred interruptions of runs, of starts, ten thousand steps.
 
     python tests/soak.py                                    # an hour on one core
     python tests/soak.py --interruptions 20 --steps 0
@@ -8,6 +8,9 @@ import argparse
 import collections
 import os
 import pathlib
+import re
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,11 +20,13 @@ import numpy as np
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parent.parent)]
 
 from _runs import Run, interrupt_until_done, left_behind, make_people, train_arguments
+from conftest import ROOT
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--interruptions', type=int, default=100)
+    parser.add_argument('--starts', type=int, default=100)
     parser.add_argument('--steps', type=int, default=10000)
     parser.add_argument('--seed', type=int, default=int(time.time()))
     args = parser.parse_args()
@@ -29,6 +34,9 @@ def main():
         people = make_people(pathlib.Path(folder))
         if args.steps:
             print_resources(people, pathlib.Path(folder), args.steps)
+        if args.starts:
+            print(f'{args.starts} interrupted starts, seed {args.seed}', flush=True)
+            interrupt_starts(people, pathlib.Path(folder), args.starts, np.random.default_rng(args.seed))
         if args.interruptions:
             print(f'{args.interruptions} interruptions, seed {args.seed}', flush=True)
             interrupt(people, pathlib.Path(folder), args.interruptions, np.random.default_rng(args.seed))
@@ -53,6 +61,33 @@ def interrupt(people, folder, count, random):
     kinds = collections.Counter('torn' if fault == 'torn' else f'{fault.what!r} at a {fault.moment}' for fault in happened)
     for kind, number in kinds.most_common():
         print(f'{number:4d} {kind}')
+
+
+def interrupt_starts(people, folder, count, random):
+    """Ctrl+C in the first two seconds of commands, as their users start them; prints how they ended."""
+    root = folder / 'trained'
+    assert Run('train.py', *train_arguments(people, root)).wait() == 0
+    csv = people / 'people.csv'
+    commands = [['train.py', *train_arguments(people, folder / 'started', iterations=100_000)],
+                ['embed.py', '--experiment_root', root, '--dataset', csv],
+                ['freeze.py', '--experiment_root', root, '--frozen_model_path', folder / 'model.tflite'],
+                ['visualize.py', 'curves', root], ['make_dataset.py', 'check', csv, people]]
+    ends = collections.Counter()
+    for number in range(count):
+        script, *arguments = map(str, commands[number % len(commands)])
+        process = subprocess.Popen([sys.executable, ROOT / script, *arguments], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True)
+        time.sleep(random.uniform(0, 2))
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=120)[1]
+        own = re.findall(r'File "(.*)", line (.*), in', told) if 'Traceback' in told else []
+        # Python runs the first line of a script when it has started; until then nothing can be settled.
+        starting = all(name.startswith('<frozen') or name.endswith('site.py') or line == '0' for name, line in own)
+        left = script == 'train.py' and (folder / 'started').exists() and set(os.listdir(folder / 'started')) - {'.lock'}
+        ends['left something behind' if left else f'status {process.returncode}' if 'Traceback' not in told else
+             "Python's own start" if starting else 'traceback'] += 1
+    for end, number in ends.most_common():
+        print(f'{number:4d} {end}')
 
 
 def print_resources(people, folder, steps):
