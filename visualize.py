@@ -212,7 +212,8 @@ def draw_curves(args):
     from reid.experiment.detailed_logs import read_loss_quantiles
     from reid.experiment.event_files import read_scalars
     filename = os.path.join(args.experiment_roots[0], 'curves.png') if args.filename is None else args.filename
-    check_picture_name(filename, ())
+    if all(map(os.path.isdir, args.experiment_roots)):  # Else it is told below what is wrong with them.
+        check_picture_name(filename, ())
     runs = {root: read_scalars(root) for root in args.experiment_roots}
     distributions = {root: quantiles for root in runs if (quantiles := read_loss_quantiles(root))}
     warn_of_boxes(runs)

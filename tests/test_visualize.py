@@ -422,7 +422,7 @@ def test_estimate_of_many_pictures(tmp_path):
 def test_names_of_files_to_write(root, tmp_path):
     assert_one_sentence(visualize_script('rankings', root / 'run.json', '--filename', 'lists.doc'), 'lists.doc', '.png')
     nowhere = tmp_path / 'nowhere' / 'page.html'
-    assert_one_sentence(visualize_script('report', root / 'run.json', '--filename', nowhere), 'No such file')
+    assert_one_sentence(visualize_script('report', root / 'run.json', '--filename', nowhere), 'there is no folder')
     assert list(tmp_path.iterdir()) == []
 
 
