@@ -100,7 +100,7 @@ def main():
 
 def draw_rankings(args):
     """A picture with a row for each chosen query: itself, then its nearest images."""
-    from reid.visualization.ranked_lists import changed_ranks, open_evaluation, ranked_lists
+    from reid.visualization.ranked_lists import open_evaluation, ranked_lists
     filename = args.filename or os.path.splitext(args.evaluation)[0] + '_rankings.png'
     check_picture_name(filename)
     evaluation, query, gallery = open_evaluation(args)
@@ -113,8 +113,6 @@ def draw_rankings(args):
     figure, missing = picture_of_lists(evaluation, query, gallery, queries, lists)
     save_picture(figure, filename)
     warn_of_missing(missing)
-    for flag in changed_ranks(evaluation):
-        print(f'Warning: {args.evaluation} was made with {flag}; the lists are those without.', file=sys.stderr)
     print(f'{len(queries)} ranked lists: {filename}')
 
 

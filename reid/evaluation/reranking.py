@@ -1,12 +1,13 @@
 """Re-ranking by k-reciprocal neighbours (Zhong et al. 2017), without a matrix of all pairs."""
 import dataclasses
-import functools
 
 import numpy as np
 
 from reid.evaluation import chunks
 from reid.evaluation.distances import ROUNDING, SMALLEST, Distances, check_dimensions
-from reid.evaluation.neighbours import nearest_of_kind
+from reid.evaluation.neighbours import nearest_and_furthest
+
+PAIRS_AT_ONCE = 1 << 20  # Of a query and a gallery image, whose overlaps are summed up at once: 8 MB.
 
 
 @dataclasses.dataclass
@@ -15,7 +16,7 @@ class Reranking:
 
     furthest: distance of the image furthest from each query, float64 [Q].
     query_encodings, gallery_encodings: sparse float64 [Q, N] and [G, N], weights of each image's neighbours among all N
-        images; rows sum to 1. The gallery's are stored by column.
+        images; rows sum to 1.
     weight: the paper's λ, of the distance itself.
     """
     furthest: np.ndarray
@@ -25,9 +26,13 @@ class Reranking:
 
     def applied_to(self, distances, block):
         """The new distances of a slice of the queries, given their `Distances`."""
-        pairs, overlaps = _overlaps(self.query_encodings[block], self.gallery_encodings)
+        pairs, overlaps = _overlaps(self.query_encodings[block], self.gallery_encodings.tocsc())
         return RerankedDistances(distances, self.furthest[block], pairs, overlaps, self.gallery_encodings.shape[0],
                                  self.weight)
+
+    def of(self, queries, rows):
+        """The same for some of the queries and of the gallery's images, given as index arrays or slices."""
+        return Reranking(self.furthest[queries], self.query_encodings[queries], self.gallery_encodings[rows], self.weight)
 
 
 class RerankedDistances:
@@ -48,8 +53,9 @@ class RerankedDistances:
         """
         self.distances = distances
         self.furthest = furthest
-        self.pairs = pairs
-        self.jaccard = 1 - overlaps / (2 - overlaps)
+        # Behind the last pair one that there is not: what is looked up finds a place.
+        self.pairs = np.append(pairs, np.iinfo(np.int64).max)
+        self.jaccard = np.append(1 - overlaps / (2 - overlaps), 1)
         self.gallery_size = gallery_size
         self.weight = weight
         self.prepare = distances.prepare
@@ -75,22 +81,9 @@ class RerankedDistances:
     def exact(self, queries, chunk, columns):
         pairs = queries * self.gallery_size + chunk.rows[columns]
         place = np.searchsorted(self.pairs, pairs)
-        overlapping = np.flatnonzero(np.append(self.pairs, -1)[place] == pairs)
-        jaccard = np.ones(len(pairs))
-        jaccard[overlapping] = self.jaccard[place[overlapping]]
+        jaccard = np.where(self.pairs[place] == pairs, self.jaccard[place], 1)
         relative = self.distances.exact(queries, chunk, columns) / self.furthest[queries]
         return self.weight * relative + (1 - self.weight) * jaccard
-
-
-class _Furthest(Distances):
-    """Distances with the opposite sign: the nearest image is the furthest."""
-
-    def approximate(self, batch, chunk):
-        approximate, error = super().approximate(batch, chunk)
-        return np.negative(approximate, out=approximate), error
-
-    def exact(self, queries, chunk, columns):
-        return -super().exact(queries, chunk, columns)
 
 
 class _Stacked:
@@ -130,12 +123,7 @@ def k_reciprocal(query_embeddings, gallery_embeddings, metric, k1=20, k2=6, weig
     check_dimensions(query_embeddings, gallery_embeddings)
     everyone = _Stacked(query_embeddings, gallery_embeddings)
     query_count, count = len(query_embeddings), everyone.shape[0]
-    no_fids = np.zeros(count, object)
-    neighbours = functools.partial(nearest_of_kind, query_embeddings=everyone, query_fids=no_fids,
-                                   gallery_embeddings=everyone, gallery_fids=no_fids, metric=metric, excluder=None,
-                                   keep_excluded=False, batch_size=batch_size, workers=workers)
-    near = neighbours(Distances, k=min(max(k1 + 1, k2), count)).rows
-    furthest = -neighbours(_Furthest, k=1).distances[:, 0]
+    near, furthest = nearest_and_furthest(everyone, min(max(k1 + 1, k2), count), metric, batch_size, workers)
     furthest[furthest < SMALLEST] = 1  # All images have one embedding.
 
     def reciprocal(k):
@@ -156,7 +144,7 @@ def k_reciprocal(query_embeddings, gallery_embeddings, metric, k1=20, k2=6, weig
                                  (members.row, members.col)), members.shape)
     expanders = _table(near[:, :k2])
     encoding = expanders @ encoding / min(k2, count)
-    return Reranking(furthest[:query_count], encoding[:query_count], encoding[query_count:].tocsc(), weight)
+    return Reranking(furthest[:query_count], encoding[:query_count], encoding[query_count:], weight)
 
 
 def _table(neighbours):
@@ -191,14 +179,16 @@ def _overlaps(queries, gallery):
     Returns: query · G + row of the gallery, int64 [n], sorted, and the sums, float64 [n].
     """
     pairs, sums = [], []
-    for query in range(queries.shape[0]):
-        entries = slice(queries.indptr[query], queries.indptr[query + 1])
+    gallery_size = gallery.shape[0]
+    for block in chunks.slices(queries.shape[0], max(1, PAIRS_AT_ONCE // gallery_size)):
+        entries = slice(queries.indptr[block.start], queries.indptr[block.stop])
+        query = np.repeat(np.arange(block.stop - block.start), np.diff(queries.indptr[block.start:block.stop + 1]))
         columns = queries.indices[entries]
         first, last = gallery.indptr[columns], gallery.indptr[columns + 1]
         shared = chunks.ranges(first, last)
         smaller = np.minimum(np.repeat(queries.data[entries], last - first), gallery.data[shared])
-        of_row = np.bincount(gallery.indices[shared], smaller, minlength=gallery.shape[0])
-        rows = np.flatnonzero(of_row)
-        pairs.append(query * gallery.shape[0] + rows)
-        sums.append(of_row[rows])
+        of_pair = np.bincount(np.repeat(query * gallery_size, last - first) + gallery.indices[shared], smaller)
+        overlapping = np.flatnonzero(of_pair)
+        pairs.append(block.start * gallery_size + overlapping)
+        sums.append(of_pair[overlapping])
     return np.concatenate(pairs), np.concatenate(sums)
