@@ -90,7 +90,9 @@ def main():
     if args.rerank:
         how['reranking'] = reranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2,
                                                 args.rerank_lambda, args.batch_size, args.workers)
-        how['workers'] = 1  # To hand other processes what re-ranking knows of the queries takes longer than to rank.
+        # The processes have shared the neighbours of all images, nearly all of the work. To hand them what re-ranking
+        # knows of the queries would take longer than to rank.
+        how['workers'] = 1
     ranks = ranking.rank(queries, query_set, gallery, gallery_set, **how)
     unmatched = int((~ranks.matched).sum())
     if unmatched == len(query_set):

@@ -9,6 +9,7 @@ from reid.evaluation.distances import Distances, check_dimensions, shown
 from reid.evaluation.workers import in_processes
 
 IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
+BEGINNING = 48  # Times k images tell the first time how near the k nearest are at least.
 
 
 @dataclasses.dataclass
@@ -140,11 +141,11 @@ class _Nearest:
             ignored: bool [B, C], what to note as excluded; None: nothing.
         """
         k, count = self.k, len(chunk.rows)
-        # An image among the first k is at most one error behind the k-th so far, and two behind the k-th of any images
-        # in the order of approximate distances.
+        # In the order of approximate distances an image among the first k is at most one error behind the exact distance
+        # of the k-th so far, and at most two behind the k-th of any images.
         reach = self.distances[batch, -1] + error
         if not np.isfinite(reach).all() and k < count:
-            reach = np.minimum(reach, _smallest(approximate[:, :16 * k], k) + 2 * error)
+            reach = np.minimum(reach, _smallest(approximate[:, :BEGINNING * k], k) + 2 * error)
         queries, columns = np.divmod(np.flatnonzero(approximate <= _finite(reach)[:, None]), count)
         if not len(queries):
             return
@@ -159,9 +160,10 @@ class _Nearest:
             reach = np.minimum(reach, _smallest(candidates, k) + 2 * error)
             near = candidates[queries, place] <= _finite(reach)[queries]
             queries, columns, place = queries[near], columns[near], place[near]
-        # Behind those of before.
+
+        # They stand behind those of before.
         all_distances, all_rows, all_excluded = (
-            np.pad(table[batch], ((0, 0), (0, shape[1])), constant_values=missing)
+            np.concatenate([table[batch], np.full(shape, missing)], axis=1)
             for table, missing in ((self.distances, np.inf), (self.rows, -1), (self.excluded, False)))
         all_distances[queries, k + place] = self.measure.exact(batch[queries], chunk, columns)
         all_rows[queries, k + place] = chunk.rows[columns]
