@@ -365,7 +365,7 @@ def test_reranking_is_the_same_to_the_last_bit(metric):
 
 
 @pytest.mark.parametrize('at_once', [1, 1000, 1 << 20])
-def test_overlaps_are_those_of_each_pair(at_once):
+def test_jaccard_distances_are_those_of_each_pair(at_once):
     queries, _, gallery, _ = scene(20, 300, 32)
     learnt = k_reciprocal(queries, gallery, 'euclidean')
     with mock.patch.object(reranking, 'PAIRS_AT_ONCE', at_once):

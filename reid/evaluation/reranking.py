@@ -26,8 +26,8 @@ class Reranking:
 
     def applied_to(self, distances, block):
         """The new distances of a slice of the queries, given their `Distances`."""
-        pairs, overlaps = _overlaps(self.query_encodings[block], self.gallery_encodings.tocsc())
-        return RerankedDistances(distances, self.furthest[block], pairs, overlaps, self.gallery_encodings.shape[0],
+        pairs, jaccard = _jaccard_distances(self.query_encodings[block], self.gallery_encodings.tocsc())
+        return RerankedDistances(distances, self.furthest[block], pairs, jaccard, self.gallery_encodings.shape[0],
                                  self.weight)
 
     def of(self, queries, rows):
@@ -41,21 +41,19 @@ class RerankedDistances:
     The Jaccard distance is 1 but for the few pairs whose neighbours overlap, of which alone a note is kept.
     """
 
-    def __init__(self, distances, furthest, pairs, overlaps, gallery_size, weight):
+    def __init__(self, distances, furthest, pairs, jaccard, gallery_size, weight):
         """
         Args:
             distances: the `Distances` of Q queries.
             furthest: float64 [Q].
-            pairs: of images with overlapping neighbours, sorted: query · gallery_size + row, int64 [n].
-            overlaps: float64 [n], how far they overlap.
+            pairs, jaccard: what `_jaccard_distances` returns.
             gallery_size: G.
             weight: λ.
         """
         self.distances = distances
         self.furthest = furthest
-        # Behind the last pair one that there is not: what is looked up finds a place.
-        self.pairs = np.append(pairs, np.iinfo(np.int64).max)
-        self.jaccard = np.append(1 - overlaps / (2 - overlaps), 1)
+        self.pairs = pairs
+        self.jaccard = jaccard
         self.gallery_size = gallery_size
         self.weight = weight
         self.prepare = distances.prepare
@@ -175,15 +173,18 @@ def _pair_distances(source, metric, queries, rows):
     return exact
 
 
-def _overlaps(queries, gallery):
-    """Sums over columns of the smaller of two rows' values, for all pairs of rows where that is not 0.
+def _jaccard_distances(queries, gallery):
+    """Jaccard distances of all pairs of images whose neighbours overlap: for the others it is 1.
+
+    They overlap by the sum over all neighbours of the smaller one of two weights.
 
     Args:
-        queries, gallery: sparse matrices [Q, N] by row, [G, N] by column.
+        queries, gallery: encodings, sparse matrices [Q, N] by row, [G, N] by column.
 
-    Returns: query · G + row of the gallery, int64 [n], sorted, and the sums, float64 [n].
+    Returns: query · G + row of the gallery, int64 [n + 1], sorted, and the distances, float64 [n + 1]. The last pair is
+        none, so that whatever is looked up has a place.
     """
-    pairs, sums = [], []
+    pairs, distances = [], []
     gallery_size = gallery.shape[0]
     for block in chunks.slices(queries.shape[0], max(1, PAIRS_AT_ONCE // gallery_size)):
         entries = slice(queries.indptr[block.start], queries.indptr[block.stop])
@@ -195,5 +196,5 @@ def _overlaps(queries, gallery):
         of_pair = np.bincount(np.repeat(query * gallery_size, last - first) + gallery.indices[shared], smaller)
         overlapping = np.flatnonzero(of_pair)
         pairs.append(block.start * gallery_size + overlapping)
-        sums.append(of_pair[overlapping])
-    return np.concatenate(pairs), np.concatenate(sums)
+        distances.append(1 - of_pair[overlapping] / (2 - of_pair[overlapping]))
+    return np.concatenate([*pairs, [np.iinfo(np.int64).max]]), np.concatenate([*distances, [1.0]])
