@@ -49,7 +49,7 @@ def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, m
     check_dimensions(query_embeddings, gallery_embeddings)
     find = functools.partial(_nearest_of_part, query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric,
                              excluder, keep_excluded, batch_size, reranking)
-    found = Neighbours(*_of_all_parts(find, len(query_fids), workers))
+    found = Neighbours(*_of_all_parts(find, len(query_fids), chunks.queries_at_once(reranking), workers))
     if reranking is None:
         found.distances = shown(found.distances, metric)
     return found
@@ -67,12 +67,12 @@ def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
         InputError: embeddings that cannot be compared.
     """
     find = functools.partial(_nearest_and_furthest_of_part, embeddings, k, metric, batch_size)
-    return _of_all_parts(find, embeddings.shape[0], workers)
+    return _of_all_parts(find, embeddings.shape[0], chunks.QUERIES_AT_ONCE, workers)
 
 
-def _of_all_parts(find, count, workers):
-    """The arrays that find(slice) returns for slices of `count` queries, joined; processes have equal shares."""
-    rounds = -(-count // (workers * chunks.QUERIES_AT_ONCE))
+def _of_all_parts(find, count, at_once, workers):
+    """The arrays that find(slice) returns for slices of `count` queries, joined: equal shares of `at_once` or fewer."""
+    rounds = -(-count // (workers * at_once))
     parts = chunks.slices(count, -(-count // (workers * rounds)))
     return list(map(np.concatenate, zip(*in_processes(find, parts, workers, 'Neighbours'))))
 

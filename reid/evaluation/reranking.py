@@ -197,4 +197,5 @@ def _jaccard_distances(queries, gallery):
         overlapping = np.flatnonzero(of_pair)
         pairs.append(block.start * gallery_size + overlapping)
         distances.append(1 - of_pair[overlapping] / (2 - of_pair[overlapping]))
-    return np.concatenate([*pairs, [np.iinfo(np.int64).max]]), np.concatenate([*distances, [1.0]])
+    pairs = np.concatenate([*pairs, [np.iinfo(np.int64).max]])  # One after the other: they are large.
+    return pairs, np.concatenate([*distances, [1.0]])
