@@ -12,7 +12,7 @@ import numpy as np
 import excluders
 from reid import argument_types
 from reid.errors import InputError, exit_with
-from reid.evaluation import chunks, distances, ranking, reranking
+from reid.evaluation import distances, multi_query, ranking, reranking
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
 from reid.evaluation.results import is_evaluation, read_evaluation, write_results
 from reid.files import check_output
@@ -92,14 +92,16 @@ def main():
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
-        queries = mean_of_images(query_set, images, image_set, excluder)
+        queries = multi_query.mean_of_images(query_set, images, image_set, excluder)
 
     # Rank the gallery for every query.
     how = {'excluder': excluder, 'metric': args.metric, 'batch_size': args.batch_size, 'workers': args.workers}
     if args.rerank:
         how['reranking'] = reranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2,
                                                 args.rerank_lambda, args.batch_size, args.workers)
-        how['workers'] = 1  # To hand other processes what re-ranking knows of the queries takes longer than to rank.
+        # The processes have shared the neighbours of all images, nearly all of the work. To hand them what re-ranking
+        # knows of the queries would take longer than to rank.
+        how['workers'] = 1
     ranks = ranking.rank(queries, query_set, gallery, gallery_set, **how)
     unmatched = int((~ranks.matched).sum())
     if unmatched == len(query_set):
@@ -138,38 +140,6 @@ def main():
 
 
 # --- Protocols --------------------------------------------------------------------------------------------------------
-
-def mean_of_images(query_set, images, image_set, excluder):
-    """Multi-query: the mean embedding of the images that show each query's person in the query's camera.
-
-    The protocol of Market-1501 (Zheng et al. 2015, section 5.2): these are the images of its folder gt_bbox.
-
-    Args:
-        query_set: `Dataset` of the queries.
-        images, image_set: open `Embeddings` of those images, and their `Dataset`.
-        excluder: tells persons and cameras.
-
-    Returns: float32 [Q, D].
-
-    Raises:
-        InputError: a query without such an image.
-    """
-    ids = excluder([]).ids
-    number_of = {}
-    group_of_query = [number_of.setdefault(key, len(number_of)) for key in ids(query_set.fids)]
-    group = np.array([number_of.get(key, -1) for key in ids(image_set.fids)])
-    sums, counts = np.zeros((len(number_of), images.shape[1])), np.zeros(len(number_of))
-    for start in range(0, len(images), chunks.GALLERY_AT_ONCE):
-        embs = images.rows(start, start + chunks.GALLERY_AT_ONCE).astype(np.float64)
-        some = group[start:start + len(embs)]
-        np.add.at(sums, some[some >= 0], embs[some >= 0])
-        np.add.at(counts, some[some >= 0], 1)
-    missing = query_set.fids[counts[group_of_query] == 0]
-    if len(missing):
-        raise InputError(f'{len(missing)} queries have no image of their person and camera in {image_set.path}, the '
-                         f'first of them {missing[0]}.')
-    return (sums / counts[:, None])[group_of_query].astype(np.float32)
-
 
 def by_camera(queries, query_set, gallery, gallery_set, how, use_market_ap):
     """The mAP per pair of query and gallery camera: list of dicts, of the pairs that have queries with a match."""

@@ -106,7 +106,7 @@ def main():
 
 def draw_rankings(args):
     """A picture with a row for each chosen query: itself, then its nearest images."""
-    from reid.visualization.ranked_lists import changed_ranks, open_evaluation, ranked_lists
+    from reid.visualization.ranked_lists import open_evaluation, ranked_lists
     filename = os.path.splitext(args.evaluation)[0] + '_rankings.png' if args.filename is None else args.filename
     check_picture_name(filename, read_by(args))
     evaluation, query, gallery = open_evaluation(args)
@@ -119,8 +119,6 @@ def draw_rankings(args):
     figure, missing = picture_of_lists(evaluation, query, gallery, queries, lists)
     save_picture(figure, filename)
     warn_of_missing(missing)
-    for flag in changed_ranks(evaluation):
-        print(f'Warning: {args.evaluation} was made with {flag}; the lists are those without.', file=sys.stderr)
     print(f'{len(queries)} ranked lists: {filename}')
 
 

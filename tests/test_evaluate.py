@@ -218,7 +218,9 @@ def test_multi_query(market):
 
 def test_reranking(market):
     _, _, plain = evaluate(market)
+    _, _, alone = evaluate(market, '--rerank', '--rerank_k1', 12)
     _, _, results = evaluate(market, '--rerank', '--rerank_k1', 12, '--workers', 2)
+    assert all(alone[key] == results[key] for key in set(alone) - {'parameters', 'versions'})
     queries, gallery = read(market, 'query'), read(market, 'test')
     how = reranking.k_reciprocal(queries[1], gallery[1], 'euclidean', 12, 6, 0.3)
     ranks = ranking.rank(queries[1], queries[0], gallery[1], gallery[0], excluders.load('market1501'), 'euclidean',

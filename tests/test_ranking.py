@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 import excluders
 from reid.dataset import Dataset
 from reid.errors import InputError
-from reid.evaluation import chunks, neighbours, ranking
+from reid.evaluation import chunks, neighbours, ranking, reranking
 from reid.evaluation.distances import METRICS, Distances
 from reid.evaluation.reranking import k_reciprocal
 
@@ -295,9 +295,9 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
     # Where all distances are 0 the paper's relative distances are 0 / 0.
     hypothesis.assume(all(distances_of(image, images, metric).max() > 1e-30 for image in images))
     with mock.patch.multiple(chunks, **problem['sizes']):
-        reranking = k_reciprocal(queries, gallery, metric, k1, k2, weight)
+        learnt = k_reciprocal(queries, gallery, metric, k1, k2, weight)
     everything = slice(0, len(queries))
-    distances = reranking.applied_to(Distances(queries, metric), everything)
+    distances = learnt.applied_to(Distances(queries, metric), everything)
     chunk = distances.prepare(np.arange(len(gallery)), gallery)
     pairs = np.repeat(np.arange(len(queries)), len(gallery)), np.tile(np.arange(len(gallery)), len(queries))
     exact = distances.exact(pairs[0], chunk, pairs[1]).reshape(len(queries), len(gallery))
@@ -306,8 +306,80 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
     assert (abs(approximate - exact) <= error[:, None]).all()
 
     # The ranks follow the new distances.
-    ranks = computed_ranks(problem, reranking=reranking)
+    ranks = computed_ranks(problem, reranking=learnt)
     ignored = problem['excluder'](problem['gallery_set'].fids)(problem['query_set'].fids)
     expected = [brute_force(exact[q], problem['gallery_set'].pids == pid, ~ignored[q])
                 for q, pid in enumerate(problem['query_set'].pids)]
     np.testing.assert_allclose(as_rows(ranks), expected, rtol=0, atol=1e-12)
+
+    # So do neighbours, also those of some queries in a part of the gallery.
+    random = np.random.default_rng(len(gallery))
+    some, part = random.permutation(len(queries))[:2], random.permutation(len(gallery))[:7]
+    found = neighbours.nearest(queries[some], some, gallery[part], part, 3, metric, reranking=learnt.of(some, part))
+    for number, q in enumerate(some):
+        order = np.argsort(exact[q, part], kind='stable')[:3]
+        assert found.rows[number].tolist() == [*order, *[-1] * (3 - len(order))]
+        assert found.distances[number].tolist() == [*exact[q, part][order], *[np.inf] * (3 - len(order))]
+
+
+def brute_nearest_and_furthest(images, k, metric, *_):
+    distances = np.stack([distances_of(image, images, metric) for image in images])
+    return np.argsort(distances, axis=1, kind='stable')[:, :k], distances.max(axis=1)
+
+
+@cases(60)
+@hypothesis.given(problems(), st.integers(1, 40), st.sampled_from((1, 5, 1000)))
+def test_nearest_and_furthest_are_those_of_brute_force(problem, k, at_once):
+    images = np.concatenate([problem['queries'], problem['gallery']])
+    k = min(k, len(images))
+    with mock.patch.multiple(chunks, **problem['sizes']), mock.patch.object(neighbours, 'IMAGES_AT_ONCE', at_once):
+        found = neighbours.nearest_and_furthest(images, k, problem['metric'], problem['batch_size'])
+    for ours, expected in zip(found, brute_nearest_and_furthest(images, k, problem['metric'])):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def as_bits(learnt):
+    """All that a `Reranking` knows, as arrays to be compared to the last bit."""
+    encodings = [array for encoding in (learnt.query_encodings, learnt.gallery_encodings)
+                 for array in (encoding.data, encoding.indices, encoding.indptr)]
+    return [learnt.furthest, *encodings]
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_reranking_is_the_same_to_the_last_bit(metric):
+    """With neighbours by brute force, in other chunks and, once, in other processes."""
+    queries, _, gallery, _ = scene(40, 700, 32)
+
+    def stacked_brute_force(stacked, *args):
+        return brute_nearest_and_furthest(stacked.rows(0, stacked.shape[0]), *args)
+
+    with mock.patch.object(reranking, 'nearest_and_furthest', stacked_brute_force):
+        expected = as_bits(k_reciprocal(queries, gallery, metric))
+    small = {'GALLERY_AT_ONCE': 97, 'QUERIES_AT_ONCE': 61}
+    with mock.patch.multiple(chunks, **small), mock.patch.object(neighbours, 'IMAGES_AT_ONCE', 30):
+        in_chunks = as_bits(k_reciprocal(queries, gallery, metric, batch_size=7))
+    shared = as_bits(k_reciprocal(queries, gallery, metric, workers=2)) if metric == 'euclidean' else in_chunks
+    for found in (in_chunks, shared):
+        for ours, theirs in zip(found, expected):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize('at_once', [1, 1000, 1 << 20])
+def test_jaccard_distances_are_those_of_each_pair(at_once):
+    queries, _, gallery, _ = scene(20, 300, 32)
+    learnt = k_reciprocal(queries, gallery, 'euclidean')
+    with mock.patch.object(reranking, 'PAIRS_AT_ONCE', at_once):
+        distances = learnt.applied_to(Distances(queries, 'euclidean'), slice(0, 20))
+    of_gallery = [{} for _ in range(300)]
+    for row, column, value in zip(*learnt.gallery_encodings.nonzero(), learnt.gallery_encodings.tocoo().data):
+        of_gallery[row][column] = value
+    expected = {}
+    for query in range(20):
+        entries = slice(*learnt.query_encodings.indptr[query:query + 2])
+        for column, value in zip(learnt.query_encodings.indices[entries], learnt.query_encodings.data[entries]):
+            for row in range(300):
+                if column in of_gallery[row]:
+                    pair = query * 300 + row
+                    expected[pair] = expected.get(pair, 0.0) + min(value, of_gallery[row][column])
+    assert distances.pairs[:-1].tolist() == sorted(expected)
+    assert distances.jaccard[:-1].tolist() == [1 - expected[pair] / (2 - expected[pair]) for pair in sorted(expected)]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import _evaluated
+import excluders
 import visualize
 from conftest import assert_one_sentence, run_script
 from reid.dataset import Dataset, load_dataset
@@ -20,6 +21,7 @@ from reid.evaluation.results import read_evaluation
 from reid.experiment import detailed_logs, event_files
 from reid.visualization import curves, embedding_plot, figures, rankings_plot, report
 from reid.visualization.ranked_lists import open_evaluation, ranked_lists
+from test_ranking import dense_reranking
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -62,9 +64,9 @@ def flags(folder):
             '--image_root', folder / 'images']
 
 
-def opened(root):
+def opened(root, name='run.json'):
     names = ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'image_root')
-    args = types.SimpleNamespace(evaluation=root / 'run.json', allow_outside_root=False, **dict.fromkeys(names))
+    args = types.SimpleNamespace(evaluation=root / name, allow_outside_root=False, **dict.fromkeys(names))
     return open_evaluation(args)
 
 
@@ -141,6 +143,73 @@ def test_long_names_in_a_picture_of_lists(root):
         ends = [caption.split('…') for caption in captions if caption.startswith(name[:3])]
         assert ends and all(len(parts) == 2 and name.startswith(parts[0]) and name.endswith(parts[1]) and
                             0 <= len(parts[0]) - len(parts[1]) <= 1 for parts in ends)
+
+
+def embeddings_of(root, name):
+    with Embeddings(root / f'{name}_run.h5') as file:
+        return file.rows(0, len(file))
+
+
+@pytest.fixture(scope='module')
+def protocols(root):
+    """The evaluations `reranked` and `multi` beside `run`: their distances [Q, G] by the definition."""
+    queries, gallery = embeddings_of(root, 'query'), embeddings_of(root, 'gallery')
+    _evaluated.evaluate(root, 'run', '--rerank', '--rerank_k1', 9, '--rerank_k2', 3, '--rerank_lambda', 0.4,
+                        '--filename', root / 'reranked.json')
+    # More images of the queries: they themselves and the gallery's.
+    (root / 'more.csv').write_text((root / 'query.csv').read_text() + (root / 'gallery.csv').read_text())
+    more, both = load_dataset(root / 'more.csv'), np.concatenate([queries, gallery])
+    save_embeddings(root / 'more.h5', more, both)
+    _evaluated.evaluate(root, 'run', '--multi_query_dataset', root / 'more.csv', '--multi_query_embeddings',
+                        root / 'more.h5', '--filename', root / 'multi.json')
+    person_and_camera = [fid.split('/')[1][:7] for fid in more.fids]
+    means = [both[[other == key for other in person_and_camera]].mean(axis=0)
+             for key in person_and_camera[:len(queries)]]
+    return {'reranked': dense_reranking(queries, gallery, 'euclidean', 9, 3, 0.4),
+            'multi': np.sqrt(np.square(np.stack(means)[:, None] - gallery).sum(axis=2))}
+
+
+@pytest.mark.parametrize('name', ['reranked', 'multi'])
+def test_lists_are_those_that_were_evaluated(root, protocols, name):
+    evaluation, query, gallery = opened(root, f'{name}.json')
+    lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), 8)
+    ignored = excluders.load('market1501')(gallery.dataset.fids)(query.dataset.fids)
+    plain = ranked_lists(*opened(root), np.arange(len(query.dataset)), 8)
+    assert [[entry.row for entry in ranked] for ranked in lists] != [[entry.row for entry in ranked] for ranked in plain]
+    for q, ranked in enumerate(lists):
+        shown = [entry for entry in ranked if not entry.excluded]
+        valid = np.flatnonzero(~ignored[q])
+        expected = valid[np.argsort(protocols[name][q, valid], kind='stable')]
+        assert [entry.row for entry in shown] == expected[:8].tolist()
+        assert [entry.distance for entry in ranked] == pytest.approx(
+            [protocols[name][q, entry.row] for entry in ranked], abs=1e-6)
+        hits = np.flatnonzero(gallery.dataset.pids[expected] == query.dataset.pids[q])
+        assert evaluation.first[q] == hits[0] + 1 if len(hits) else np.isnan(evaluation.first[q])
+
+
+@pytest.mark.parametrize('name', ['reranked', 'multi'])
+def test_report_of_another_protocol(root, protocols, tmp_path, name):
+    evaluation, query, gallery = opened(root, f'{name}.json')
+    evaluations = [evaluation, opened(root)[0]]
+    page, _ = report.page_data(report.find(evaluations, query, gallery, 5, 0), evaluations, query, gallery,
+                               tmp_path / 'page.html', True)
+    assert {'reranked': 're-ranked with k1 9, k2 3 and λ 0.4', 'multi': 'multi-query with more.csv'}[name] in page['about']
+    assert len(page['warnings']) == (name == 'reranked')  # The distances are not to be compared.
+    distances = protocols[name]
+    ignored = excluders.load('market1501')(gallery.dataset.fids)(query.dataset.fids)
+    same = (gallery.dataset.pids == query.dataset.pids[:, None]) & ~ignored
+    run = page['runs'][0]
+    for kind, mask in (('same', same), ('different', ~same & ~ignored)):
+        expected = np.histogram(distances[mask], run['distances']['edges'])[0]
+        assert abs(np.array(run['distances'][kind]) - expected).sum() <= 4  # Edges are rounded.
+    for q, (ranked, further) in enumerate(zip(run['lists'], run['further'])):
+        listed = {page['gallery']['fid'][number] for number, *_ in ranked}
+        later = sorted((distances[q, row], fid) for row, fid in enumerate(gallery.dataset.fids)
+                       if same[q, row] and fid not in listed)[:5]
+        assert [page['gallery']['fid'][number] for number, _ in further] == [fid for _, fid in later]
+    for command, suffix in (('report', 'html'), ('rankings', 'png')):
+        process = visualize_script(command, root / f'{name}.json', '--filename', tmp_path / f'out.{suffix}')
+        assert process.returncode == 0 and process.stderr == '', process.stderr
 
 
 @pytest.mark.parametrize('choice', [['--choose', 'worst'], ['--choose', 'best'], ['--choose', 'random', '--seed', '3']])
@@ -326,12 +395,17 @@ def test_report_without_intervals(root, tmp_path):
     assert (tmp_path / 'run.html').read_text().count('too few identities for an interval') == 2
 
 
-def test_reranked_evaluation_says_so(root, tmp_path):
+@pytest.mark.parametrize('parameters, part', [
+    ({'rerank': True, 'rerank_k1': 0}, 'rerank_k1 is 0'), ({'rerank': True, 'rerank_k2': '6'}, "rerank_k2 is '6'"),
+    ({'rerank': True, 'rerank_lambda': 7}, '7 is not a number from 0 to 1'), ({'rerank': True}, 'other ranks'),
+    ({'multi_query_dataset': 'more.csv'}, 'multi_query_embeddings is None'),
+    ({'multi_query_dataset': 'gone.csv', 'multi_query_embeddings': 'gone.h5'}, 'gone.h5, which is not there'),
+])
+def test_parameters_that_evaluate_cannot_have_had(root, tmp_path, parameters, part):
     evaluation = json.loads((root / 'run.json').read_text())
-    evaluation['parameters']['rerank'] = True
+    evaluation['parameters'].update(parameters)
     (tmp_path / 'run.json').write_text(json.dumps(evaluation))
-    assert visualize_script('report', tmp_path / 'run.json').returncode == 0
-    assert f'The numbers of {tmp_path.name}/run are those with --rerank' in (tmp_path / 'run.html').read_text()
+    assert_one_sentence(visualize_script('report', tmp_path / 'run.json'), 'run.json', part)
 
 
 def test_collapsed_embeddings(tmp_path):

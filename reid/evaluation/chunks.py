@@ -3,8 +3,9 @@ import numpy as np
 
 GALLERY_AT_ONCE = 16384  # Images a chunk at most; with a query batch of 256 their distances take 16 MB.
 CHUNK_NUMBERS = 1 << 22  # In the embeddings of a chunk, at most: another 16 MB.
-QUERIES_AT_ONCE = 4096  # For more queries than these, or
-MATCHES_AT_ONCE = 1 << 20  # more true matches, the gallery is read once more.
+QUERIES_AT_ONCE = 4096  # For more queries than these,
+RERANKED_AT_ONCE = 1024  # Of queries: what re-ranking knows of each takes memory in proportion to the gallery.
+MATCHES_AT_ONCE = 1 << 20  # or more true matches, the gallery is read once more.
 
 
 
@@ -29,6 +30,11 @@ def of_gallery(gallery, start, stop, keep=None):
         kept = np.flatnonzero(keep[first - start:last - start])
         if len(kept):
             yield first + kept, read(gallery, first, last)[kept]
+
+
+def queries_at_once(reranking):
+    """How many queries may pass by the gallery together, given what `k_reciprocal` returns or None."""
+    return QUERIES_AT_ONCE if reranking is None else min(QUERIES_AT_ONCE, RERANKED_AT_ONCE)
 
 
 def slices(count, batch_size):

@@ -8,6 +8,9 @@ from reid.evaluation import chunks
 from reid.evaluation.distances import Distances, check_dimensions, shown
 from reid.evaluation.workers import in_processes
 
+IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
+BEGINNING = 48  # Times k images tell the first time how near the k nearest are at least.
+
 
 @dataclasses.dataclass
 class Neighbours:
@@ -23,7 +26,7 @@ class Neighbours:
 
 
 def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric, excluder=None,
-            keep_excluded=False, batch_size=256, workers=1):
+            keep_excluded=False, batch_size=256, workers=1, reranking=None):
     """Find the k nearest gallery images of every query.
 
     Args:
@@ -35,76 +38,166 @@ def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, m
         keep_excluded: also find images that the query ignores, and mark them.
         batch_size: queries at a time.
         workers: number of processes that share the queries.
+        reranking: what `k_reciprocal` returns for these queries and this gallery: the distances are then the re-ranked
+            ones, without a unit; None: the metric's.
 
     Returns: `Neighbours`.
 
     Raises:
         InputError: other dimensions in query and gallery, or embeddings that cannot be compared.
     """
-    found = nearest_of_kind(Distances, query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric, excluder,
-                     keep_excluded, batch_size, workers)
-    return dataclasses.replace(found, distances=shown(found.distances, metric))
-
-
-def nearest_of_kind(kind, query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric, excluder, keep_excluded,
-             batch_size, workers):
-    """As `nearest`, for distances of the class `kind`, in the unit that they compare in."""
     check_dimensions(query_embeddings, gallery_embeddings)
-    find = functools.partial(_nearest_of_part, kind, query_embeddings, gallery_embeddings, gallery_fids, k, metric,
-                             excluder, keep_excluded, batch_size)
-    count = len(query_fids)
-    parts = [(part.start, query_fids[part])
-             for part in chunks.slices(count, min(chunks.QUERIES_AT_ONCE, -(-count // workers)))]
-    found = in_processes(find, parts, workers, 'Neighbours')
-    return Neighbours(*map(np.concatenate, zip(*found)))
-
-
-def _nearest_of_part(kind, query_embeddings, gallery, gallery_fids, k, metric, excluder, keep_excluded, batch_size,
-                     part):
-    """Rows, distances and exclusion [n, k] for a part of the queries: (number of the first one, file ids [n])."""
-    start, query_fids = part
-    distances = kind(chunks.read(query_embeddings, start, start + len(query_fids)), metric)
-    batches = [np.arange(batch.start, batch.stop) for batch in chunks.slices(len(query_fids), batch_size)]
-    best = [_no_candidates()] * len(batches)
-    for rows, embs in chunks.of_gallery(gallery, 0, len(gallery_fids)):
-        chunk = distances.prepare(rows, embs)
-        excluded = excluder(gallery_fids[rows]) if excluder else None
-        for number, batch in enumerate(batches):
-            ignored = excluded(query_fids[batch]) if excluder else np.zeros((len(batch), len(rows)), bool)
-            found = _nearest_in_chunk(distances, chunk, batch, ignored, k, keep_excluded)
-            best[number] = _first_of_each_query(list(map(np.concatenate, zip(best[number], found))), k)
-    queries, rows, exact, ignored = map(np.concatenate, zip(*best))
-    place = queries, np.arange(len(queries)) - np.searchsorted(queries, queries)
-    shape = len(query_fids), k
-    found = np.full(shape, -1), np.full(shape, np.inf), np.zeros(shape, bool)
-    for table, values in zip(found, (rows, exact, ignored)):
-        table[place] = values
+    find = functools.partial(_nearest_of_part, query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric,
+                             excluder, keep_excluded, batch_size, reranking)
+    found = Neighbours(*_of_all_parts(find, len(query_fids), chunks.queries_at_once(reranking), workers))
+    if reranking is None:
+        found.distances = shown(found.distances, metric)
     return found
 
 
-def _no_candidates():
-    return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool)
+def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
+    """Find the k nearest images of every image of one set, itself among them, and the distance of the furthest.
+
+    Args:
+        embeddings: [N, D], all else as for `nearest`.
+
+    Returns: rows int64 [N, k] as in `Neighbours`, and distances float64 [N], in the unit that `Distances` compares in.
+
+    Raises:
+        InputError: embeddings that cannot be compared.
+    """
+    find = functools.partial(_nearest_and_furthest_of_part, embeddings, k, metric, batch_size)
+    return _of_all_parts(find, embeddings.shape[0], chunks.QUERIES_AT_ONCE, workers)
 
 
-def _nearest_in_chunk(distances, chunk, batch, ignored, k, keep_excluded):
-    """At least the k nearest images of a chunk [C] for each query of a batch [B], in no order: query, row, exact
-    distance, and whether it is ignored: four arrays [n]."""
-    approximate, error = distances.approximate(batch, chunk)
-    if not keep_excluded:
-        approximate[ignored] = np.inf
-    last = min(k, len(chunk.rows)) - 1
-    # An image among the first k is at most two errors behind the k-th in the order of approximate distances.
-    reach = np.partition(approximate, last, axis=1)[:, last] + 2 * error
-    reach = np.minimum(reach, np.finfo(np.float32).max).astype(np.float32)
-    queries, columns = np.divmod(np.flatnonzero(approximate <= reach[:, None]), len(chunk.rows))
-    exact = distances.exact(batch[queries], chunk, columns)
-    return batch[queries], chunk.rows[columns], exact, ignored[queries, columns]
+def _of_all_parts(find, count, at_once, workers):
+    """The arrays that find(slice) returns for slices of `count` queries, joined: equal shares of `at_once` or fewer."""
+    rounds = -(-count // (workers * at_once))
+    parts = chunks.slices(count, -(-count // (workers * rounds)))
+    return list(map(np.concatenate, zip(*in_processes(find, parts, workers, 'Neighbours'))))
 
 
-def _first_of_each_query(candidates, k):
-    """Of candidates (query, row, distance, ignored: arrays [n]) the k nearest of each query, sorted."""
-    queries, rows, exact, _ = candidates
-    order = np.lexsort((rows, exact, queries))
-    queries = queries[order]
-    order = order[np.arange(len(order)) - np.searchsorted(queries, queries) < k]
-    return [values[order] for values in candidates]
+def _nearest_of_part(query_embeddings, query_fids, gallery, gallery_fids, k, metric, excluder, keep_excluded, batch_size,
+                     reranking, part):
+    """Rows, distances and exclusion [n, k] for a slice of the queries."""
+    distances = Distances(chunks.read(query_embeddings, part.start, part.stop), metric)
+    if reranking is not None:
+        distances = reranking.applied_to(distances, part)
+    query_fids = query_fids[part]
+    best = _Nearest(distances, len(query_fids), k)
+    for chunk in _prepared(distances, gallery):
+        excluded = excluder(gallery_fids[chunk.rows]) if excluder else None
+        for batch in _batches(len(query_fids), batch_size):
+            approximate, error = distances.approximate(batch, chunk)
+            ignored = excluded(query_fids[batch]) if excluder else None
+            if excluder and not keep_excluded:
+                approximate[ignored] = np.inf
+            best.look_at(batch, chunk, approximate, error, ignored)
+    return best.rows, best.distances, best.excluded
+
+
+def _nearest_and_furthest_of_part(embeddings, k, metric, batch_size, part):
+    """Rows [n, k] of the nearest and distances [n] of the furthest image, for a slice of the images."""
+    distances = Distances(chunks.read(embeddings, part.start, part.stop), metric)
+    count = part.stop - part.start
+    best, furthest = _Nearest(distances, count, k), _Furthest(distances, count)
+    for chunk in _prepared(distances, embeddings):
+        for batch in _batches(count, batch_size):
+            approximate, error = distances.approximate(batch, chunk)
+            best.look_at(batch, chunk, approximate, error)
+            furthest.look_at(batch, chunk, approximate, error)
+    return best.rows, furthest.distances
+
+
+def _prepared(distances, gallery):
+    """All of the gallery, in chunks of few images."""
+    for rows, embs in chunks.of_gallery(gallery, 0, gallery.shape[0]):
+        for few in chunks.slices(len(rows), IMAGES_AT_ONCE):
+            yield distances.prepare(rows[few], embs[few])
+
+
+def _batches(count, batch_size):
+    return [np.arange(batch.start, batch.stop) for batch in chunks.slices(count, batch_size)]
+
+
+class _Nearest:
+    """The k nearest images of those looked at so far, for n queries: the arrays of `Neighbours`.
+
+    The distance of the k-th is what an image of a later chunk has to come below: few do, and they alone are measured.
+    """
+
+    def __init__(self, measure, count, k):
+        self.measure = measure
+        self.k = k
+        self.rows = np.full((count, k), -1)
+        self.distances = np.full((count, k), np.inf)
+        self.excluded = np.zeros((count, k), bool)
+
+    def look_at(self, batch, chunk, approximate, error, ignored=None):
+        """Take note of a chunk [C], for the queries with the numbers `batch` [B].
+
+        Args:
+            approximate, error: what `Distances.approximate` returns; infinite for images that are none.
+            ignored: bool [B, C], what to note as excluded; None: nothing.
+        """
+        k, count = self.k, len(chunk.rows)
+        # In the order of approximate distances an image among the first k is at most one error behind the exact distance
+        # of the k-th so far, and at most two behind the k-th of any images.
+        reach = self.distances[batch, -1] + error
+        if not np.isfinite(reach).all() and k < count:
+            reach = np.minimum(reach, _smallest(approximate[:, :BEGINNING * k], k) + 2 * error)
+        queries, columns = np.divmod(np.flatnonzero(approximate <= _finite(reach)[:, None]), count)
+        if not len(queries):
+            return
+
+        # Candidates of each query stand in a row of a table, in the order of the gallery.
+        first = np.searchsorted(queries, np.arange(len(batch)))
+        place = np.arange(len(queries)) - first[queries]
+        shape = len(batch), place.max() + 1
+        candidates = np.full(shape, np.inf, np.float32)
+        candidates[queries, place] = approximate[queries, columns]
+        if shape[1] > k:
+            reach = np.minimum(reach, _smallest(candidates, k) + 2 * error)
+            near = candidates[queries, place] <= _finite(reach)[queries]
+            queries, columns, place = queries[near], columns[near], place[near]
+
+        # They stand behind those of before.
+        all_distances, all_rows, all_excluded = (
+            np.concatenate([table[batch], np.full(shape, missing)], axis=1)
+            for table, missing in ((self.distances, np.inf), (self.rows, -1), (self.excluded, False)))
+        all_distances[queries, k + place] = self.measure.exact(batch[queries], chunk, columns)
+        all_rows[queries, k + place] = chunk.rows[columns]
+        if ignored is not None:
+            all_excluded[queries, k + place] = ignored[queries, columns]
+        order = np.lexsort((all_rows, all_distances))[:, :k]
+        self.distances[batch] = np.take_along_axis(all_distances, order, axis=1)
+        self.rows[batch] = np.take_along_axis(all_rows, order, axis=1)
+        self.excluded[batch] = np.take_along_axis(all_excluded, order, axis=1)
+
+
+class _Furthest:
+    """The distance of the furthest image of those looked at so far, float64 [n], for n queries."""
+
+    def __init__(self, measure, count):
+        self.measure = measure
+        self.distances = np.full(count, -np.inf)
+
+    def look_at(self, batch, chunk, approximate, error):
+        largest = approximate.max(axis=1)
+        further = np.flatnonzero(largest + error >= self.distances[batch])
+        reach = (largest - 2 * error)[further].astype(np.float32)
+        queries, columns = np.divmod(np.flatnonzero(approximate[further] >= reach[:, None]), len(chunk.rows))
+        queries = batch[further[queries]]
+        np.maximum.at(self.distances, queries, self.measure.exact(queries, chunk, columns))
+
+
+def _smallest(values, k):
+    """The k-th smallest of each row of [B, C]; infinite where there are fewer."""
+    if values.shape[1] < k:
+        return np.full(len(values), np.inf)
+    return np.partition(values, k - 1, axis=1)[:, k - 1]
+
+
+def _finite(reach):
+    """Float32 [B], so that images at an infinite distance are out of reach."""
+    return np.minimum(reach, np.finfo(np.float32).max).astype(np.float32)

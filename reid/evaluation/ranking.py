@@ -59,7 +59,7 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
     related = gallery_pids >= 0 if keep is None else (gallery_pids >= 0) & keep
     most_matches = np.bincount(gallery_pids[related], minlength=len(number_of))[query_pids]
     blocks = []
-    for block in _query_blocks(most_matches):
+    for block in _query_blocks(most_matches, chunks.queries_at_once(reranking)):
         distances = Distances(chunks.read(query_embeddings, block.start, block.stop), metric)
         if reranking is not None:
             distances = reranking.applied_to(distances, block)
@@ -81,15 +81,16 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
     return Ranks(*map(np.concatenate, arrays), junk[0])
 
 
-def _query_blocks(most_matches):
-    """Slices of queries, for each of which the gallery is read once, given upper bounds of their matches int64 [Q]."""
+def _query_blocks(most_matches, at_once):
+    """Slices of `at_once` queries or fewer, for each of which the gallery is read once, given upper bounds of their
+    matches int64 [Q]."""
     total = np.cumsum(most_matches)
     blocks = []
     start = 0
     while start < len(total):
         before = total[start] - most_matches[start]
         stop = np.searchsorted(total, before + chunks.MATCHES_AT_ONCE, side='right')
-        stop = min(max(stop, start + 1), start + chunks.QUERIES_AT_ONCE)
+        stop = min(max(stop, start + 1), start + at_once)
         blocks.append(slice(start, stop))
         start = stop
     return blocks

@@ -23,7 +23,9 @@ class Evaluation:
     ap_sklearn, ap_market1501, first, last: AP of each query by two definitions, and ranks of its first and last match,
         float [Q], NaN without a match.
     matches: how many matches each query has, int64 [Q].
-    query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened.
+    query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened; with multi-query the queries' are an
+        array [Q, D].
+    reranking: then also what `k_reciprocal` returns for them, where evaluate.py re-ranked; else None.
     """
     path: str
     parameters: dict
@@ -38,6 +40,11 @@ class Evaluation:
     matches: np.ndarray
     query_embeddings: object = None
     gallery_embeddings: object = None
+    reranking: object = None
+
+    def reranking_of(self, queries, rows=slice(None)):
+        """What `nearest` needs to rank these rows of the gallery for these queries as evaluate.py did."""
+        return self.reranking and self.reranking.of(queries, rows)
 
     @property
     def ap(self):
@@ -79,6 +86,15 @@ def _checked(path, content):
             raise TypeError(f'{flag} is {parameters[flag]!r}')
     if parameters['metric'] not in distances.METRICS:
         raise ValueError(f'metric is {parameters["metric"]!r}')
+    if parameters.get('rerank'):
+        for flag in ('rerank_k1', 'rerank_k2'):
+            if not (isinstance(parameters[flag], int) and parameters[flag] > 0):
+                raise ValueError(f'{flag} is {parameters[flag]!r}')
+        _share(parameters['rerank_lambda'])
+    if parameters.get('multi_query_dataset'):
+        for flag in ('multi_query_dataset', 'multi_query_embeddings'):
+            if not isinstance(parameters[flag], str):
+                raise TypeError(f'{flag} is {parameters[flag]!r}')
     confidence = {}
     for score in ('mAP', 'top1'):
         ends = content['confidence'][score]

@@ -1,5 +1,6 @@
 """An evaluation with what it was made from (csv, `.h5` and image files), opened and checked, and its ranked lists."""
 import dataclasses
+import functools
 import os
 import typing
 
@@ -9,7 +10,9 @@ import excluders
 from reid.dataset import file_problems, image_path, load_dataset
 from reid.embeddings import open_with_dataset
 from reid.errors import InputError
-from reid.evaluation import neighbours
+from reid.evaluation import chunks, neighbours
+from reid.evaluation.multi_query import mean_of_images
+from reid.evaluation.reranking import k_reciprocal
 from reid.evaluation.results import read_evaluation
 
 
@@ -21,7 +24,8 @@ class Images:
 
 
 class Ranked(typing.NamedTuple):
-    """An image of a ranked list: its row in the gallery, its distance, whether the protocol excludes it."""
+    """An image of a ranked list: its row in the gallery, its distance (re-ranked, where the evaluation is), whether the
+    protocol excludes it."""
     row: int
     distance: float
     excluded: bool
@@ -48,6 +52,7 @@ def open_evaluation(args):
         args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
     _check_queries(evaluation, query.dataset)
     _check_gallery(evaluation, gallery.dataset)
+    _apply_protocol(evaluation, query.dataset)
     return evaluation, query, gallery
 
 
@@ -69,15 +74,31 @@ def open_other_evaluation(path, evaluation, query, gallery):
                          f'{excluders[1]}, so that their queries have different galleries. Evaluate one again.')
     other.query_embeddings, _ = open_with_dataset(_file(other, 'query_embeddings'), query.dataset)
     other.gallery_embeddings, _ = open_with_dataset(_file(other, 'gallery_embeddings'), gallery.dataset)
+    _apply_protocol(other, query.dataset)
     return other
+
+
+def _apply_protocol(evaluation, query_dataset):
+    """Do with the opened embeddings what evaluate.py did, so that ranks are those of the evaluation."""
+    parameters = evaluation.parameters
+    if parameters.get('multi_query_dataset'):
+        images, image_set = open_with_dataset(_file(evaluation, 'multi_query_embeddings'),
+                                              load_dataset(_file(evaluation, 'multi_query_dataset')))
+        evaluation.query_embeddings = mean_of_images(query_dataset, images, image_set,
+                                                     excluders.load(parameters['excluder']))
+    if parameters.get('rerank'):
+        evaluation.reranking = k_reciprocal(
+            evaluation.query_embeddings, evaluation.gallery_embeddings, parameters['metric'], parameters['rerank_k1'],
+            parameters['rerank_k2'], parameters['rerank_lambda'])
 
 
 def _file(evaluation, flag):
     """The path that evaluate.py was given by a flag."""
     path = evaluation.parameters[flag]
     if not os.path.isfile(path):
+        moved = '' if flag.startswith('multi_query') else '; there are flags for files that were moved'
         raise InputError(f'{evaluation.path} was made from {path}, which is not there. Run this in the folder where '
-                         f'evaluate.py was run, or evaluate again; there are flags for files that were moved.')
+                         f'evaluate.py was run, or evaluate again{moved}.')
     return path
 
 
@@ -122,12 +143,12 @@ def stated(embeddings, name):
 
 
 def read_rows(embeddings, rows, block=65536):
-    """The embeddings of some rows, float32 [len(rows), D]; the file is read a block at a time."""
+    """Some rows of open `Embeddings` or an array, float32 [len(rows), D]; a file is read a block at a time."""
     found = np.empty((len(rows), embeddings.shape[1]), np.float32)
     for start in range(0, len(embeddings), block):
         here = (rows >= start) & (rows < start + block)
         if here.any():
-            found[here] = embeddings.rows(start, start + block)[rows[here] - start]
+            found[here] = chunks.read(embeddings, start, start + block)[rows[here] - start]
     return found
 
 
@@ -145,10 +166,11 @@ def ranked_lists(evaluation, query, gallery, queries, top_k):
     """
     top_k = min(top_k, len(gallery.dataset))
     excluder = excluders.load(evaluation.parameters['excluder'])
-    given = (read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
-             evaluation.gallery_embeddings, gallery.dataset.fids)
-    valid = neighbours.nearest(*given, top_k, evaluation.parameters['metric'], excluder)
-    seen = neighbours.nearest(*given, 2 * top_k, evaluation.parameters['metric'], excluder, keep_excluded=True)
+    find = functools.partial(neighbours.nearest, read_rows(evaluation.query_embeddings, queries),
+                             query.dataset.fids[queries], evaluation.gallery_embeddings, gallery.dataset.fids,
+                             metric=evaluation.parameters['metric'], excluder=excluder,
+                             reranking=evaluation.reranking_of(queries))
+    valid, seen = find(top_k), find(2 * top_k, keep_excluded=True)
     _check_first_matches(evaluation, query, gallery, queries, valid.rows)
 
     lists = []
@@ -162,22 +184,16 @@ def ranked_lists(evaluation, query, gallery, queries, top_k):
 
 def _check_first_matches(evaluation, query, gallery, queries, rows):
     """Check the ranks of first matches against the nearest gallery rows [n, k]; -1 is none."""
-    if changed_ranks(evaluation):
-        return
     hits = (gallery.dataset.pids[rows] == query.dataset.pids[queries][:, None]) & (rows >= 0)
     ranks = np.where(hits.any(axis=1), 1 + hits.argmax(axis=1), np.nan)
     expected = np.where(evaluation.first[queries] <= rows.shape[1], evaluation.first[queries], np.nan)
     different = ~((ranks == expected) | (np.isnan(ranks) & np.isnan(expected)))
     # Another processor may rank a few near-ties differently; other embeddings change most.
     if different.mean() > 0.1:
-        raise InputError(f'{evaluation.path} is no evaluation of {evaluation.query_embeddings.path} and '
-                         f'{evaluation.gallery_embeddings.path}: the first matches of {different.sum()} of '
-                         f'{len(queries)} queries have other ranks. Evaluate again.')
-
-
-def changed_ranks(evaluation):
-    """Flags of the evaluation by which its ranks are not those of the plain distances."""
-    return [f'--{flag}' for flag in ('rerank', 'multi_query_dataset') if evaluation.parameters.get(flag)]
+        query_path = getattr(evaluation.query_embeddings, 'path', evaluation.parameters.get('multi_query_embeddings'))
+        raise InputError(f'{evaluation.path} is no evaluation of {query_path} and {evaluation.gallery_embeddings.path}: '
+                         f'the first matches of {different.sum()} of {len(queries)} queries have other ranks. Evaluate '
+                         f'again.')
 
 
 def cameras(evaluation, fids):

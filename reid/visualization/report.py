@@ -12,7 +12,7 @@ import numpy as np
 import excluders
 from reid.evaluation import neighbours
 from reid.files import holds, written_whole
-from reid.visualization.ranked_lists import cameras, changed_ranks, ranked_lists, read_rows
+from reid.visualization.ranked_lists import cameras, ranked_lists, read_rows
 from reid.visualization.thumbnails import Missing, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
@@ -102,11 +102,9 @@ def page_data(found, evaluations, query, gallery, page, link_images):
     data = {
         'title': ' compared with '.join(names),
         'about': _about(now, query.dataset, gallery.dataset),
-        'warnings': [f'The numbers of {name} are those with {flag}; its ranked lists are those without.'
-                     for name, evaluation in zip(names, evaluations) for flag in changed_ranks(evaluation)]
-        + [f'{name} has the metric {evaluation.parameters["metric"]} and {names[0]} {now.parameters["metric"]}.'
-           for name, evaluation in zip(names, evaluations)
-           if evaluation.parameters['metric'] != now.parameters['metric']]
+        'warnings': [f'The distances of {name} are of another kind ({_kind_of_distance(evaluation)}) than those of '
+                     f'{names[0]} ({_kind_of_distance(now)}).' for name, evaluation in zip(names, evaluations)
+                     if _kind_of_distance(evaluation) != _kind_of_distance(now)]
         + ([missing.sentence()] if missing.fids else []),
         'numbers': _summary(*evaluations),
         'linked': link_images,
@@ -190,7 +188,8 @@ def _matches(evaluation, query, gallery):
         queries, rows, embs = queries_of[pid], np.array(rows), candidate_embs[start:start + len(rows)]
         start += len(rows)
         found = neighbours.nearest(query_embs[queries], query.dataset.fids[queries], embs, gallery.dataset.fids[rows],
-                                len(rows), evaluation.parameters['metric'], excluder)
+                                len(rows), evaluation.parameters['metric'], excluder,
+                                reranking=evaluation.reranking_of(queries, rows))
         for q, near, distances in zip(queries, found.rows, found.distances):
             matches[q] = rows[near[near >= 0]], distances[near >= 0]
     return matches
@@ -204,7 +203,8 @@ def _distances_of_others(evaluation, query, gallery, seed):
     rows = rng.permutation(len(gallery.dataset))[:SAMPLE]
     found = neighbours.nearest(read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
                             read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.fids[rows],
-                            len(rows), evaluation.parameters['metric'], excluder)
+                            len(rows), evaluation.parameters['metric'], excluder,
+                            reranking=evaluation.reranking_of(queries, rows))
     others = gallery.dataset.pids[rows][found.rows] != query.dataset.pids[queries][:, None]
     return found.distances[others & (found.rows >= 0)]
 
@@ -213,10 +213,21 @@ def _about(evaluation, query_dataset, gallery_dataset):
     counts, parameters = evaluation.numbers['counts'], evaluation.parameters
     words = [f'{len(query_dataset)} queries of {os.path.basename(query_dataset.path)}',
              f'{len(gallery_dataset)} gallery images of {os.path.basename(gallery_dataset.path)}',
-             f'{parameters["metric"]} distance', f'excluder {parameters["excluder"]}']
+             _kind_of_distance(evaluation), f'excluder {parameters["excluder"]}']
+    if parameters.get('multi_query_dataset'):
+        words.append(f'multi-query with {os.path.basename(parameters["multi_query_dataset"])}')
     if counts.get('queries_without_match'):
         words.append(f'{counts["queries_without_match"]} queries without a match, which count nowhere')
     return ' · '.join(words)
+
+
+def _kind_of_distance(evaluation):
+    parameters = evaluation.parameters
+    reranked = ''
+    if parameters.get('rerank'):
+        reranked = (f', re-ranked with k1 {parameters["rerank_k1"]}, k2 {parameters["rerank_k2"]} and '
+                    f'λ {parameters["rerank_lambda"]}')
+    return f'{parameters["metric"]} distance{reranked}'
 
 
 def _scores(evaluation):
