@@ -5,6 +5,7 @@ if __name__ == '__main__':  # Before all other imports.
     startup.settle()
 
 import argparse
+import collections
 import sys
 
 import numpy as np
@@ -12,12 +13,13 @@ import numpy as np
 import excluders
 from reid import argument_types
 from reid.errors import InputError, exit_with
-from reid.evaluation import distances, multi_query, ranking, reranking
+from reid.evaluation import chunks, distances, multi_query, ranking, reranking
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
 from reid.evaluation.results import is_evaluation, read_evaluation, write_results
 from reid.files import check_output
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
+CAMERAS_SHOWN = 10  # As many columns as a terminal has room for.
 LONGEST_CMC = 100_000  # Ranks behind these would only make the file large.
 TOO_FEW = 'too few identities to say'
 COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-10', 'mINP')
@@ -144,23 +146,34 @@ def main():
 def by_camera(queries, query_set, gallery, gallery_set, how, use_market_ap):
     """The mAP per pair of query and gallery camera: list of dicts, of the pairs that have queries with a match."""
     ids = how['excluder']([]).ids
-    query_cameras = np.array([camera for _, camera in ids(query_set.fids)])
-    gallery_cameras = np.array([camera for _, camera in ids(gallery_set.fids)])
+    query_cameras, camera_of_query = cameras(query_set.fids, ids)
+    gallery_cameras, camera_of_image = cameras(gallery_set.fids, ids)
+    ranks_by_camera = ranking.rank_parts(queries, query_set, gallery, gallery_set, parts=camera_of_image, **how)
     table = []
-    for gallery_camera in in_order(gallery_cameras):
-        ranks = ranking.rank(queries, query_set, gallery, gallery_set, keep=gallery_cameras == gallery_camera, **how)
+    for gallery_camera, ranks in zip(gallery_cameras, ranks_by_camera):
         ap = ranks.ap_market1501 if use_market_ap else ranks.ap_sklearn
-        for query_camera in in_order(query_cameras):
-            chosen = ranks.matched & (query_cameras == query_camera)
+        for number, query_camera in enumerate(query_cameras):
+            chosen = ranks.matched & (camera_of_query == number)
             if chosen.any():
                 table.append({'query_camera': query_camera, 'gallery_camera': gallery_camera,
                               'mAP': float(ap[chosen].mean()), 'queries': int(chosen.sum())})
     return table
 
 
+def cameras(fids, ids):
+    """The different cameras, 2 before 10, and each image's number among them: a list of str and int32 [N]."""
+    number_of = {}
+    numbers = np.empty(len(fids), np.int32)
+    for some in chunks.slices(len(fids), 1 << 16):  # Of millions of images the names would take more than the rest.
+        numbers[some] = [number_of.setdefault(camera, len(number_of)) for _, camera in ids(fids[some])]
+    ordered = in_order(number_of)
+    place = {camera: place for place, camera in enumerate(ordered)}
+    return ordered, np.array([place[camera] for camera in number_of], np.int32)[numbers]
+
+
 def in_order(cameras):
     """The different cameras, 2 before 10."""
-    return sorted({str(camera) for camera in cameras}, key=lambda camera: (len(camera), camera))
+    return sorted(set(cameras), key=lambda camera: (len(camera), camera))
 
 
 # --- Results ----------------------------------------------------------------------------------------------------------
@@ -210,15 +223,31 @@ def print_results(results):
 
 
 def print_cameras(table):
-    """Print the mAP per pair of cameras, a row per query camera."""
-    mean_ap = {(entry['query_camera'], entry['gallery_camera']): f'{entry["mAP"]:.2%}' for entry in table}
-    query_cameras, gallery_cameras = (in_order(cameras) for cameras in zip(*mean_ap))
+    """Print the mAP per pair of cameras, a row per query camera; of many cameras those with most results."""
+    mean_ap = {(entry['query_camera'], entry['gallery_camera']): f'{entry["mAP"]:.1%}' for entry in table}
+    rows, columns = (most_frequent(table, side) for side in ('query_camera', 'gallery_camera'))
     print('\nmAP by camera of the query (rows) and of the gallery (columns)')
-    print(f'{"":8}' + ''.join(f'{camera:>9}' for camera in gallery_cameras))
-    for query_camera in query_cameras:
-        cells = (mean_ap.get((query_camera, gallery_camera), '-') for gallery_camera in gallery_cameras)
-        print(f'{query_camera:8}' + ''.join(f'{cell:>9}' for cell in cells))
+    print(f'{"":8}' + ''.join(f'{short(camera):>7}' for camera in columns))
+    for query_camera in rows:
+        cells = (mean_ap.get((query_camera, gallery_camera), '-') for gallery_camera in columns)
+        print(f'{short(query_camera):8}' + ''.join(f'{cell:>7}' for cell in cells))
+    shown = sum((row, column) in mean_ap for row in rows for column in columns)
+    if shown < len(table):
+        print(f'These are {shown} of {len(table)} pairs, of the {CAMERAS_SHOWN} cameras on either side with most queries; '
+              f'the JSON file of --filename has all.')
     print()
+
+
+def most_frequent(table, side):
+    """The cameras of one side that have most queries with a match, 2 before 10."""
+    queries = collections.Counter()
+    for entry in table:
+        queries[entry[side]] += entry['queries']
+    return in_order(camera for camera, _ in queries.most_common(CAMERAS_SHOWN))
+
+
+def short(camera):
+    return camera if len(camera) <= 6 else f'…{camera[-5:]}'
 
 
 # --- Comparison -------------------------------------------------------------------------------------------------------

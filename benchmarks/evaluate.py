@@ -5,6 +5,10 @@
     benchmarks/evaluate.py --gallery 500000 --references
     benchmarks/evaluate.py --rerank --references   re-ranking too; --references dense does it with matrices of all pairs
     benchmarks/evaluate.py --queries 11659 --gallery 82161 --identities 3060 --rerank --references   as large as MSMT17
+    benchmarks/evaluate.py --queries 10000 --gallery 10000 --dim 2 --identities 10 --references scikit-learn
+    benchmarks/evaluate.py --queries 3000 --gallery 30000 --outliers 1 --references   one a thousand times as long
+    benchmarks/evaluate.py --queries 1000 --dim 2048 --noise 6 --references
+    benchmarks/evaluate.py --queries 3000 --gallery 20000 --dim 256 --metric cityblock --workers 2 --references
 
 Embeddings are made up: clusters, one an identity, seen by six cameras; in the gallery also junk and strangers, in the
 proportions of Market-1501, with more strangers in a larger gallery.
@@ -22,7 +26,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # Not this folder: `evaluate` is the project's.
 
 MARKET_GALLERY, LABELLED, JUNK = 19732, 13115, 3819  # Images of Market-1501: all, with an identity of the queries, junk.
-NOISE = 1.3  # Standard deviation within an identity; that of the identities is 1.
 NEIGHBOURS = 50
 
 
@@ -33,9 +36,14 @@ def main():
     add('--gallery', type=int, default=19732, help='(%(default)s)')
     add('--dim', type=int, default=128, help='(%(default)s)')
     add('--identities', type=int, default=750, help='(%(default)s)')
+    add('--noise', type=float, default=1.3, help='standard deviation within an identity; that of the identities is 1 '
+        '(%(default)s)')
+    add('--outliers', type=int, default=0, help='gallery images with embeddings a thousand times as long (%(default)s)')
+    add('--metric', default='euclidean', help='of evaluate.py (%(default)s)')
     add('--repeat', type=int, default=3, help='runs of each, of which the fastest counts (%(default)s)')
     add('--workers', type=int, help='also with this number of processes')
     add('--rerank', action='store_true', help='also with re-ranking')
+    add('--by_camera', action='store_true', help='also by pairs of cameras')
     add('--references', nargs='*', choices=[*sorted(REFERENCES), *DENSE], default=sorted(REFERENCES),
         help=f'(all of them but {", ".join(DENSE)}, which takes 24 bytes a pair of images)')
     add('--folder', help='where to make the embeddings, and find them the next time (a temporary folder)')
@@ -43,21 +51,24 @@ def main():
     args = parser.parse_args()
     if args.run:
         return STEPS[args.run[0]](args, args.run[1])
+    if args.metric != 'euclidean' and args.references:
+        parser.error('the references are for the euclidean metric alone: give --references without a name')
     with tempfile.TemporaryDirectory() as temporary:
         measure(args, args.folder or temporary)
 
 
 def measure(args, folder):
     """Run everything as processes of their own and print the table."""
-    size = f'{args.queries}, {args.gallery}, {args.dim}, {args.identities}'
+    sizes = ['--queries', args.queries, '--gallery', args.gallery, '--dim', args.dim, '--identities', args.identities,
+             '--noise', args.noise, '--outliers', args.outliers]
+    size = ' '.join(map(str, sizes))
     made = pathlib.Path(folder, 'size.txt')
-    sizes = ['--queries', args.queries, '--gallery', args.gallery, '--dim', args.dim, '--identities', args.identities]
     if not made.exists() or made.read_text() != size:
         # In a process of its own too: a process starts with the peak memory of the one that started it.
         run([__file__, *sizes, '--run', 'make', folder])
         made.write_text(size)
 
-    evaluate = [ROOT / 'evaluate.py', '--excluder', 'market1501', '--metric', 'euclidean']
+    evaluate = [ROOT / 'evaluate.py', '--excluder', 'market1501', '--metric', args.metric]
     for role in ('query', 'gallery'):
         evaluate += [f'--{role}_dataset', f'{folder}/{role}.csv', f'--{role}_embeddings', f'{folder}/{role}.h5']
     runs = {'evaluate.py': evaluate}
@@ -67,6 +78,8 @@ def measure(args, folder):
         runs['evaluate.py --rerank'] = [*evaluate, '--rerank']
     if args.rerank and args.workers:
         runs[f'evaluate.py --rerank --workers {args.workers}'] = [*evaluate, '--rerank', '--workers', args.workers]
+    if args.by_camera:
+        runs['evaluate.py --by_camera'] = [*evaluate, '--by_camera']
     runs.update({name: [__file__, '--run', name, folder] for name in args.references})
 
     print(f'{args.queries} queries, {args.gallery} gallery images, {args.dim} dimensions, {os.cpu_count()} cores\n')
@@ -114,16 +127,16 @@ def make(args, folder):
     centres = random.standard_normal((args.identities + 1, args.dim)).astype(np.float32)
     stranger, junk = 0, -1
     person = random.integers(1, args.identities + 1, args.queries)
-    write(folder, 'query', person, centres, random)
+    write(folder, 'query', person, centres, args.noise, random)
     share = min(1, args.gallery / MARKET_GALLERY)
     labelled, junk_count = int(share * LABELLED), int(share * JUNK)
     person = np.full(args.gallery, stranger)
     person[:labelled] = random.integers(1, args.identities + 1, labelled)
     person[labelled:labelled + junk_count] = junk
-    write(folder, 'gallery', random.permutation(person), centres, random)
+    write(folder, 'gallery', random.permutation(person), centres, args.noise, random, args.outliers)
 
 
-def write(folder, role, person, centres, random):
+def write(folder, role, person, centres, noise, random, outliers=0):
     import numpy as np
 
     from reid.dataset import load_dataset
@@ -140,7 +153,9 @@ def write(folder, role, person, centres, random):
             known = np.where(some > 0, some, 0)
             own = random.standard_normal((len(some), dim), np.float32)
             centre = np.where(some[:, None] > 0, centres[known], own)
-            writer.append(centre + NOISE * random.standard_normal((len(some), dim), np.float32))
+            embs = centre + np.float32(noise) * random.standard_normal((len(some), dim), np.float32)
+            embs[:max(0, outliers - start)] *= 1000
+            writer.append(embs)
 
 
 def read(folder, role):

@@ -205,6 +205,28 @@ def test_by_camera(market):
     assert SUMMARY.fullmatch(stdout.splitlines()[-1])
 
 
+def test_table_of_many_cameras_fits_a_terminal(tmp_path):
+    random = np.random.default_rng(0)
+    expected = {}
+    for name, count in (('query', 150), ('test', 600)):
+        pids, cameras = random.integers(0, 5, count), random.choice([*range(1, 11), *range(100, 113)], count)
+        fids = [f'{pid:04}_c{camera}s1_{row}.jpg' for row, (pid, camera) in enumerate(zip(pids, cameras))]
+        dataset = Dataset('', np.char.zfill(pids.astype(str), 4).astype(object), np.array(fids, object))
+        write_dataset(tmp_path, name, dataset, random.standard_normal((count, 4)).astype(np.float32))
+        expected[name] = {str(camera) for camera in cameras}
+    stdout, _, results = evaluate(tmp_path, '--by_camera')
+    for name, side in (('query', 'query_camera'), ('test', 'gallery_camera')):
+        assert {entry[side] for entry in results['by_camera']} == expected[name] and len(expected[name]) == 23
+    lines = stdout.splitlines()
+    first = next(row for row, line in enumerate(lines) if line.startswith('mAP by camera'))
+    table = lines[first + 1:first + 12]
+    assert max(map(len, table)) <= 80 and len(table[0].split()) == 10
+    cells = {(entry['query_camera'], entry['gallery_camera']): f'{entry["mAP"]:.1%}' for entry in results['by_camera']}
+    for line in table[1:]:
+        assert line.split()[1:] == [cells.get((line.split()[0], camera), '-') for camera in table[0].split()]
+    assert f'of {len(cells)} pairs' in lines[first + 12] and '--filename' in lines[first + 12]
+
+
 def test_multi_query(market):
     _, _, results = evaluate(market, '--multi_query_dataset', market / 'gt_bbox.csv', '--multi_query_embeddings',
                              market / 'gt_bbox.h5')

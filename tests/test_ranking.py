@@ -10,11 +10,11 @@ from sklearn.metrics import average_precision_score
 import excluders
 from reid.dataset import Dataset
 from reid.errors import InputError
-from reid.evaluation import chunks, neighbours, ranking, reranking
+from reid.evaluation import chunks, distances, neighbours, ranking, reranking
 from reid.evaluation.distances import METRICS, Distances
 from reid.evaluation.reranking import k_reciprocal
 
-KINDS = ('grid', 'normal', 'far from zero', 'few points', 'tiny', 'huge', 'two scales')
+KINDS = ('grid', 'normal', 'far from zero', 'few points', 'tiny', 'huge', 'two scales', 'outliers')
 
 
 def cases(count):
@@ -31,6 +31,8 @@ def make_embeddings(kind, count, dim, random):
         normal = np.random.default_rng(7).standard_normal((3, dim))[random.integers(0, 3, count)]
     if kind == 'two scales':
         normal = normal * 10.0 ** random.integers(-6, 7, (count, 1))
+    if kind == 'outliers':
+        normal = normal * np.where(random.random((count, 1)) < 0.1, 1000, 1)
     scale = {'tiny': 1e-25, 'huge': 1e15}.get(kind, 1)
     return (scale * normal).astype(np.float32)
 
@@ -101,10 +103,11 @@ def expected_ranks(queries, query_set, gallery, gallery_set, excluder, metric, k
             for q, (query, pid) in enumerate(zip(queries, query_set.pids))]
 
 
-def computed_ranks(problem, **more):
-    names = ('queries', 'query_set', 'gallery', 'gallery_set', 'excluder', 'metric', 'batch_size')
+def computed_ranks(problem, rank=ranking.rank, **more):
+    names = ('query_set', 'gallery_set', 'excluder', 'metric', 'batch_size')
     with mock.patch.multiple(chunks, **problem['sizes']):
-        return ranking.rank(*(problem[name] for name in names), **more)
+        return rank(query_embeddings=problem['queries'], gallery_embeddings=problem['gallery'],
+                    **{name: problem[name] for name in names}, **more)
 
 
 def as_rows(ranks):
@@ -123,11 +126,19 @@ def test_ranks_are_those_of_brute_force(problem):
 
 
 @cases(300)
-@hypothesis.given(problems(), st.integers(0, 2 ** 32))
-def test_part_of_a_gallery_is_ranked_as_if_it_were_all(problem, seed):
-    keep = np.random.default_rng(seed).random(len(problem['gallery'])) < 0.5
-    np.testing.assert_allclose(as_rows(computed_ranks(problem, keep=keep)), expected_ranks(**problem, keep=keep),
-                               rtol=0, atol=1e-12)
+@hypothesis.given(problems(), st.integers(1, 4), st.integers(0, 2 ** 32))
+def test_parts_of_a_gallery_are_ranked_as_if_each_were_all(problem, count, seed):
+    parts = np.random.default_rng(seed).integers(0, count, len(problem['gallery']))
+    all_ranks = computed_ranks(problem, ranking.rank_parts, parts=parts)
+    assert len(all_ranks) == parts.max() + 1
+    excluded = problem['excluder'](problem['gallery_set'].fids)
+    for part, ranks in enumerate(all_ranks):
+        keep = parts == part
+        np.testing.assert_allclose(as_rows(ranks), expected_ranks(**problem, keep=keep), rtol=0, atol=1e-12)
+        assert ranks.junk == np.sum(getattr(excluded, 'junk', np.zeros(len(keep))) * keep)
+        if keep.any():  # To the bit.
+            alone = {**problem, 'gallery': problem['gallery'][keep], 'gallery_set': problem['gallery_set'].take(keep)}
+            np.testing.assert_array_equal(as_rows(ranks), as_rows(computed_ranks(alone)))
 
 
 @cases(800)
@@ -212,6 +223,79 @@ def test_no_size_of_chunk_or_batch_changes_a_bit(metric):
     for ranks in all_ranks[1:]:
         assert ranks.junk == all_ranks[0].junk == (gallery_set.pids == '-1').sum()
         np.testing.assert_array_equal(as_rows(ranks), as_rows(all_ranks[0]))
+
+
+@pytest.mark.parametrize('metric', METRICS)
+@pytest.mark.parametrize('dim', [2, 600])
+def test_many_matches_of_a_query_and_images_far_longer_than_others(metric, dim):
+    queries, query_set, gallery, gallery_set = scene(12, 1500, dim)
+    queries[3], gallery[::100] = 1000 * queries[3], 1000 * gallery[::100]
+    problem = {'queries': queries, 'query_set': query_set, 'gallery': gallery, 'gallery_set': gallery_set,
+               'excluder': excluders.load('market1501'), 'metric': metric, 'batch_size': 5,
+               'sizes': {'GALLERY_AT_ONCE': 700, 'MATCHES_AT_ONCE': 1000}}
+    ranks = computed_ranks(problem)
+    assert ranks.matches.max() > 150
+    np.testing.assert_allclose(as_rows(ranks), expected_ranks(**problem), rtol=0, atol=1e-12)
+
+
+def pairs_measured(queries, query_set, gallery, gallery_set, metric='euclidean'):
+    """How many pairs of images are measured exactly, beside the matches."""
+    excluder = excluders.load('diagonal')
+    with mock.patch.object(Distances, 'exact', autospec=True, side_effect=Distances.exact) as exact:
+        ranks = ranking.rank(queries, query_set, gallery, gallery_set, excluder, metric)
+    return sum(len(call.args[1]) for call in exact.call_args_list) - ranks.matches.sum()
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cityblock'])
+@pytest.mark.parametrize('factor', [1000, 1e10])
+def test_one_embedding_far_longer_than_the_others_leaves_them_decided(metric, factor):
+    random = np.random.default_rng(0)
+    queries, gallery = make_embeddings('normal', 20, 64, random), make_embeddings('normal', 3000, 64, random)
+    sets = make_dataset(20, random), make_dataset(3000, random)
+    usual = pairs_measured(queries, sets[0], gallery, sets[1], metric)
+    gallery[1234] *= factor
+    assert 0 < pairs_measured(queries, sets[0], gallery, sets[1], metric) < 1.1 * usual
+    # That of one query costs this query alone.
+    queries[7] *= factor
+    assert pairs_measured(queries, sets[0], gallery, sets[1], metric) < 1.3 * usual + 3000
+
+
+def test_long_embeddings_are_hardly_ever_measured_exactly():
+    random = np.random.default_rng(0)
+    queries, gallery = make_embeddings('normal', 10, 2048, random), make_embeddings('normal', 1000, 2048, random)
+    sets = make_dataset(10, random), make_dataset(1000, random)
+    with mock.patch.object(distances, 'SUMMED_AT_ONCE', 10 ** 6):
+        in_one_sum = pairs_measured(queries, sets[0], gallery, sets[1])
+    assert pairs_measured(queries, sets[0], gallery, sets[1]) < in_one_sum / 3
+
+
+@pytest.mark.parametrize('gallery, workers', [(19732, 1), (19732, 2), (20000, 2), (82161, 3), (5, 8), (16384, 1)])
+def test_processes_get_equal_shares_of_a_gallery(gallery, workers):
+    slices = chunks.even_slices(gallery, 16384, workers)
+    sizes = [some.stop - some.start for some in slices]
+    assert [some.start for some in slices] == [0, *np.cumsum(sizes)[:-1]] and sum(sizes) == gallery
+    assert max(sizes) <= 16384 and max(sizes) - min(sizes) <= 1
+    assert len(sizes) % workers == 0 or gallery < workers
+
+
+def test_processes_and_parts_change_no_bit_and_the_gallery_is_read_once_for_all_parts():
+    queries, query_set, gallery, gallery_set = scene(30, 1500, 8)
+    reads = []
+
+    class Source:
+        shape = gallery.shape
+
+        def rows(self, start, stop):
+            reads.extend(range(start, stop))
+            return gallery[start:stop]
+
+    rest = gallery_set, excluders.load('market1501'), 'euclidean', np.arange(1500) % 7
+    alone = ranking.rank_parts(queries, query_set, Source(), *rest)
+    assert sorted(reads) == sorted(2 * [*range(1500)])  # For the matches, and for the strangers in front of them.
+    shared = ranking.rank_parts(queries, query_set, gallery, *rest, workers=3)
+    for ranks, others in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(as_rows(ranks), as_rows(others))
+        assert ranks.junk == others.junk
 
 
 def test_a_collapsed_net_ranks_everything_as_tied():

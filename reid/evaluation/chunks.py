@@ -8,7 +8,6 @@ RERANKED_AT_ONCE = 1024  # Of queries: what re-ranking knows of each takes memor
 MATCHES_AT_ONCE = 1 << 20  # or more true matches, the gallery is read once more.
 
 
-
 def read(source, start, stop):
     """Embeddings [start, stop) of an open `Embeddings` or an array, float32 [stop - start, D]."""
     if hasattr(source, 'rows'):
@@ -40,6 +39,13 @@ def queries_at_once(reranking):
 def slices(count, batch_size):
     """Slices of `batch_size` that cover `count`."""
     return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def even_slices(count, at_most, multiple):
+    """Slices of nearly one length, `at_most` long, that cover `count`: a multiple of that many, if `count` allows."""
+    number = -(-count // (at_most * multiple)) * multiple
+    bounds = [count * i // number for i in range(number + 1)]
+    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:]) if start < stop]
 
 
 def ranges(starts, stops):

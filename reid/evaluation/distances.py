@@ -5,6 +5,7 @@ two rows alone. A float32 matrix product is much faster, but gives a pair of row
 shapes. Its error is bounded, though, and only the pairs that it cannot decide are measured exactly.
 """
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -16,6 +17,8 @@ CACHED_NUMBERS = 1 << 16  # Differences at once: of as many the processor's cach
 ROUNDING = 2.0 ** -24  # Largest relative error of one float32 operation,
 SMALLEST = 2.0 ** -120  # but where numbers are as small as this.
 LARGEST = 2.0 ** 120  # A float32 sum of squares overflows soon behind this.
+SUMMED_AT_ONCE = 256  # Coordinates; the sums of so many are added up then, which bounds the error of long sums.
+OUTLIER = 16  # An image whose size is as many times the usual one is no measure of the others' error.
 
 
 @dataclasses.dataclass
@@ -32,6 +35,10 @@ class Chunk:
     centred: np.ndarray
     sizes: np.ndarray
 
+    def take(self, columns):
+        """The chunk of some of the images, or of all in another order, given a slice or an index array."""
+        return Chunk(self.rows[columns], self.embs[columns], self.centred[columns], self.sizes[columns])
+
 
 class Distances:
     """Distances from some queries to chunks of a gallery: all of them approximately, or few of them exactly.
@@ -47,7 +54,9 @@ class Distances:
         # Norms enter the error bound: what all embeddings have in common is better taken away first.
         self.centre = np.zeros(queries.shape[1], np.float32)
         if metric != 'cosine':
-            self.centre = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+            sizes = np.einsum('nd,nd->n', queries, queries)
+            usual = sizes <= OUTLIER * np.median(sizes)  # One that is very long would move the mean away from all.
+            self.centre = queries[usual].mean(axis=0, dtype=np.float64).astype(np.float32)
         self.centred, self.sizes = self._centre(queries, 'queries')
 
     def prepare(self, rows, embs):
@@ -63,18 +72,21 @@ class Distances:
 
         Returns: float32 [B, C], and a bound of their absolute errors, float64 [B].
         """
+        dim = self.queries.shape[1]
         if self.metric == 'cityblock':
             approximate = _cityblock(self.centred[batch], chunk.centred)
             largest = self.sizes[batch].astype(np.float64) + chunk.sizes.max()
+            roundings = dim
         else:
-            approximate = np.matmul(-2 * self.centred[batch], chunk.centred.T)
+            approximate = _sum_of_products(np.matmul, -2 * self.centred[batch], chunk.centred.T)
             approximate += chunk.sizes
             approximate += self.sizes[batch, None]
             largest = (np.sqrt(self.sizes[batch], dtype=np.float64) + np.sqrt(chunk.sizes.max())) ** 2
-        # A sum of D products is off by at most D roundings of the sum of their absolute values, in whatever order it
-        # is computed (Higham 2002, section 3.1). The 16 stand for centring, adding the sizes, and comparing.
-        dim = self.queries.shape[1]
-        return approximate, 1.01 * (dim + 16) * ROUNDING * largest + dim * SMALLEST
+            roundings = min(dim, SUMMED_AT_ONCE) + dim // SUMMED_AT_ONCE
+        # A sum of n products is off by at most n roundings of the sum of their absolute values, in whatever order it
+        # is computed (Higham 2002, section 3.1; for sums of sums section 4.2). The 16 stand for centring, adding the
+        # sizes, and comparing.
+        return approximate, 1.01 * (roundings + 16) * ROUNDING * largest + dim * SMALLEST
 
     def exact(self, queries, chunk, columns):
         """Distances of pairs, float64 [n], for numbers of queries [n] and of images in the chunk [n]."""
@@ -101,11 +113,38 @@ class Distances:
             if self.metric == 'cityblock':
                 sizes = np.abs(centred).sum(axis=1)
             else:
-                sizes = np.einsum('nd,nd->n', centred, centred)
+                sizes = _sum_of_products(functools.partial(np.einsum, 'nd,dn->n'), centred, centred.T)
         if not sizes.max(initial=0) < LARGEST:
             raise InputError(f'There are numbers as large as {np.abs(embs).max():.3g} in the embeddings of the {whose}: '
                              f'too large to be compared.')
         return centred, sizes
+
+
+def _sum_of_products(product, a, b):
+    """product(a, b) for [N, D] and [D, M], as the sum of its values for a few of the D at a time."""
+    first, *others = chunks.slices(a.shape[1], SUMMED_AT_ONCE)
+    total = product(a[:, first], b[first])
+    part = np.empty_like(total) if others else None
+    for some in others:
+        total += product(a[:, some], b[some], out=part)
+    return total
+
+
+def similar_in_size(sizes):
+    """Groups of images none of which is far larger than most of its group: a list of positions int64 [n], ascending.
+
+    The error bound of `approximate` is that of the largest image of a chunk: a single one that is a thousand times as
+    long as the others would leave nearly all pairs of its chunk undecided.
+
+    Args:
+        sizes: float32 [C], as in `Chunk`.
+    """
+    groups, left = [], np.arange(len(sizes))
+    while len(left):
+        usual = sizes[left] <= OUTLIER * np.median(sizes[left])
+        groups.append(left[usual])
+        left = left[~usual]
+    return groups
 
 
 def _cityblock(queries, gallery):

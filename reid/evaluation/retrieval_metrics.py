@@ -3,6 +3,8 @@ import dataclasses
 
 import numpy as np
 
+ARRAYS = ('matches', 'ap_sklearn', 'ap_market1501', 'first_match_rank', 'last_match_rank')
+
 
 @dataclasses.dataclass
 class Ranks:
@@ -24,6 +26,10 @@ class Ranks:
     last_match_rank: np.ndarray
     junk: int
 
+    def take(self, which):
+        """The ranks of some queries, given a slice, an index array or a mask."""
+        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in ARRAYS})
+
     @property
     def matched(self):
         """Which queries have a match, bool [Q]; the others count in no score."""
@@ -40,22 +46,34 @@ class Ranks:
         return np.cumsum(at_rank[:length]) / self.matched.sum()
 
 
-def ranks_of(query_count, matches, nearer, tied, tied_before, junk):
-    """The `Ranks` of queries, given the counts [M] of images in front of each match."""
-    query = matches.query
+def joined(blocks):
+    """The `Ranks` of several blocks of queries, one behind the other, in one gallery."""
+    arrays = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in ARRAYS}
+    return Ranks(**arrays, junk=blocks[0].junk)
+
+
+def ranks_of(query_count, query, distance, in_front, up_to, junk):
+    """The `Ranks` of queries, given their matches sorted by query, distance and row, and counts of the other images.
+
+    Args:
+        query: int64 [M], number of each match's query.
+        distance: float64 [M].
+        in_front: int64 [M], images of other identities that are nearer, or as near and of a smaller row.
+        up_to: int64 [M], images of other identities that are nearer or as near.
+    """
     count = np.bincount(query, minlength=query_count)
     first = np.cumsum(count) - count
     found = np.arange(len(query)) - first[query] + 1  # The k of the k-th match.
 
     # Scikit-learn: all images of one distance are found at once.
     last_of_tie = np.ones(len(query), bool)
-    last_of_tie[:-1] = (query[1:] != query[:-1]) | (matches.distance[1:] != matches.distance[:-1])
+    last_of_tie[:-1] = (query[1:] != query[:-1]) | (distance[1:] != distance[:-1])
     ends = np.flatnonzero(last_of_tie)
-    found_with_ties = found[ends[np.searchsorted(ends, np.arange(len(query)))]]
-    precision = found_with_ties / (nearer + tied)
+    found_with_ties = np.repeat(found[ends], np.diff(ends, prepend=-1))
+    precision = found_with_ties / (up_to + found_with_ties)
 
     # Market-1501: precision just before the match, and at it.
-    before = nearer + tied_before
+    before = in_front + found - 1
     precision_before = np.divide(found - 1, before, out=np.ones(len(query)), where=before > 0)
     trapezoid = (precision_before + found / (before + 1)) / 2
 

@@ -1,5 +1,6 @@
 """Processes that share the work of an evaluation."""
-import functools
+import contextlib
+import os
 
 from reid import signals
 from reid.errors import InputError
@@ -7,25 +8,44 @@ from reid.errors import InputError
 
 def in_processes(function, tasks, workers, description):
     """The results of function(task), in order, with a progress bar; with `workers` > 1 from that many processes."""
+    with pool(workers) as share:
+        yield from share(function, tasks, description)
+
+
+@contextlib.contextmanager
+def pool(workers):
+    """A callable (function, tasks, description) like `in_processes`; the processes live as long as the context.
+
+    A task goes to whichever process is free.
+
+    Raises:
+        InputError: a process was killed.
+    """
     import tqdm
-    bar = functools.partial(tqdm.tqdm, total=len(tasks), desc=description, leave=False, delay=1)
+
+    def progress(results, tasks, description):
+        return tqdm.tqdm(results, description, len(tasks), leave=False, delay=1)
+
     if workers == 1:
-        yield from bar(map(function, tasks))
+        yield lambda function, tasks, description: progress(map(function, tasks), tasks, description)
         return
     import concurrent.futures
     import multiprocessing
-    import os
     # The linear algebra of a process gets its share of the cores; it looks at these when it is loaded.
-    threads = str(max(1, os.cpu_count() // workers))
+    threads = str(max(1, _cores() // workers))
     for variable in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(variable, threads)
     spawn = multiprocessing.get_context('spawn')
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _live_no_longer_than_the_parent)
-    with signals.raised(), pool:
+    executor = concurrent.futures.ProcessPoolExecutor(workers, spawn, _live_no_longer_than_the_parent)
+
+    def share(function, tasks, description):
+        with signals.unheard_by_children():
+            results = executor.map(function, tasks)
+        return progress(results, tasks, description)
+
+    with signals.raised(), executor:
         try:
-            with signals.unheard_by_children():
-                results = pool.map(function, tasks)
-            yield from bar(results)
+            yield share
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():  # Or the pool would wait until their work is done.
                 process.terminate()
@@ -34,10 +54,14 @@ def in_processes(function, tasks, workers, description):
             raise InputError('A process of --workers was killed, most likely for lack of memory. Take fewer.') from error
 
 
+def _cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def _live_no_longer_than_the_parent():
     """A worker's first act: from now on it ends when its parent does, however that ended, and leaves Ctrl+C to it."""
     import multiprocessing
-    import os
     import signal
     import threading
 
