@@ -165,7 +165,8 @@ def cameras(fids, ids):
     number_of = {}
     numbers = np.empty(len(fids), np.int32)
     for some in chunks.slices(len(fids), 1 << 16):  # Of millions of images the names would take more than the rest.
-        numbers[some] = [number_of.setdefault(camera, len(number_of)) for _, camera in ids(fids[some])]
+        names = fids[np.arange(some.start, some.stop)]  # In an .h5 file, read once.
+        numbers[some] = [number_of.setdefault(camera, len(number_of)) for _, camera in ids(names)]
     ordered = in_order(number_of)
     place = {camera: place for place, camera in enumerate(ordered)}
     return ordered, np.array([place[camera] for camera in number_of], np.int32)[numbers]

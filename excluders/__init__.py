@@ -19,7 +19,7 @@ def load(name):
             benchmarks with PATTERN as the `pattern` of `SameCameraExcluder`.
 
     Returns: a callable; from gallery file ids [G] it makes an object that answers, for query file ids [Q], what to
-        ignore as bool [Q, G]. It may have `junk`, bool [G]: images that no query looks at.
+        ignore as bool [Q, G], an array of the caller's own. It may have `junk`, bool [G]: images that no query looks at.
 
     Raises:
         InputError: no such file, no regular expression, or one without the groups `pid` and `cid`.

@@ -79,12 +79,15 @@ def test_excluder(name):
     for style in STYLES:
         fids = np.array(style, dtype=object)
         try:
-            ignored = plugins.load('excluders', name).Excluder(fids)(fids[:1])
+            excluder = plugins.load('excluders', name).Excluder(fids)
+            ignored = excluder(fids[:1])
         except InputError:
             continue
         understood += 1
         assert ignored.shape == (1, 2) and ignored.dtype == bool
         assert ignored.tolist() == [[True, False]]
+        ignored[:] = False  # The ranking writes into it: it is the caller's.
+        assert excluder(fids[:1]).tolist() == [[True, False]]
     assert understood, 'Add the style of its file names to STYLES.'
 
 

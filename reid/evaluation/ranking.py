@@ -230,7 +230,7 @@ def _count(distances, matches, query_fids, gallery, excluder, part_count, batch_
             batch = queries[some]
             of_batch = slice(*np.searchsorted(matches.query, [batch[0], batch[-1] + 1]))
             # A match is no stranger to its query, be it ignored or not.
-            passed_over = np.array(excluded(query_fids[batch]))
+            passed_over = excluded(query_fids[batch])
             query, place = np.searchsorted(batch, matches.query[of_batch]), matches.row[of_batch] - rows[0]
             here = np.flatnonzero((place >= 0) & (place < len(rows)))
             pairs = query[here], column_of[place[here]]
@@ -239,8 +239,10 @@ def _count(distances, matches, query_fids, gallery, excluder, part_count, batch_
             for group in groups:
                 chosen = of_batch.start + np.flatnonzero(matches.part[of_batch] == group.part)
                 asking = _different(matches.query[chosen])
-                standing = _count_in_group(distances, group.chunk, matches.take(chosen), asking,
-                                           passed_over[:, group.columns][np.searchsorted(batch, asking)])
+                of_group = passed_over[:, group.columns]
+                if len(asking) < len(batch):
+                    of_group = of_group[np.searchsorted(batch, asking)]
+                standing = _count_in_group(distances, group.chunk, matches.take(chosen), asking, of_group)
                 counts.in_front[chosen] += standing.in_front
                 counts.up_to[chosen] += standing.up_to
     return counts
@@ -300,8 +302,9 @@ def _count_in_group(distances, chunk, matches, batch, passed_over):
     standing = _Standing(before_bounds, before_bounds.copy())
     undecided = np.flatnonzero(before_bounds < before_end)
     if len(undecided):
+        keys = np.concatenate(keys)
         between = position[undecided] + np.array(first_key)[query[undecided], None]
-        exact = _count_candidates(distances, chunk, matches.take(undecided), batch, np.concatenate(keys), between)
+        exact = _count_candidates(distances, chunk, matches.take(undecided), batch, keys, between)
         standing.in_front[undecided] += exact.in_front
         standing.up_to[undecided] += exact.up_to
     return standing
