@@ -123,23 +123,13 @@ def without_broken_images(dataset, image_root, filename, args):
 
 def write_embeddings(writer, dataset, image_root, network, load_size, strategy, args):
     """Embed the images of the rows that an `EmbeddingWriter` lacks, and write them: aggregated, pooled, with a bar."""
-    import numpy as np
     import tqdm
 
-    from reid.input_pipeline import images
     from reid.modeling import inference
-    from reid.modeling.aggregators import AGGREGATORS, pool_rows
-    # The images in the order of the file's rows: the frames of a tracklet adjoin.
-    row_of_image = dataset.tracklet_of_row() if args.pool_tracklets else np.arange(len(dataset))
-    missing = np.argsort(row_of_image, kind='stable')
-    missing = missing[row_of_image[missing] >= writer.rows_done]
-    of_variants = inference.embed_files(network, images.paths(dataset.take(missing), image_root), load_size,
-                                        args.batch_size, args.loading_threads, args.flip_augment, args.crop_augment,
-                                        strategy)
-    # The aggregate goes in front of the variants, so that both are pooled alike.
-    aggregate = AGGREGATORS[args.aggregator or 'mean']
-    of_images = (np.concatenate([aggregate(embs)[None], embs]) for embs in of_variants)
-    of_rows = pool_rows(of_images, row_of_image[missing]) if args.pool_tracklets else of_images
+    of_rows = inference.embed_rows(
+        network, dataset, image_root, load_size, args.aggregator, bool(args.pool_tracklets), writer.rows_done,
+        batch_size=args.batch_size, loading_threads=args.loading_threads, flip=args.flip_augment,
+        crop=args.crop_augment, strategy=strategy)
     with tqdm.tqdm(total=len(writer), initial=writer.rows_done, unit=' rows', disable=args.quiet) as bar:
         for embs in of_rows:
             writer.append(embs[0], embs[1:])

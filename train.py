@@ -61,9 +61,8 @@ def main():
         for notice in notices:
             log.warning(notice)
         try:
-            if root.record_start(args.experiment_root, args, [args.train_set]):
-                log.warning(f'{args.train_set} is not what it was when this run was started last: the batches will not '
-                            f'be those that it would have had.')
+            for file in root.record_start(args.experiment_root, args, sum(csv_files(args).values(), [])):
+                log.warning(consequence_of_change(args, file))
             with distribute.losing_a_worker_is_an_error(strategy):
                 train(args, train_set, validator, strategy, log)
         except Exception as error:
@@ -112,7 +111,7 @@ def train(args, train_set, validator, strategy, log):
     if args.deterministic:
         check_determinism(state.network)
     if validator:
-        validator.build(state.names)
+        validator.build(state.names, strategy)
     resumed = state.restore(args, strategy, log)
     first_step = state.step
     if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
@@ -145,12 +144,27 @@ def train(args, train_set, validator, strategy, log):
         reporter.close()
 
 
+def csv_files(args):
+    """The csv files that a run reads, {name of the argument: list of paths}."""
+    return {'train_set': [args.train_set], 'eval_query': args.eval_query or [], 'eval_gallery': args.eval_gallery or []}
+
+
+def consequence_of_change(args, file):
+    """What to say of one of the `csv_files` that is not what it was when the run was started last."""
+    consequences = []
+    if file == args.train_set:
+        consequences.append('the batches will not be those that it would have had')
+    if file in [*csv_files(args)['eval_query'], *csv_files(args)['eval_gallery']]:
+        consequences.append('validations from here on cannot be compared with those before, and which of all these '
+                            'checkpoints is the best is not known')
+    return f'{file} is not what it was when this run was started last: {"; ".join(consequences)}.'
+
+
 def facts_of(args):
     """What has to be the same on all workers, {name: text}: the arguments that matter, and the content of csv files."""
     of_machine = (*arguments.OF_ONE_START, *arguments.OF_THE_MACHINE, 'allow_outside_root')
-    csv_files = ('train_set', 'eval_query', 'eval_gallery')
     facts = {name: repr(value) for name, value in vars(args).items() if name not in of_machine}
-    return facts | {name: provenance.file_hash(getattr(args, name)) for name in csv_files if getattr(args, name)}
+    return facts | {name: ' '.join(map(provenance.file_hash, files)) for name, files in csv_files(args).items() if files}
 
 
 def check_determinism(network):

@@ -44,8 +44,8 @@ class Fault:
     what: number of a signal, an exception, or a function to call instead.
     moment: 'start' (before the script has begun), 'time' (place is in seconds after the start), 'step' (the place-th
         training step of this start), 'file' (the place-th time that a file is brought to the disk, renamed or removed),
-        'embedding' (the place-th set of images that is embedded; a validation embeds two), 'cache' (a cache is about to be
-        filled) or 'batches' (they are about to be made).
+        'embedding' (the place-th csv file that is embedded; a validation embeds two of each set), 'cache' (a cache is
+        about to be filled) or 'batches' (they are about to be made).
     """
 
     def __init__(self, what, moment, place=None):

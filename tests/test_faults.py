@@ -164,21 +164,31 @@ def test_not_finite(people, tmp_path):
 
 @pytest.fixture(scope='module')
 def validated(people, tmp_path_factory):
-    """The command line of a run that validates after every eighth step, without its root; and such a root."""
+    """The command line of a run that validates two sets after every eighth step, without its root; and such a root."""
     root = tmp_path_factory.mktemp('validated') / 'run'
-    csv = people / 'people.csv'
-    command = [*train_arguments(people, root)[2:], '--eval_query', csv, '--eval_gallery', csv, '--eval_excluder',
-               'diagonal', '--eval_frequency', 8]
+    csv, other = people / 'people.csv', root.parent / 'others.csv'
+    other.write_text(''.join(csv.read_text().splitlines(keepends=True)[::2]))
+    command = [*train_arguments(people, root)[2:], '--eval_query', csv, other, '--eval_gallery', csv, csv,
+               '--eval_excluder', 'diagonal', '--eval_flip', '--eval_frequency', 8]
     run = Run('train.py', '--experiment_root', root, *command)
     assert run.wait() == 0, run.output
     return command, root
+
+
+def test_validation_changes_nothing_of_the_training(validated, finished):
+    with_validation, without = left_behind(validated[1], 20), left_behind(finished, 20)
+    of_validation = {tag for tag in with_validation['curves'] if tag.startswith('validation_')}
+    assert len(of_validation) == 6
+    for tag in of_validation:
+        del with_validation['curves'][tag]
+    assert with_validation == without
 
 
 @pytest.mark.parametrize('what, status', [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
 def test_struck_while_validating(validated, tmp_path, what, status):
     command, undisturbed = validated
     root = tmp_path / 'run'
-    run = Run('train.py', '--experiment_root', root, *command, fault=Fault(what, 'embedding', 4))
+    run = Run('train.py', '--experiment_root', root, *command, fault=Fault(what, 'embedding', 7))
     assert run.wait() == status and 'Traceback' not in run.output, run.output
     assert [entry['step'] for entry in best_checkpoint.results(root)] == [8], 'the second one was not finished'
     run = Run('train.py', '--experiment_root', root, '--resume')

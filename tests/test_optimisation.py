@@ -26,6 +26,8 @@ from reid.training import optimizer, validation
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
 
+VALIDATE = ['--eval_query', 'q.csv', '--eval_gallery', 'g.csv', '--eval_excluder', 'diagonal', '--eval_frequency', '5']
+
 
 def parsed(*flags):
     return arguments.make_parser().parse_args([*TRAIN, *flags])
@@ -99,6 +101,10 @@ def test_gradients_are_clipped_by_their_norm_taken_together():
     (['--eval_frequency', '5'], '--eval_query'),
     (['--eval_query', 'q.csv', '--eval_gallery', 'g.csv', '--eval_excluder', 'diagonal'], '--eval_frequency'),
     (['--eval_excluder', 'nothing'], 'nothing'),
+    ([*VALIDATE, '--eval_query', 'q.csv', 'r.csv'], 'each query set its gallery'),
+    ([*VALIDATE, '--eval_excluder', 'diagonal', 'mars'], 'one for all'),
+    (['--eval_flip'], '--eval_frequency'),
+    (['--eval_metric', 'cityblock'], '--eval_frequency'),
 ])
 def test_flags_that_do_not_fit(flags, part, capsys):
     parser = arguments.make_parser()
@@ -361,14 +367,17 @@ def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
 
 
 def test_embedding_with_the_noted_flags_gives_the_noted_score(digits, tmp_path):
-    """Of a run with --crop_augment, where embed.py's default gives another one, and names the flag."""
+    """Of a run with --crop_augment, where embed.py's default gives another one, and names the flag; mirrored images
+    and a metric of their own beside that."""
     root = tmp_path / 'cropped'
     run = train(digits, root, '--model_name', 'mnist', '--crop_augment', '--pre_crop_height', 48, '--pre_crop_width',
-                48, '--train_iterations', 2, '--eval_frequency', 2, '--freeze_body_iterations', 0)
+                48, '--train_iterations', 2, '--eval_frequency', 2, '--freeze_body_iterations', 0, '--eval_flip',
+                '--eval_metric', 'cityblock')
     assert run.wait() == 0, run.output
     noted = json.loads((root / 'checkpoint-best').read_text())
     assert f'top-1: {noted["top1"]:.2%} (embed.py {noted["embed_flags"]})' in run.output
-    assert noted['embed_flags'] == '--checkpoint checkpoint-2 --crop_augment center'
+    assert noted['embed_flags'] == ('--checkpoint checkpoint-2 --crop_augment center --flip_augment '
+                                    '--aggregator mean')
 
     def embed(subset, *flags):
         embedding = Run('embed.py', '--experiment_root', root, '--dataset', digits / f'digits_{subset}.csv', '--quiet',
@@ -381,7 +390,7 @@ def test_embedding_with_the_noted_flags_gives_the_noted_score(digits, tmp_path):
     (as_validated, said), _ = embed('query', *flags), embed('test', *flags)
     assert said == ''
     evaluation = run_script(
-        'evaluate.py', '--excluder', 'diagonal', '--metric', 'euclidean', '--filename', root / 'scores.json',
+        'evaluate.py', '--excluder', 'diagonal', '--metric', 'cityblock', '--filename', root / 'scores.json',
         '--query_dataset', digits / 'digits_query.csv', '--query_embeddings', root / 'query.h5',
         '--gallery_dataset', digits / 'digits_test.csv', '--gallery_embeddings', root / 'test.h5')
     assert evaluation.returncode == 0, evaluation.stderr
@@ -398,6 +407,64 @@ def test_notes_without_flags_are_read_and_kept(tmp_path):
     best_checkpoint.note(str(tmp_path), 2, second)
     assert best_checkpoint.results(str(tmp_path)) == [{'step': 1, 'mAP': 0.5, 'top1': 0.25}, {'step': 2, **second}]
     assert best_checkpoint.best_step(str(tmp_path)) == 1
+
+
+def test_notes_of_several_sets(tmp_path):
+    flags = '--checkpoint checkpoint-4'
+    sets = {'day': {'mAP': 0.75, 'top1': 1.0, 'embed_flags': flags},
+            'night': {'mAP': 0.25, 'top1': 0.5, 'embed_flags': f'{flags} --pool_tracklets mean'}}
+    of_several = {'mAP': 0.5, 'top1': 0.75, 'sets': sets}
+    best_checkpoint.note(str(tmp_path), 4, of_several)
+    best_checkpoint.note(str(tmp_path), 8, {'mAP': 0.25, 'top1': 0.5, 'embed_flags': '--checkpoint checkpoint-8'})
+    assert best_checkpoint.results(str(tmp_path))[0] == {'step': 4, **of_several}
+    noted = json.loads((tmp_path / 'checkpoint-best').read_text())
+    assert noted['sets'] == sets and noted['checkpoint'] == 'checkpoint-4'
+    for damage in ('[]', '{"day": 1}', '{"day": {"mAP": 1}}'):
+        (tmp_path / 'checkpoint-best').write_text(
+            f'{{"validations": [{{"step": 1, "mAP": 0.5, "top1": 0.25, "sets": {damage}}}]}}')
+        with pytest.raises(InputError, match='damaged'):
+            best_checkpoint.results(str(tmp_path))
+
+
+def test_the_note_of_a_single_set_is_what_it_was(tmp_path):
+    best_checkpoint.note(str(tmp_path), 4, {'mAP': 0.5, 'top1': 0.25, 'embed_flags': '--checkpoint checkpoint-4'})
+    assert (tmp_path / 'checkpoint-best').read_text() == '''{
+  "checkpoint": "checkpoint-4",
+  "embed_flags": "--checkpoint checkpoint-4",
+  "mAP": 0.5,
+  "step": 4,
+  "top1": 0.25,
+  "validations": [
+    {
+      "embed_flags": "--checkpoint checkpoint-4",
+      "mAP": 0.5,
+      "step": 4,
+      "top1": 0.25
+    }
+  ]
+}
+'''
+
+
+@pytest.mark.parametrize('several', (False, True))
+def test_validation_sets_in_args_json(tmp_path, several):
+    more = ['--eval_query', 'q.csv', 'r.csv', '--eval_gallery', 'g.csv', 'g.csv'] * several
+    args = arguments.make_parser().parse_args(['--experiment_root', str(tmp_path), *TRAIN[2:], *VALIDATE, *more])
+    arguments.save(args)
+    stored = json.loads((tmp_path / 'args.json').read_text())
+    # A single one as it was before there could be several.
+    assert stored['eval_query'] == (['q.csv', 'r.csv'] if several else 'q.csv')
+    assert stored['eval_excluder'] == 'diagonal'
+    assert arguments.load(str(tmp_path))[0] == args
+
+
+@pytest.mark.parametrize('name, value', [
+    ('eval_query', []), ('eval_query', ['q.csv', '--resume']), ('eval_query', ['q.csv', 3]), ('eval_query', [['q.csv']]),
+    ('eval_query', ['q.csv', '']), ('eval_excluder', ['diagonal', 'nothing']), ('batch_p', [4, 4]), ('train_set', ['a'])])
+def test_lists_in_args_json_that_cannot_be(tmp_path, name, value):
+    (tmp_path / 'args.json').write_text(json.dumps({name: value}))
+    with pytest.raises(InputError, match=name):
+        arguments.load(str(tmp_path))
 
 
 def test_a_frozen_body_stays_as_it_is_and_then_trains(run):
@@ -460,11 +527,29 @@ def test_queries_without_any_match_are_told_before_anything_is_written(digits, t
     assert not (tmp_path / 'root').exists()
 
 
+def test_validation_sets_of_one_name(digits, tmp_path):
+    (tmp_path / 'digits_query.csv').write_bytes((digits / 'digits_query.csv').read_bytes())
+    gallery = digits / 'digits_test.csv'
+    run = train(digits, tmp_path / 'root', '--eval_query', digits / 'digits_query.csv', tmp_path / 'digits_query.csv',
+                '--eval_gallery', gallery, gallery)
+    ended_in_one_sentence(run, 'called digits_query')
+
+
+def test_each_set_has_its_own_excluder(digits):
+    args = parsed(*VALIDATE, '--image_root', str(digits), '--eval_query', str(digits / 'digits_query.csv'),
+                  str(digits / 'digits_test.csv'), '--eval_gallery', *[str(digits / 'digits_test.csv')] * 2)
+    everything = 'regex:(?P<pid>)(?P<cid>)'
+    for names, first_fails in ((['diagonal', everything], False), ([everything, 'diagonal'], True)):
+        args.eval_excluder = names
+        with pytest.raises(InputError, match=f'No query of .*{"query" if first_fails else "test"}.csv has a match'):
+            validation.Validation(args)
+
+
 def test_an_interrupted_validation_is_given_up_and_due_again(run, tmp_path):
     args, _ = arguments.load(str(run))
     args.experiment_root = str(tmp_path)
     validator = validation.Validation(args)
     weights = model.named_variables(model.build_for(args))
-    validator.build(weights)
-    assert validator.evaluate(weights, argparse.Namespace(requested='SIGINT')) is None
+    validator.build(weights, tf.distribute.get_strategy())
+    assert validator.evaluate(4, weights, argparse.Namespace(requested='SIGINT')) is None
     assert [step for step in range(9) if validator.is_due(step)] == [4, 8]

@@ -1,4 +1,5 @@
 """Video, end to end: tracklets of one to seven frames are trained on, embedded, pooled and evaluated as MARS is."""
+import hashlib
 import json
 
 import h5py
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from _people import draw_person
-from _runs import Run, ended_in_one_sentence
+from _runs import Fault, Run, curves, ended_in_one_sentence
 from reid.dataset import load_dataset
 
 SUBSETS = {'train': range(1, 7), 'query': range(7, 13), 'test': range(7, 13)}
@@ -97,3 +98,91 @@ def test_without_tracklets_in_the_csv_there_is_nothing_to_pool(mars, trained):
                               '--pool_tracklets', 'mean'), 'third column')
     ended_in_one_sentence(Run('train.py', '--experiment_root', mars / 'none', '--train_set', mars / 'plain.csv',
                               '--image_root', mars, '--frames_per_tracklet', '2'), 'third column')
+
+
+class TellDevices:
+    """Lets a run print on how many devices it embeds."""
+
+    def __call__(self):
+        from reid.modeling import inference
+        embed_files = inference.embed_files
+
+        def telling(*args, strategy, **options):
+            print(f'embeds on {strategy.num_replicas_in_sync} devices')
+            return embed_files(*args, strategy=strategy, **options)
+
+        inference.embed_files = telling
+
+
+@pytest.mark.parametrize('devices', (1, 2))
+def test_validation_of_tracklets_and_of_images(mars, tmp_path, devices):
+    """Two sets, one of them of tracklets, with mirror images: the numbers are those of embed.py and evaluate.py, which
+    compute on one device."""
+    for subset in ('query', 'test'):
+        lines = (mars / f'{subset}.csv').read_text().splitlines()
+        (tmp_path / f'frames_{subset}.csv').write_text(''.join(line.rsplit(',', 1)[0] + '\n' for line in lines[::2]))
+    sets = {'query': (mars / 'query.csv', mars / 'test.csv', 'mars'),
+            'frames_query': (tmp_path / 'frames_query.csv', tmp_path / 'frames_test.csv', 'diagonal')}
+    queries, galleries, excluders = zip(*sets.values())
+    root = tmp_path / 'run'
+    run = Run('train.py', '--experiment_root', root, '--train_set', mars / 'train.csv', '--image_root', mars,
+              '--model_name', 'mnist', '--head_name', 'fc1024', '--embedding_dim', 8, '--batch_p', 4, '--batch_k', 2,
+              '--frames_per_tracklet', 2, '--net_input_height', 32, '--net_input_width', 16, '--train_iterations', 4,
+              '--learning_rate', '1e-3', '--eval_frequency', 2, '--eval_query', *queries, '--eval_gallery', *galleries,
+              '--eval_excluder', *excluders, '--eval_flip', '--eval_metric', 'cityblock',
+              *(['--distribute', 'mirrored', '--devices', 2] if devices == 2 else []),
+              fault=Fault(TellDevices(), 'start'))
+    assert run.wait() == 0, run.output
+    assert run.output.count(f'embeds on {devices} devices') == 8 == run.output.count('embeds on')
+
+    noted = json.loads((root / 'checkpoint-best').read_text())
+    assert [entry['step'] for entry in noted['validations']] == [2, 4] and 'embed_flags' not in noted
+    step, told = noted['step'], curves(root)
+    assert noted['mAP'] == max(entry['mAP'] for entry in noted['validations'])
+    for score in ('mAP', 'top1'):
+        assert noted[score] == pytest.approx(np.mean([of_set[score] for of_set in noted['sets'].values()]))
+        for tag, value in ((f'validation_{score}', noted[score]),
+                           *((f'validation_{score}/{name}', noted['sets'][name][score]) for name in sets)):
+            assert dict(told[tag])[step] == np.float32(value).tobytes(), tag
+    log = (root / 'train.log').read_text()
+    assert (f'iter:{step:6d}, validation mAP: {noted["mAP"]:.2%}, top-1: {noted["top1"]:.2%} (mean of 2 sets)') in log
+
+    for name, (query, gallery, excluder) in sets.items():
+        of_set = noted['sets'][name]
+        flags = f'--checkpoint checkpoint-{step} --flip_augment --aggregator mean'
+        assert of_set['embed_flags'] == flags + ' --pool_tracklets mean' * (name == 'query')
+        assert (f'iter:{step:6d}, validation of {name} mAP: {of_set["mAP"]:.2%}, top-1: {of_set["top1"]:.2%} '
+                f'(embed.py {of_set["embed_flags"]})') in log
+        if devices == 2 and name == 'frames_query':  # One device has shown how images are told from tracklets.
+            continue
+        for csv in (query, gallery):
+            embedding = Run('embed.py', '--experiment_root', root, '--dataset', csv, *of_set['embed_flags'].split())
+            assert embedding.wait() == 0, embedding.output
+        evaluated = Run('evaluate.py', '--excluder', excluder, '--metric', 'cityblock', '--query_dataset', query,
+                        '--query_embeddings', root / f'{query.stem}_embeddings.h5', '--gallery_dataset', gallery,
+                        '--gallery_embeddings', root / f'{gallery.stem}_embeddings.h5', '--filename', root / 'it.json')
+        assert evaluated.wait() == 0, evaluated.output
+        scores = json.loads((root / 'it.json').read_text())
+        assert (scores['counts']['queries'] == 6) == (name == 'query')
+        tolerance = 1e-9 if devices == 1 else 1e-6
+        assert of_set['mAP'] == pytest.approx(scores['mAP'], abs=tolerance)
+        assert of_set['top1'] == pytest.approx(scores['CMC'][0], abs=tolerance)
+
+
+def test_a_validation_set_that_was_changed_meanwhile(mars, tmp_path):
+    query, root = tmp_path / 'query.csv', tmp_path / 'run'
+    query.write_bytes((mars / 'query.csv').read_bytes())
+    run = Run('train.py', '--experiment_root', root, '--train_set', mars / 'train.csv', '--image_root', mars,
+              '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', 8, '--batch_p', 2, '--batch_k', 2,
+              '--net_input_height', 32, '--net_input_width', 16, '--train_iterations', 1, '--eval_frequency', 9,
+              '--eval_query', query, '--eval_gallery', mars / 'test.csv', '--eval_excluder', 'mars')
+    assert run.wait() == 0, run.output
+    start = json.loads((root / 'provenance.json').read_text())[0]
+    for csv in (mars / 'train.csv', query, mars / 'test.csv'):
+        assert start['sha256'][str(csv)] == hashlib.sha256(csv.read_bytes()).hexdigest()
+    assert start['arguments']['eval_query'] == str(query)
+    query.write_text(''.join(query.read_text().splitlines(keepends=True)[1:]))
+    run = Run('train.py', '--experiment_root', root, '--resume')
+    assert run.wait() == 0 and f'{query} is not what it was' in run.output, run.output
+    assert run.output.count('is not what it was') == 1
+    assert 'validations from here on' in run.output and 'batches' not in run.output

@@ -32,6 +32,9 @@ OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 # These belong to the machine: the run has them until a start is given others, for itself alone.
 OF_THE_MACHINE = ('image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'summary_frequency')
 
+# These take several values, a list; a single one is stored without the list around it.
+SEVERAL = ('eval_query', 'eval_gallery', 'eval_excluder')
+
 
 def make_parser():
     """The parser of train.py's command line."""
@@ -109,9 +112,14 @@ def make_parser():
     add = validation.add_argument
     add('--eval_frequency', type=non_negative_int, default=0, metavar='N', help='iterations between evaluations; the '
         'best of these checkpoints is noted in checkpoint-best; 0: never (%(default)s)')
-    add('--eval_query', metavar='CSV', help='query images, in the image root')
-    add('--eval_gallery', metavar='CSV', help='gallery images, in the image root')
-    add('--eval_excluder', type=excluder, metavar='NAME', help='as of evaluate.py')
+    add('--eval_query', nargs='+', metavar='CSV', help='query images, in the image root; of several sets the best '
+        'checkpoint has the highest mean mAP')
+    add('--eval_gallery', nargs='+', metavar='CSV', help='gallery images, in the image root, for each of the queries '
+        'its own; where both files of a set name tracklets, these are pooled')
+    add('--eval_excluder', nargs='+', type=excluder, metavar='NAME', help='as of evaluate.py; one for all sets, or one '
+        'for each')
+    add('--eval_metric', choices=METRICS, help='(the metric of the training)')
+    add('--eval_flip', action='store_true', help='embed the mean of each image and its mirror image')
 
     run = parser.add_argument_group('run')
     add = run.add_argument
@@ -161,6 +169,14 @@ def check(args, parser):
     if any(evaluation) and not all(evaluation):
         parser.error('--eval_query, --eval_gallery, --eval_excluder and --eval_frequency belong together: give all or '
                      'none')
+    if any(evaluation) and len(args.eval_query) != len(args.eval_gallery):
+        parser.error(f'--eval_query names {len(args.eval_query)} csv file(s) and --eval_gallery '
+                     f'{len(args.eval_gallery)}: give each query set its gallery')
+    if any(evaluation) and len(args.eval_excluder) not in (1, len(args.eval_query)):
+        parser.error(f'--eval_excluder names {len(args.eval_excluder)} for {len(args.eval_query)} validation set(s): '
+                     f'give one for all, or one for each')
+    if (args.eval_metric or args.eval_flip) and not args.eval_frequency:
+        parser.error('--eval_metric and --eval_flip have no effect without a validation, see --eval_frequency')
     if args.devices and args.distribute != 'mirrored':
         parser.error('--devices has no effect without --distribute mirrored')
     if args.jit_compile and args.distribute != 'none':
@@ -226,6 +242,12 @@ def load(root):
     return parser.parse_args(argv), stored
 
 
+def as_stored(args):
+    """The arguments as args.json has them, a dict."""
+    return {name: value[0] if name in SEVERAL and value and len(value) == 1 else value
+            for name, value in vars(args).items()}
+
+
 def save(args):
     """Write the parameters of a run to its args.json; what is there stays, but for a run that became longer.
 
@@ -237,7 +259,7 @@ def save(args):
     if os.path.isfile(path):
         with open(path, encoding='utf-8') as file:
             kept = json.load(file)
-    write_json(path, {**vars(args), **kept, 'train_iterations': args.train_iterations})
+    write_json(path, {**as_stored(args), **kept, 'train_iterations': args.train_iterations})
 
 
 def merge_with_stored(args, given):
@@ -288,13 +310,18 @@ def _sentence_of_longer_run(args, iterations):
 
 
 def _as_flag(name, value, is_switch, refuse):
-    """An argument of args.json as the command line has it, a list of zero or one strings."""
+    """An argument of args.json as the command line has it, a list of strings."""
     if isinstance(value, bool) != is_switch and value is not None:
         refuse(f'argument {name}: {json.dumps(value)} is not what it should be')
     if value is None or value is False:
         return []
     if value is True:
         return [f'--{name}']
+    if name in SEVERAL and isinstance(value, list):
+        # Behind `--name=` there is room for one only, and what stands alone must not pass for a flag.
+        if not value or not all(isinstance(each, str) and each[:1] not in ('', '-') for each in value):
+            refuse(f'argument {name}: {json.dumps(value)} is no list of names')
+        return [f'--{name}', *value]
     if not isinstance(value, (str, int, float)):
         refuse(f'argument {name}: {json.dumps(value)} is neither a number nor a text')
     return [f'--{name}={value}']

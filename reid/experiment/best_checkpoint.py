@@ -12,7 +12,8 @@ def results(root):
     """What an experiment's file `checkpoint-best` notes of each validation, in order.
 
     Returns: list of dicts: step, mAP, top1, and where they are noted embed_flags, a text: the flags of embed.py that
-        give just these numbers.
+        give just these numbers. Of several validation sets mAP and top1 are the means, and `sets` has the same keys but
+        for the step for each set, under its name.
 
     Raises:
         InputError: it cannot be read.
@@ -22,11 +23,18 @@ def results(root):
         return []
     try:
         with open(path, encoding='utf-8') as file:
-            return [{'step': int(entry['step']), 'mAP': float(entry['mAP']), 'top1': float(entry['top1']),
-                     **({'embed_flags': str(entry['embed_flags'])} if 'embed_flags' in entry else {})}
+            return [{'step': int(entry['step']), **_numbers(entry),
+                     **({'sets': {name: _numbers(of_set) for name, of_set in entry['sets'].items()}}
+                        if 'sets' in entry else {})}
                     for entry in json.load(file)['validations']]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f'{path} is damaged ({error}). Without this file, validation begins anew.') from error
+
+
+def _numbers(entry):
+    """What is noted of one set, or of the mean of several, as it should be."""
+    return {'mAP': float(entry['mAP']), 'top1': float(entry['top1']),
+            **({'embed_flags': str(entry['embed_flags'])} if 'embed_flags' in entry else {})}
 
 
 def best_step(root):

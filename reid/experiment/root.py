@@ -77,12 +77,12 @@ def record_start(root, args, dataset_files):
             starts = json.load(file)
     starts = starts if isinstance(starts, list) else []
     hashes = {file: provenance.file_hash(file) for file in dataset_files}
-    changed = [file for file in dataset_files if _hash_before(starts, file) not in (None, hashes[file])]
+    changed = [file for file in hashes if _hash_before(starts, file) not in (None, hashes[file])]
     starts.append({
         'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'host': socket.gethostname(),
         'command': sys.argv,
-        'arguments': vars(args),
+        'arguments': arguments.as_stored(args),
         'versions': provenance.versions(),
         'sha256': hashes,
     })

@@ -10,6 +10,7 @@ from reid import distribute
 from reid.errors import InputError
 from reid.experiment import arguments, checkpoints
 from reid.input_pipeline import augmentation, images
+from reid.modeling.aggregators import AGGREGATORS, pool_rows
 from reid.modeling.model import build_for, named_variables
 
 
@@ -32,6 +33,35 @@ def from_experiment(root, checkpoint=None, input_size=None):
     network = build_for(args, input_size)
     checkpoints.load(path, named_variables(network))
     return network, path
+
+
+def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tracklets=False, first_row=0, **how):
+    """Embed the rows of an embedding file: one an image, or one a tracklet, the mean of its frames.
+
+    Args:
+        network: as `build` or `from_experiment` gives it.
+        dataset: `Dataset` of the images, with tracklets where they are pooled.
+        image_root: folder that their paths are relative to.
+        load_size: (height, width) that the images are resized to before they are cropped.
+        aggregator: one of AGGREGATORS, of an image's variants; None: mean.
+        pool_tracklets: whether a row is a tracklet, in the order of `Dataset.first_frames`.
+        first_row: rows in front of this one are left out.
+        how: further arguments of `embed_files`.
+
+    Yields: float32 arrays [1 + A, R, D] of the next R rows: the aggregate, then the A variants that it is made of.
+
+    Raises:
+        InputError: as `embed_files`.
+    """
+    # The images in the order of the rows: the frames of a tracklet adjoin.
+    row_of_image = dataset.tracklet_of_row() if pool_tracklets else np.arange(len(dataset))
+    missing = np.argsort(row_of_image, kind='stable')
+    missing = missing[row_of_image[missing] >= first_row]
+    of_variants = embed_files(network, images.paths(dataset.take(missing), image_root), load_size, **how)
+    # The aggregate goes in front of the variants, so that both are pooled alike.
+    aggregate = AGGREGATORS[aggregator or 'mean']
+    of_images = (np.concatenate([aggregate(embs)[None], embs]) for embs in of_variants)
+    yield from pool_rows(of_images, row_of_image[missing]) if pool_tracklets else of_images
 
 
 def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,

@@ -42,9 +42,11 @@ def validation_crop(trained):
     return 'center' if trained.crop_augment else None
 
 
-def flags_of_validation(trained, checkpoint):
+def flags_of_validation(trained, checkpoint, pools_tracklets=False):
     """The flags with which embed.py embeds just as the validation of a checkpoint did, one text."""
     crop = validation_crop(trained)
     flags = [f'--checkpoint {checkpoint}', *([f'--crop_augment {crop}'] if crop else []),
+             *(['--flip_augment --aggregator mean'] if trained.eval_flip else []),
+             *(['--pool_tracklets mean'] if pools_tracklets else []),
              *(['--allow_outside_root'] if trained.allow_outside_root else [])]
     return ' '.join(flags)

@@ -7,7 +7,6 @@ import tensorflow as tf
 from reid import distribute
 from reid.errors import InputError
 from reid.experiment import best_checkpoint, checkpoints
-from reid.modeling import inference_flags
 from reid.training import optimizer
 
 
@@ -127,9 +126,8 @@ class Loop:
 
     def _validate(self):
         """Validate the weights of the moment, unless an interruption is requested meanwhile; the chief notes it."""
-        step, result = self._state.step, self._validator.evaluate(self._state.values(), self._interruption)
+        step = self._state.step
+        result = self._validator.evaluate(step, self._state.values(), self._interruption)
         if result and self._reporter:
-            # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
-            result['embed_flags'] = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step))
             best_checkpoint.note(self._args.experiment_root, step, result)
             self._reporter.validation(step, result)

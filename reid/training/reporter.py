@@ -65,11 +65,20 @@ class Reporter:
             self._log.warning(warning)
 
     def validation(self, step, result):
-        """Tell of a validation after `step` iterations: `result` is a dict of mAP, top1 and embed_flags."""
+        """Tell of a validation after `step` iterations: `result` is what `Validation.evaluate` returns."""
         self._board_is_told.result()
-        self._log.info(f'iter:{step:6d}, validation mAP: {result["mAP"]:.2%}, top-1: {result["top1"]:.2%} '
-                       f'(embed.py {result["embed_flags"]})')
-        self._board.write(step, {'validation_mAP': result['mAP'], 'validation_top1': result['top1']}, {})
+        sets = result.get('sets', {})
+        how = f'mean of {len(sets)} sets' if sets else f'embed.py {result["embed_flags"]}'
+        for name, of_set in sets.items():
+            self._tell_validation(step, f'validation of {name}', of_set, f'embed.py {of_set["embed_flags"]}')
+        self._tell_validation(step, 'validation', result, how)
+        scalars = {'validation_mAP': result['mAP'], 'validation_top1': result['top1']}
+        for name, of_set in sets.items():
+            scalars |= {f'validation_mAP/{name}': of_set['mAP'], f'validation_top1/{name}': of_set['top1']}
+        self._board.write(step, scalars, {})
+
+    def _tell_validation(self, step, what, scores, how):
+        self._log.info(f'iter:{step:6d}, {what} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} ({how})')
 
     def _tell_board(self, step, scalars, rows, result):
         with_histograms = step % self._args.summary_frequency == 0
