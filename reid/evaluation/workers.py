@@ -41,6 +41,9 @@ def pool(workers):
     def share(function, tasks, description):
         with signals.unheard_by_children():
             results = executor.map(function, tasks)
+            # The executor looks for processes that have been killed among those that it knew at the last task. Of the
+            # one that was started for that task it hears with this.
+            executor.submit(os.getpid)
         return progress(results, tasks, description)
 
     with signals.raised(), executor:
