@@ -4,11 +4,10 @@ if __name__ == '__main__':  # Before all other imports.
     from reid import startup
     startup.settle()
 
-import argparse
 import os
 import sys
 
-from reid import argument_types, quiet
+from reid import argument_types, quiet, signals
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
 from reid.files import check_output
@@ -17,19 +16,32 @@ from reid.modeling import inference_flags
 
 def make_parser():
     """The parser of embed.py's command line."""
-    parser = argparse.ArgumentParser(description='Embed a dataset with a trained model.', allow_abbrev=False)
-    add = parser.add_argument
+    parser = argument_types.ArgumentParser(
+        description='Embed a dataset with a trained model.',
+        usage='%(prog)s --experiment_root DIR --dataset CSV [more flags]',
+        example='python embed.py --experiment_root runs/first --dataset data/folder_query.csv\n'
+                'python embed.py --experiment_root runs/first --dataset data/folder_test.csv \\\n'
+                '    --flip_augment --crop_augment five --aggregator mean --filename augmented.h5')
+    add = parser.add_argument_group('what is needed').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='where the training run is kept')
     add('--dataset', required=True, metavar='CSV', help='csv file: identity,relative/path.jpg per line')
+
+    add = parser.add_argument_group('what and where').add_argument
     add('--image_root', metavar='DIR', help='folder that the paths are relative to (that of the training run)')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
     add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
         '_embeddings.h5)')
-    add('--batch_size', type=argument_types.positive_int, default=256, help='images at a time (%(default)s)')
-    add('--loading_threads', type=argument_types.threads, default=8, help='images loaded at a time (%(default)s)')
-    inference_flags.add_flags(add)
-    add('--pool_tracklets', choices=('mean',), help='one row a tracklet (third column of the csv): its mean frame')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
+
+    add = parser.add_argument_group('test-time augmentation').add_argument
+    inference_flags.add_flags(add)
+
+    add = parser.add_argument_group('more').add_argument
+    add('--batch_size', type=argument_types.positive_int, default=256, metavar='B', help='images at a time '
+        '(%(default)s)')
+    add('--loading_threads', type=argument_types.threads, default=8, metavar='N', help='images loaded at a time '
+        '(%(default)s)')
+    add('--pool_tracklets', choices=('mean',), help='one row a tracklet (third column of the csv): its mean frame')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
     add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
         'beside the .h5 and leave them out')
@@ -55,6 +67,9 @@ def main():
               f'({args.crop_augment}); validation while training embeds '
               f'{f"with --crop_augment {crop_of_validation}" if crop_of_validation else "without --crop_augment"}.',
               file=sys.stderr)
+    small_crops = arguments.sentence_of_small_crops(trained) if args.crop_augment else None
+    if small_crops:
+        print(f'Warning: {small_crops}', file=sys.stderr)
 
     # The file to write.
     from reid.dataset import check_files, load_dataset
@@ -69,7 +84,7 @@ def main():
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     dataset = load_dataset(args.dataset)
-    image_root = args.image_root or trained.image_root
+    image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
     check_files(dataset, image_root, args.allow_outside_root)
     if args.pool_tracklets and dataset.tracklets is None:
         raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
@@ -102,9 +117,16 @@ def main():
                          pooled=bool(args.pool_tracklets)) as writer:
         if args.resume and not args.quiet:
             print(f'Going on behind {writer.rows_done} rows that are there already.')
-        write_embeddings(writer, dataset, image_root, network, sizes.load, strategy, args)
+        with signals.undone(lambda: tell_how_to_go_on(writer)):
+            write_embeddings(writer, dataset, image_root, network, sizes.load, strategy, args)
     if not args.quiet:
         print(f'Saved {filename}.')
+
+
+def tell_how_to_go_on(writer):
+    """Say what becomes of an embedding that a signal ends; not by `print`, which the signal may have come upon."""
+    if writer.rows_done:
+        os.write(2, f'\nInterrupted. {writer.rows_done} of {len(writer)} rows are kept: go on with --resume.\n'.encode())
 
 
 def without_broken_images(dataset, image_root, filename, args):

@@ -4,7 +4,6 @@ if __name__ == '__main__':  # Before all other imports.
     from reid import startup
     startup.settle()
 
-import argparse
 import collections
 import sys
 
@@ -27,17 +26,30 @@ COMPARED = ('mAP, scikit-learn', 'mAP, Market-1501', 'rank-1', 'rank-5', 'rank-1
 
 def make_parser():
     """The parser of evaluate.py's command line."""
-    parser = argparse.ArgumentParser(description='Evaluate embeddings.', allow_abbrev=False)
-    add = parser.add_argument
-    add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores: '
-        f'{", ".join(excluders.names())}, or regex:PATTERN for file names with groups (?P<pid>…) and (?P<cid>…)')
+    of_datasets = [name for name in excluders.names() if name != 'diagonal']
+    parser = argument_types.ArgumentParser(
+        description='Evaluate embeddings.',
+        usage='%(prog)s --query_dataset CSV --query_embeddings H5 --gallery_dataset CSV --gallery_embeddings H5\n'
+              '                   --excluder NAME --metric METRIC [more flags]\n'
+              '       %(prog)s --compare JSON JSON',
+        example='python evaluate.py --excluder diagonal --metric euclidean --filename runs/first/evaluation.json \\\n'
+                '    --query_dataset data/folder_query.csv --query_embeddings runs/first/folder_query_embeddings.h5 \\\n'
+                '    --gallery_dataset data/folder_test.csv --gallery_embeddings runs/first/folder_test_embeddings.h5')
+    add = parser.add_argument_group('what is needed').add_argument
     add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
     add('--query_embeddings', metavar='H5', help='its embeddings, as embed.py writes them')
     add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
     add('--gallery_embeddings', metavar='H5', help='their embeddings')
-    add('--metric', choices=distances.METRICS, help='distance of embeddings')
+    add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores. '
+        f'diagonal: the very same file, nothing else; {", ".join(of_datasets)}: images of its identity by its own '
+        'camera, read off file names as in that dataset; regex:PATTERN: likewise, of your own file names, with the groups '
+        '(?P<pid>…) and (?P<cid>…)')
+    add('--metric', choices=distances.METRICS, help='distance of embeddings, usually that of the training')
+
+    add = parser.add_argument_group('how and where').add_argument
     add('--filename', metavar='JSON', help='file to write the results to')
-    add('--batch_size', type=argument_types.positive_int, default=256, help='queries at a time (%(default)s)')
+    add('--batch_size', type=argument_types.positive_int, default=256, metavar='B', help='queries at a time '
+        '(%(default)s)')
     add('--use_market_ap', action='store_true', help='average precision as in the Market-1501 benchmark, not as in '
         'scikit-learn; about a point lower')
     add('--workers', type=argument_types.threads, default=1, metavar='N', help='processes to share the work '

@@ -26,14 +26,20 @@ LOAD_FLAGS = {'load', 'benchmark', 'batch_size', 'runs', 'frozen_model_path', 'e
 
 def make_parser():
     """The parser of freeze.py's command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    source = parser.add_argument_group('the model').add_mutually_exclusive_group()
+    parser = argument_types.ArgumentParser(
+        description=__doc__, usage='%(prog)s --experiment_root DIR [more flags]\n'
+                                   '       %(prog)s --describe CHECKPOINT',
+        example='python freeze.py --experiment_root runs/first --any_size --frozen_model_path model.tflite \\\n'
+                '    --check_dataset data/folder_query.csv\n'
+                'python freeze.py --describe runs/first')
+    model = parser.add_argument_group('the model')
+    source = model.add_mutually_exclusive_group()
     source.add_argument('--experiment_root', metavar='DIR', help='where the training run is kept')
     source.add_argument('--checkpoint_name', metavar='PATH', help='or a checkpoint; an args.json beside it says what '
                         'the model is, without one the next seven do')
     source.add_argument('--describe', metavar='CHECKPOINT', help="an experiment root, one of its checkpoints, or a file "
                         "of TF-Slim's: only list what it holds and which net and head it fits")
-    add = parser.add_argument
+    add = model.add_argument
     add('--model_name', choices=plugins.choices('nets'), help=f'({MODEL_FLAGS["model_name"]})')
     add('--head_name', choices=plugins.choices('heads'), help=f'({MODEL_FLAGS["head_name"]})')
     add('--embedding_dim', type=argument_types.dimensions, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
@@ -177,7 +183,7 @@ def export(args, trained, root, checkpoint, sizes, targets):
     if args.check_dataset:
         from reid.dataset import check_files, image_path, load_dataset
         dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
-        image_root = args.image_root or trained.image_root
+        image_root = args.image_root or arguments.stored_image_root(root, trained)
         check_files(dataset, image_root)
         paths = [image_path(image_root, fid) for fid in dataset.fids]
     with quiet.tensorflow_import():

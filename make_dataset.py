@@ -21,17 +21,20 @@ import typing
 
 from data import _convert
 from reid import plugins, quiet
+from reid.argument_types import ArgumentParser
 from reid.errors import InputError, exit_with, some, warn
 from reid.files import check_output
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=__doc__, example='python make_dataset.py folder products --val_fraction 0.2 --query_per_identity 2\n'
+                                     'python make_dataset.py folder --help')
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
     for name in plugins.choices('data'):
         dataset = plugins.load('data', name)
         command = commands.add_parser(name, help=(dataset.__doc__ or name).splitlines()[0], description=dataset.__doc__,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+                                      example=f'python make_dataset.py {name} ~/{name} --out csv')
         command.add_argument('root', metavar='ROOT', help='the folder as downloaded and unpacked')
         command.add_argument('--out', default='data', help='the folder for the csv files (default data)')
         command.add_argument('--name', default=name, type=file_name,
@@ -39,7 +42,7 @@ def main():
         if hasattr(dataset, 'add_arguments'):
             dataset.add_arguments(command)
     command = commands.add_parser('check', help='Look at every image of csv files.', description=check.__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                                  example='python make_dataset.py check csv/folder_train.csv csv/folder_test.csv products')
     command.add_argument('csv', metavar='CSV', nargs='+', help='with several, the images that they share are reported')
     command.add_argument('root', metavar='ROOT', help='the folder that the paths in the csv files are relative to')
     options = vars(parser.parse_args())

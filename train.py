@@ -21,7 +21,11 @@ def main():
     # 2. a new run: the command line, and its root must be empty.
     notices = []
     if args.resume:
-        args, notices = arguments.merge_with_stored(args, argument_types.given_on_command_line(parser))
+        given = argument_types.given_on_command_line(parser)
+        args, notices = arguments.merge_with_stored(args, given)
+        arguments.check_stored_files(args.experiment_root, args)
+        if 'image_root' not in given:
+            arguments.stored_image_root(args.experiment_root, args)
     arguments.check(args, parser)
     notices += arguments.notices(args)
     from reid.dataset import check_files, load_dataset
@@ -49,7 +53,7 @@ def main():
         return
 
     def has_trained_nothing():  # So that it can be started again, with what was wrong put right.
-        return not args.resume and not train_log.read_iterations(args.experiment_root)
+        return not args.resume and not root.has_trained(args.experiment_root)
 
     def take_back():
         if has_trained_nothing():
@@ -105,6 +109,12 @@ def train(args, train_set, validator, strategy, log):
     identities = sampling.Identities(train_set, args.batch_p)
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names),
              distribute.description(strategy))
+    if args.crop_augment:
+        log.info('Images are loaded at %dx%d, for random crops of %dx%d.', args.pre_crop_height, args.pre_crop_width,
+                 args.net_input_height, args.net_input_width)
+    few_positives = sampling.check_positives(identities, train_set, args)
+    if few_positives:
+        log.warning(few_positives)
 
     # Model, optimizer, and the weights to start with.
     state = TrainState(args, len(identities.names), strategy)

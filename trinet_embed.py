@@ -8,14 +8,13 @@ if __name__ == '__main__':  # Before all other imports.
     from reid import startup
     startup.settle()
 
-import argparse
 import concurrent.futures
 import os
 import sys
 
 import numpy as np
 
-from reid import quiet
+from reid import argument_types, quiet
 from reid.errors import InputError, exit_with
 
 PRE_CROP = (288, 144)
@@ -28,7 +27,8 @@ UPRIGHT = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRAN
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_types.ArgumentParser(
+        description=__doc__, example='python trinet_embed.py files.txt market1501_trinet.npz > embeddings.csv')
     parser.add_argument('image_list', metavar='files.txt', help='Text file with the path of one image per line.')
     parser.add_argument('weights', metavar='weights.npz', help='The released weights (market1501, mars, …).')
     parser.add_argument('--batch_size', type=int, default=16,

@@ -13,13 +13,12 @@ if __name__ == '__main__':  # Before all other imports.
     from reid import startup
     startup.settle()
 
-import argparse
 import os
 import sys
 
 import numpy as np
 
-from reid.argument_types import non_negative_int, positive_int
+from reid.argument_types import ArgumentParser, non_negative_int, positive_int
 from reid.errors import InputError, exit_with
 from reid.files import check_output
 from reid.visualization.curves import picture_of_curves
@@ -39,11 +38,11 @@ NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # of pictures on a page
 
 def make_parser():
     """The parser of visualize.py's command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__, example='python visualize.py report runs/first/evaluation.json\n'
+                                                         'python visualize.py report --help')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    evaluated = argparse.ArgumentParser(add_help=False)
+    evaluated = ArgumentParser(add_help=False)
     add = evaluated.add_argument
     add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
     add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
@@ -52,13 +51,14 @@ def make_parser():
     add('--gallery_embeddings', metavar='H5', help='its embeddings, likewise')
     add('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
 
-    pictured = argparse.ArgumentParser(add_help=False)
+    pictured = ArgumentParser(add_help=False)
     add = pictured.add_argument
     add('--image_root', metavar='DIR', help='folder of the images, if they were moved since they were embedded')
     add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
 
-    add = commands.add_parser('rankings', parents=[evaluated, pictured], allow_abbrev=False,
+    add = commands.add_parser('rankings', parents=[evaluated, pictured],
+                              example='python visualize.py rankings runs/first/evaluation.json --count 4',
                               help='the nearest images of some queries, as a picture').add_argument
     add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: those of the lowest or '
         'the highest AP, or any with a match (%(default)s)')
@@ -67,7 +67,8 @@ def make_parser():
     add('--show_excluded', action='store_true', help='also show, greyed, the images that the protocol excludes')
     add('--filename', metavar='PNG', help='or .pdf, .svg, … (EVALUATION_rankings.png)')
 
-    add = commands.add_parser('report', parents=[evaluated, pictured], allow_abbrev=False,
+    add = commands.add_parser('report', parents=[evaluated, pictured],
+                              example='python visualize.py report runs/first/evaluation.json',
                               help="one HTML page with numbers, charts and every query's ranked list").add_argument
     add('--compare', metavar='OTHER', help='an earlier evaluation of the same queries and gallery: which queries got '
         'better or worse since')
@@ -75,7 +76,8 @@ def make_parser():
         f'holding thumbnails of them, of which it takes {MOST_MEGABYTES} MB at most')
     add('--filename', metavar='HTML', help='(EVALUATION.html)')
 
-    add = commands.add_parser('embeddings', parents=[pictured], allow_abbrev=False,
+    add = commands.add_parser('embeddings', parents=[pictured],
+                              example='python visualize.py embeddings runs/first/folder_test_embeddings.h5',
                               help="a scatter plot, and data for TensorBoard's projector").add_argument
     add('embeddings', metavar='EMBEDDINGS', help='.h5 file of embed.py')
     add('--dataset', metavar='CSV', help='its csv file, if it was moved since')
@@ -87,7 +89,7 @@ def make_parser():
         "TensorBoard's projector")
     add('--filename', metavar='PNG', help='or .pdf, .svg, … (EMBEDDINGS.png)')
 
-    add = commands.add_parser('curves', allow_abbrev=False,
+    add = commands.add_parser('curves', example='python visualize.py curves runs/first runs/second',
                               help='loss, precision, active count, learning rate, … of runs').add_argument
     add('experiment_roots', nargs='+', metavar='EXPERIMENT_ROOT')
     add('--smoothing', type=positive_int, metavar='N', help='mean over N iterations; 1: none (a hundredth of the run)')

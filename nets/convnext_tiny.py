@@ -6,6 +6,8 @@ import keras
 
 from nets import _applications, _pooling
 
+WEIGHTS = "Keras's convnext_tiny_notop.h5"
+
 
 def body(input_shape, pooling='avg'):
     """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 768], 'model_output': [B, 768]}."""

@@ -3,6 +3,8 @@ import keras
 
 from nets import _applications, _pooling
 
+WEIGHTS = "Keras's densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
 
 def body(input_shape, pooling='avg'):
     """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 1024], 'model_output': [B, 1024]}."""

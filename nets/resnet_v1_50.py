@@ -1,6 +1,8 @@
 """ResNet-50, version 1, in TF-Slim's layout."""
 from nets import _resnet
 
+WEIGHTS = "TF-Slim's resnet_v1_50.ckpt"
+
 
 def body(input_shape, last_stride=2, pooling='avg'):
     """See `_resnet.slim_body`."""

@@ -1,8 +1,12 @@
-"""Types for argparse: each takes a text and gives a value, or a sentence that says what is wrong with it.
+"""Command lines: the parser of every command, and types whose values come with a sentence for what is wrong with them.
 
 And which flags were given, for those that have no effect with others.
 """
 import argparse
+import difflib
+import itertools
+import re
+import sys
 
 import excluders
 from reid.errors import InputError
@@ -12,6 +16,42 @@ LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take ever
 MOST_THREADS = 1024
 LONGEST_SIDE = 16384
 MOST_DIMENSIONS = 16384
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with an example below the help, and with errors that are one sentence and no list of all flags.
+
+    Flags are never abbreviated: a flag that is added later would change what such a command line means.
+    """
+
+    def __init__(self, *, example=None, **options):
+        """
+        Args:
+            example: command lines, as they are typed.
+            options: of argparse; the description is printed as it is laid out.
+        """
+        lines = [f'  {line}' for line in (example or '').splitlines()]
+        super().__init__(epilog='\n'.join(['example:', *lines]) if lines else None, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's; a flag that there is not is told before what is missing: it may be that one, misspelt."""
+        args = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is None:  # What follows the name of a command is for the parser of that command.
+            for text in itertools.takewhile(lambda text: text != '--', args):
+                self._check_flag(text.partition('=')[0])
+        return super().parse_known_args(args, namespace)
+
+    def _check_flag(self, name):
+        known = [flag for action in self._actions for flag in action.option_strings]
+        is_flag = re.fullmatch(r'--?[A-Za-z]\S*', name)  # -1 is a number.
+        if is_flag and name not in known:
+            similar = ' or '.join(difflib.get_close_matches(name, known, 2))
+            self.error(f'there is no flag {name}{f"; did you mean {similar}?" if similar else ""}')
+
+    def error(self, message):
+        """End the command with status 2 and one sentence."""
+        self.exit(2, f'{self.prog}: error: {message}\n{self.prog} --help lists all flags.\n')
 
 
 def positive_int(text, largest=LARGEST_INT):

@@ -1,6 +1,8 @@
 """Bad input to train.py and embed.py: one clear sentence, status 1 or 2, no traceback, and nothing lost."""
+import importlib
 import json
 import os
+import signal
 import sys
 
 import h5py
@@ -11,6 +13,7 @@ from PIL import Image
 from _runs import Fault, Run, ended_in_one_sentence
 from conftest import assert_one_sentence, run_script
 from reid import plugins
+from reid.errors import InputError
 
 
 @pytest.fixture
@@ -48,12 +51,71 @@ def train(folder, *more, **files):
     (['--batch_p', '0'], ['batch_p']),
     (['--learning_rate', 'inf'], ['learning_rate']),
     (['--crop_augment', '--pre_crop_height', '10', '--pre_crop_width', '8'], ['12x8', '10x8']),
-    (['--batch_pp', '3'], ['batch_pp']),
+    (['--crop_augment', '--pre_crop_height', '10'], ['12x8', '10x9']),
+    (['--batch_pp', '3'], ['batch_pp', 'did you mean --batch_p']),
 ])
 def test_arguments(small, flags, parts):
     refused = train(small, *flags)
     assert_one_sentence(refused, *parts, status=2)
+    assert refused.stderr.startswith('train.py: error: ') and len(refused.stderr.splitlines()) == 2
     assert not (small / 'run').exists()
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch, capfd):
+    """Calls the main function of a command in an empty folder: (status or type of the error, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *given):
+        monkeypatch.setattr(sys, 'argv', [script, *given])
+        status = 0
+        try:
+            importlib.import_module(script.removesuffix('.py')).main()
+        except SystemExit as exit_of:
+            status = exit_of.code
+        except InputError as error:
+            status = type(error)
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize('command, parts', [
+    (['train.py', '--experiment_rot', 'run'], ['no flag --experiment_rot;', '--experiment_root']),
+    (['train.py', '--experiment_root', 'run', '--resum'], ['no flag --resum;', '--resume']),
+    (['train.py', '--experiment_root', 'run', '--flub=3'], ['no flag --flub']),
+    (['train.py', '--experiment_root', 'run', 'more'], ['more']),
+    (['train.py', '--experiment_root', 'run', '--decay_start_iteration', '-1'], ['--train_set']),
+    (['embed.py', '--experiment_root', 'run', '--datset', 'a.csv'], ['--datset', '--dataset']),
+    (['evaluate.py', '--excluder', 'diagonal', '--query_embedings', 'a.h5'], ['--query_embedings', '--query_embeddings']),
+    (['evaluate.py', '--excluder', 'diagonal'], ['required', '--metric']),
+    (['freeze.py', '--frozen_path', 'a'], ['--frozen_path', '--frozen_model_path']),
+    (['visualize.py', 'report', 'a.json', '--topk', '3'], ['--topk', '--top_k']),
+    (['visualize.py', 'reprot', 'a.json'], ['reprot', 'report']),
+    (['make_dataset.py', 'folder', 'a', '--val_fractoin=0.2'], ['--val_fractoin', '--val_fraction']),
+    (['trinet_embed.py', 'a.txt', 'b.npz', '--batchsize', '3'], ['--batchsize', '--batch_size']),
+])
+def test_usage_errors_are_a_sentence_that_guesses_what_was_meant(called, command, parts):
+    status, _, told = called(*command)
+    assert status == 2 and told.startswith(command[0]) and len(told.splitlines()) == 2, told
+    assert ': error: ' in told.splitlines()[0] and '--help' in told.splitlines()[1]
+    for part in parts:
+        assert part in told.splitlines()[0]
+
+
+@pytest.mark.parametrize('command', [
+    'train.py', 'embed.py', 'evaluate.py', 'freeze.py', 'visualize.py', 'visualize.py curves', 'make_dataset.py',
+    'make_dataset.py folder', 'make_dataset.py check', 'trinet_embed.py'])
+def test_help_ends_in_an_example_that_the_parser_takes(called, command):
+    status, shown, _ = called(*command.split(), '--help')
+    assert status == 0
+    _, example = shown.split('\nexample:\n')
+    os.makedirs('runs/first')
+    for line in example.replace('\\\n', ' ').strip().splitlines():
+        python, *words = line.split('>')[0].split()
+        assert python == 'python' and words[0] == command.split()[0]
+        status, _, told = called(*words)
+        assert status in (0, InputError), told  # Their files are not there, but the command line is right.
 
 
 def test_missing_files(small):
@@ -92,7 +154,9 @@ def test_experiment_root_in_use_or_unusable(small):
 
 def test_a_run_that_cannot_start_can_be_started_again(small):
     (small / 'run').mkdir()
+    (small / 'lone.csv').write_text('0,0_0.png\n0,0_1.png\n1,1_0.png\n2,2_0.png\n')
     for flags, parts in [
+            (['--train_set', small / 'lone.csv'], ['2 of 3 identities', 'lone.csv', 'one image']),
             (['--batch_p', 4], ['3 identities', '--batch_p']), (['--initial_checkpoint', small / 'typo'], ['typo']),
             (['--last_stride', 1], ['mnist', '--last_stride']),
             (['--skip_broken_images', '--initial_checkpoint', small / 'typo'], ['typo'])]:
@@ -118,6 +182,41 @@ def test_image_that_does_not_decode_stops_embedding(small):
     with h5py.File(small / 'run' / 'train_embeddings.h5') as file:
         assert file['emb'].shape == (12, 128)
     ended_in_one_sentence(Run('embed.py', *embed, '--checkpoint', 'checkpoint-77'), 'checkpoint-77', 'checkpoint-3')
+
+
+def test_an_interrupted_embedding_says_how_it_goes_on(small):
+    run = Run('train.py', *train_flags(small))
+    assert run.wait() == 0, run.output
+    embed = ['--experiment_root', small / 'run', '--dataset', small / 'train.csv', '--batch_size', 5]
+    # Rows are brought to the disk with each batch.
+    run = Run('embed.py', *embed, fault=Fault(signal.SIGINT, 'file', 2))
+    assert run.wait() == -signal.SIGINT and 'of 12 rows are kept: go on with --resume.' in run.output, run.output
+    assert 'Traceback' not in run.output
+    run = Run('embed.py', *embed, '--resume')
+    assert run.wait() == 0 and 'Going on behind' in run.output, run.output
+
+
+def test_paths_that_count_from_the_folder_of_the_training(small):
+    (small / 'run').mkdir()
+    stored = {'train_set': 'train.csv', 'image_root': 'images', 'model_name': 'mnist', 'head_name': 'direct'}
+    (small / 'run' / 'args.json').write_text(json.dumps(stored))
+    (small / 'elsewhere').mkdir()
+    (small / 'elsewhere' / 'train.csv').write_text((small / 'train.csv').read_text())
+    root = ['--experiment_root', '../run']
+    for command in (['embed.py', *root, '--dataset', 'train.csv'], ['train.py', *root, '--resume'],
+                    ['freeze.py', *root, '--check_dataset', 'train.csv']):
+        refused = run_script(*command, cwd=small / 'elsewhere')
+        assert_one_sentence(refused, '../run/args.json names the image root images,', 'where training was started',
+                            '--image_root', status=1)
+    # With the flag it is found, and the next thing is missing.
+    (small / '1_1.png').unlink()
+    assert_one_sentence(run_script(*command, '--image_root', small, cwd=small / 'elsewhere'), f'not in {small}: 1_1.png')
+    (small / 'elsewhere' / 'train.csv').unlink()
+    refused = run_script('train.py', *root, '--resume', '--image_root', small, cwd=small / 'elsewhere')
+    assert_one_sentence(refused, '../run/args.json names train_set train.csv,', 'where training was started')
+    (small / 'run' / 'args.json').write_text(json.dumps({**stored, 'image_root': '/nowhere'}))
+    refused = run_script('embed.py', *root, '--dataset', small / 'train.csv', cwd=small / 'elsewhere')
+    assert_one_sentence(refused, 'the image root /nowhere, which is not there; give another --image_root')
 
 
 def test_a_net_whose_layers_have_no_names(small, tmp_path_factory):
@@ -192,3 +291,8 @@ def test_embedding_arguments(small):
     assert_one_sentence(run_script(*embed, '--aggregator', 'mean'), '--aggregator')
     assert_one_sentence(run_script(*embed, '--pool_tracklets', 'mean'), 'third column')
     assert_one_sentence(run_script(*embed), 'checkpoint')
+    # A root of before, with the sizes of the original and a small net.
+    (small / 'run' / 'args.json').write_text(json.dumps({**args, 'net_input_height': 32, 'net_input_width': 32}))
+    warned = run_script(*embed[:3], '--dataset', small / 'none.csv', '--crop_augment', 'center')
+    assert_one_sentence(warned, 'none.csv')
+    assert 'Warning: Crops of 32x32 are a small part of images that are loaded at 288x144' in warned.stderr

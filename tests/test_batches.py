@@ -79,6 +79,33 @@ def test_too_few_identities_is_an_error_and_not_a_wait_for_ever():
         sampling.Identities(make_dataset([4, 4]), P)
 
 
+@pytest.mark.parametrize('counts, lone', [([2, 2, 3], 0), ([2, 1, 3, 1], 2), ([1, 1], 2), ([1, 5, 1], 2)])
+def test_identities_with_one_image_have_no_positive(counts, lone):
+    dataset = make_dataset(counts)
+    identities = sampling.Identities(dataset, 2)
+    assert identities.lone() == lone
+    args = argparse.Namespace(frames_per_tracklet=1, loss='batch_hard', metric_weight=1.0, resume=False)
+    if len(counts) - lone < 2:
+        with pytest.raises(InputError, match=f'{lone} of {len(counts)} identities of made.csv have one image only'):
+            sampling.check_positives(identities, dataset, args)
+        # A run of before this was refused goes on, and a classifier needs no positives.
+        assert 'one image' in sampling.check_positives(identities, dataset, argparse.Namespace(
+            **{**vars(args), 'resume': True}))
+        assert sampling.check_positives(identities, dataset, argparse.Namespace(**{**vars(args), 'loss': 'none'})) is None
+    else:
+        said = sampling.check_positives(identities, dataset, args)
+        assert (said is None) == (lone == 0) and (not lone or said.startswith(f'{lone} of {len(counts)} '))
+
+
+def test_a_lone_tracklet_has_positives_while_it_has_other_frames():
+    lengths = {'a': [3], 'b': [2], 'c': [1], 'd': [1, 1]}
+    names = [(pid, f'{pid}{i}') for pid, of_pid in lengths.items() for i, n in enumerate(of_pid) for _ in range(n)]
+    pids, tracklets = (np.array(column, dtype=object) for column in zip(*names))
+    dataset = Dataset('made.csv', pids, np.array([f'{row}.png' for row in range(len(pids))], dtype=object), tracklets)
+    identities = sampling.Identities(dataset, 2)
+    assert [identities.lone(frames) for frames in (1, 2, 3)] == [1, 2, 3]
+
+
 def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
     tracklets = {'a': [3, 1, 6], 'b': [2, 2, 5, 4], 'c': [7]}
     names = [(pid, f'{pid}{i}') for pid, lengths in tracklets.items() for i, n in enumerate(lengths) for _ in range(n)]

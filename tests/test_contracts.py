@@ -36,6 +36,12 @@ def test_net(name, photos):
     assert set(model.named_variables(body)) == set(model.named_variables(network.body)), 'a layer has no name of its own'
 
 
+def test_nets_say_from_which_weights_they_start_or_need_none():
+    weights = {name: getattr(plugins.load('nets', name), 'WEIGHTS', None) for name in plugins.choices('nets')}
+    assert {'mnist', 'lunet'} <= {name for name, text in weights.items() if text is None}
+    assert all(isinstance(text, str) for text in weights.values() if text is not None)
+
+
 @pytest.mark.parametrize('name', plugins.choices('heads'))
 def test_head(name):
     network = model.build('mnist', name, 8, (28, 28, 3))

@@ -14,7 +14,7 @@ from conftest import ROOT, assert_one_sentence, run_script
 from reid import distribute
 from reid.dataset import load_dataset
 from reid.errors import InputError
-from reid.experiment import arguments
+from reid.experiment import arguments, event_files, train_log
 from reid.input_pipeline import batches, sampling
 from reid.modeling import inference, model
 from reid.training.loop import Loop
@@ -308,6 +308,21 @@ def test_a_run_that_fails_before_its_first_step_is_as_if_never_started(people, t
     assert set(os.listdir(root)) <= {'.lock'}
     run = Run('train.py', *train_arguments(people, root, 4), '--cache', 'memory')
     assert run.wait() == 0, run.output
+
+
+def test_the_log_has_lines_at_intervals_and_tensorboard_all(people, tmp_path):
+    """The first line, which is the sign of life, every third, and the last."""
+    run = Run('train.py', *train_arguments(people, tmp_path / 'run', 8), '--log_frequency', 3)
+    assert run.wait() == 0, run.output
+    told = train_log.read_iterations(tmp_path / 'run')
+    losses, seconds = ([value for _, value in sorted(event_files.read_scalars(str(tmp_path / 'run'))[tag].items())]
+                       for tag in ('loss', 'secs_per_iter'))
+    assert list(told['loss']) == [1, 3, 6, 8] and len(losses) == 8
+    assert list(told['loss'].values()) == pytest.approx([losses[step - 1] for step in told['loss']], abs=1e-3)
+    # The duration is the mean since the line before.
+    means = [seconds[0], np.mean(seconds[1:3]), np.mean(seconds[3:6]), np.mean(seconds[6:])]
+    assert list(told['secs_per_iter'].values()) == pytest.approx(means, abs=0.01)
+    assert len(np.load(tmp_path / 'run' / 'log_losses.npy')) == 8
 
 
 def test_what_belongs_to_the_machine_is_free_at_every_start(people, tmp_path):

@@ -113,6 +113,43 @@ def test_flags_that_do_not_fit(flags, part, capsys):
     assert exit_of.value.code == 2 and part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('net, given, expected', [
+    ((256, 128), {}, (288, 144)),  # the original's
+    ((32, 32), {}, (36, 36)),
+    ((28, 20), {}, (32, 23)),
+    ((64, 32), {'height': 80}, (80, 36)),
+    ((64, 32), {'height': 80, 'width': 40}, (80, 40)),
+])
+def test_pre_crop_size_follows_the_net_input_and_is_stored(net, given, expected, tmp_path):
+    args = parsed('--experiment_root', str(tmp_path), '--net_input_height', str(net[0]), '--net_input_width', str(net[1]),
+                  *(text for side, pixels in given.items() for text in (f'--pre_crop_{side}', str(pixels))))
+    assert (args.pre_crop_height, args.pre_crop_width) == expected
+    arguments.save(args)
+    stored = json.loads((tmp_path / 'args.json').read_text())
+    assert (stored['pre_crop_height'], stored['pre_crop_width']) == expected
+
+
+@pytest.mark.parametrize('stored', [{}, {'pre_crop_height': None, 'pre_crop_width': None},
+                                    {'pre_crop_height': 288, 'pre_crop_width': 144}])
+def test_roots_of_before_keep_their_pre_crop_size(stored, tmp_path):
+    (tmp_path / 'args.json').write_text(json.dumps({'net_input_height': 32, 'net_input_width': 32, **stored}))
+    args, _ = arguments.load(str(tmp_path))
+    assert (args.pre_crop_height, args.pre_crop_width) == (288, 144)
+    resumed = arguments.make_parser().parse_args(['--experiment_root', str(tmp_path), '--resume'])
+    merged, _ = arguments.merge_with_stored(resumed, {'experiment_root', 'resume'})
+    assert (merged.pre_crop_height, merged.pre_crop_width) == (288, 144)
+
+
+@pytest.mark.parametrize('pre_crop, warned', [((36, 36), False), ((48, 48), False), ((49, 32), True), ((32, 49), True),
+                                              ((288, 144), True)])
+def test_crops_of_a_small_part_are_warned_of(pre_crop, warned):
+    flags = ['--net_input_height', '32', '--net_input_width', '32', '--pre_crop_height', str(pre_crop[0]),
+             '--pre_crop_width', str(pre_crop[1])]
+    told = [notice for notice in arguments.notices(parsed(*flags, '--crop_augment')) if 'Crops' in notice]
+    assert bool(told) == warned and (not warned or f'{pre_crop[0]}x{pre_crop[1]}' in told[0] and '36x36' in told[0])
+    assert not any('Crops' in notice for notice in arguments.notices(parsed(*flags)))
+
+
 # --- Random erasing ---------------------------------------------------------------------------------------------------
 
 def test_random_erasing():
@@ -346,9 +383,10 @@ def test_validation_is_noted_and_logged(run):
     best = max(noted['validations'], key=lambda entry: entry['mAP'])
     assert noted['checkpoint'] == f'checkpoint-{best["step"]}' and noted['mAP'] == best['mAP']
     log = (run / 'train.log').read_text()
+    assert 'mobilenet_v1_1_224 is a large net' in log and '--model_name lunet or mnist' in log
     for entry in noted['validations']:
-        assert (f'iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, top-1: {entry["top1"]:.2%} '
-                f'(embed.py --checkpoint checkpoint-{entry["step"]})') in log
+        assert (f'[VALIDATION] train: iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, '
+                f'top-1: {entry["top1"]:.2%} (embed.py --checkpoint checkpoint-{entry["step"]})') in log
 
 
 def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):

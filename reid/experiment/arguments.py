@@ -3,12 +3,13 @@
 What args.json holds goes through the very parser of the command line, so that both mean the same and neither can name
 a net, a head or a number that the other could not.
 """
-import argparse
 import json
 import os
 
 from reid import plugins
 from reid.argument_types import (
+    LONGEST_SIDE,
+    ArgumentParser,
     dimensions,
     excluder,
     iterations,
@@ -26,11 +27,30 @@ from reid.evaluation.distances import METRICS
 from reid.files import write_json
 
 FILE = 'args.json'
-# These belong to one start of a run and not to the run.
 MOST_IMAGES = 65536  # In a batch: the distances of all their pairs take 17 GB.
+# These belong to one start of a run and not to the run.
 OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 # These belong to the machine: the run has them until a start is given others, for itself alone.
-OF_THE_MACHINE = ('image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'summary_frequency')
+OF_THE_MACHINE = ('image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency', 'summary_frequency')
+# Of pre-crop size to net input; the original's recipes have 1.125.
+LARGEST_PRE_CROP = 1.5
+
+
+class _Parser(ArgumentParser):
+    """The parser of train.py, with the defaults that follow from other arguments."""
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse's, with a pre-crop size in any case."""
+        args = super().parse_args(args, namespace)
+        for name in ('height', 'width'):
+            if getattr(args, f'pre_crop_{name}') is None:
+                setattr(args, f'pre_crop_{name}', pre_crop(getattr(args, f'net_input_{name}')))
+        return args
+
+
+def pre_crop(pixels):
+    """Height or width to load images at, for random crops of this many pixels: 9/8, as the original's 288 to 256."""
+    return min((9 * pixels + 4) // 8, LONGEST_SIDE)
 
 # These take several values, a list; a single one is stored without the list around it.
 SEVERAL = ('eval_query', 'eval_gallery', 'eval_excluder')
@@ -38,61 +58,60 @@ SEVERAL = ('eval_query', 'eval_gallery', 'eval_excluder')
 
 def make_parser():
     """The parser of train.py's command line."""
-    parser = argparse.ArgumentParser(description='Train an embedding with the triplet loss.', allow_abbrev=False)
-    add = parser.add_argument
+    parser = _Parser(
+        description='Train an embedding with the triplet loss.',
+        usage='%(prog)s --experiment_root DIR --train_set CSV --image_root DIR [more flags]\n'
+              '       %(prog)s --experiment_root DIR --resume',
+        example='python train.py --experiment_root runs/first --train_set data/folder_train.csv --image_root products \\\n'
+                '    --model_name mnist --net_input_height 32 --net_input_width 32 --crop_augment \\\n'
+                '    --batch_p 16 --train_iterations 600 --decay_start_iteration 300\n'
+                'python train.py --experiment_root runs/first --resume')
+
+    add = parser.add_argument_group('what is needed').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='where the run is kept: args.json, checkpoints, logs')
+    add('--train_set', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
+    add('--image_root', metavar='DIR', help='folder that the paths in the csv file are relative to')
     add('--resume', action='store_true', help='go on with the run in the experiment root; everything else is loaded '
         'from its args.json')
 
-    data = parser.add_argument_group('data')
-    add = data.add_argument
-    add('--train_set', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
-    add('--image_root', metavar='DIR', help='folder that the paths in the csv file are relative to')
-    add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
-    add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
-    add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='with tracklets in the csv file, K are '
-        'tracklets, whose embedding is the mean over S frames (%(default)s)')
+    add = parser.add_argument_group('net').add_argument
+    add('--model_name', default='resnet_v1_50', choices=plugins.choices('nets'), help='(%(default)s)')
+    add('--initial_checkpoint', metavar='FILE', help="pre-trained weights of the net's body, without which large nets "
+        'learn slowly')
     add('--net_input_height', type=side, default=256, metavar='H', help='(%(default)s)')
     add('--net_input_width', type=side, default=128, metavar='W', help='(%(default)s)')
-    add('--pre_crop_height', type=side, default=288, metavar='H', help='with crop augmentation (%(default)s)')
-    add('--pre_crop_width', type=side, default=144, metavar='W', help='with crop augmentation (%(default)s)')
-    add('--flip_augment', action='store_true', help='mirror images at random')
-    add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')
-    add('--random_erasing', type=share, default=0.0, metavar='P', help='blot out a random rectangle of an image with '
-        'this probability (%(default)s)')
-    add('--loading_threads', type=threads, default=8, help='images loaded at a time (%(default)s)')
-    add('--cache', default='none', metavar='{none,memory,DIR}', help='keep the decoded images of a small dataset in '
-        'memory, and in a folder, if one is named, for later runs (%(default)s)')
-    add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
-    add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
-        'in broken_images.csv and leave them out')
-
-    net = parser.add_argument_group('net')
-    add = net.add_argument
-    add('--model_name', default='resnet_v1_50', choices=plugins.choices('nets'), help='(%(default)s)')
-    add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='(%(default)s)')
     add('--embedding_dim', type=dimensions, default=128, metavar='D', help='(%(default)s)')
-    add('--initial_checkpoint', metavar='FILE', help="pre-trained weights of the net's body")
+    add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='(%(default)s)')
     add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (2)')
     add('--pooling', choices=('avg', 'gem'), help='what becomes of the last feature map: its average, or the '
         'generalised mean with a learned exponent (avg)')
 
-    loss = parser.add_argument_group('loss')
-    add = loss.add_argument
+    add = parser.add_argument_group('batches and augmentation').add_argument
+    add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
+    add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
+    add('--flip_augment', action='store_true', help='mirror images at random')
+    add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')
+    add('--pre_crop_height', type=side, metavar='H', help='with crop augmentation (9/8 of the net input)')
+    add('--pre_crop_width', type=side, metavar='W', help='with crop augmentation (9/8 of the net input)')
+    add('--random_erasing', type=share, default=0.0, metavar='P', help='blot out a random rectangle of an image with '
+        'this probability (%(default)s)')
+    add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='with tracklets in the csv file, K are '
+        'tracklets, whose embedding is the mean over S frames (%(default)s)')
+
+    add = parser.add_argument_group('loss').add_argument
+    add('--margin', type=margin, default='soft', metavar='M', help='a number, soft or none (%(default)s)')
     add('--loss', default='batch_hard', choices=plugins.choices('losses'), help='(%(default)s)')
-    add('--margin', type=margin, default='soft', help='a number, soft or none (%(default)s)')
     add('--metric', default='euclidean', choices=METRICS, help='(%(default)s)')
     add('--metric_weight', type=non_negative_float, default=1.0, metavar='W', help='of that loss (%(default)s)')
     add('--xent_weight', type=non_negative_float, default=0.0, metavar='W', help='of the cross-entropy of a classifier '
         'of the training identities, which is beside the embedding; 0: there is none (%(default)s)')
     add('--label_smoothing', type=share, default=0.1, metavar='S', help='of the cross-entropy (%(default)s)')
 
-    optimisation = parser.add_argument_group('optimisation')
-    add = optimisation.add_argument
-    add('--learning_rate', type=positive_float, default=3e-4, help='(%(default)s)')
-    add('--train_iterations', type=positive_int, default=25000, help='(%(default)s)')
-    add('--decay_start_iteration', type=int, default=15000, help='when the learning rate starts to decay; -1: never '
-        '(%(default)s)')
+    add = parser.add_argument_group('optimisation').add_argument
+    add('--train_iterations', type=positive_int, default=25000, metavar='N', help='(%(default)s)')
+    add('--learning_rate', type=positive_float, default=3e-4, metavar='R', help='(%(default)s)')
+    add('--decay_start_iteration', type=int, default=15000, metavar='N', help='when the learning rate starts to '
+        'decay; -1: never (%(default)s)')
     add('--lr_schedule', default='exponential', choices=('exponential', 'step', 'cosine', 'constant'),
         help='how the learning rate decays: from decay_start_iteration to a thousandth of it or along a cosine to 0 at '
         'the end, by a factor at some iterations, or not at all (%(default)s)')
@@ -108,8 +127,7 @@ def make_parser():
     add('--freeze_body_iterations', type=non_negative_int, default=0, metavar='N', help='train only the head at first; '
         "the body's batch norm stays as it is too (%(default)s)")
 
-    validation = parser.add_argument_group('validation while training')
-    add = validation.add_argument
+    add = parser.add_argument_group('validation while training').add_argument
     add('--eval_frequency', type=non_negative_int, default=0, metavar='N', help='iterations between evaluations; the '
         'best of these checkpoints is noted in checkpoint-best; 0: never (%(default)s)')
     add('--eval_query', nargs='+', metavar='CSV', help='query images, in the image root; of several sets the best '
@@ -121,22 +139,21 @@ def make_parser():
     add('--eval_metric', choices=METRICS, help='(the metric of the training)')
     add('--eval_flip', action='store_true', help='embed the mean of each image and its mirror image')
 
-    run = parser.add_argument_group('run')
-    add = run.add_argument
+    add = parser.add_argument_group('checkpoints and logs').add_argument
     add('--checkpoint_frequency', type=non_negative_int, default=1000, metavar='N', help='iterations between '
         'checkpoints; 0: only the final one (%(default)s)')
     add('--keep_checkpoints', type=non_negative_int, default=0, metavar='N', help='how many checkpoints stay, the '
         'newest ones besides the best one and the one that the run was resumed from; 0: all (%(default)s)')
+    add('--log_frequency', type=positive_int, default=1, metavar='N', help='iterations between lines of the log; '
+        'TensorBoard has all of them (%(default)s)')
     add('--summary_frequency', type=positive_int, default=1, metavar='N', help='iterations between histograms in '
         'TensorBoard (%(default)s)')
     add('--detailed_logs', action='store_true', help='keep embeddings, losses and file ids of every batch as .npy')
-    add('--seed', type=non_negative_int, default=0, help='of the initialisation, the batches and their augmentation '
-        '(%(default)s)')
-    add('--deterministic', action='store_true', help="TensorFlow's op determinism: the same run twice gives the same "
-        'bits, at some cost in speed')
 
-    speed = parser.add_argument_group('speed')
-    add = speed.add_argument
+    add = parser.add_argument_group('speed').add_argument
+    add('--cache', default='none', metavar='{none,memory,DIR}', help='keep the decoded images of a small dataset in '
+        'memory, and in a folder, if one is named, for later runs (%(default)s)')
+    add('--loading_threads', type=threads, default=8, metavar='N', help='images loaded at a time (%(default)s)')
     add('--mixed_precision', choices=('none', 'bfloat16', 'float16'), default='none', help='compute the net in 16 bits; '
         'weights, distances, loss and embeddings stay float32 (%(default)s)')
     add('--tf32', action='store_true', help='let GPUs since Ampere round factors of float32 products to 10 bits: faster, '
@@ -145,6 +162,15 @@ def make_parser():
     add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
         'hosts that the environment variable TF_CONFIG names (%(default)s)')
     add('--devices', type=threads, metavar='N', help='with --distribute mirrored: how many GPUs (all of them)')
+
+    add = parser.add_argument_group('more').add_argument
+    add('--seed', type=non_negative_int, default=0, metavar='N', help='of the initialisation, the batches and their '
+        'augmentation (%(default)s)')
+    add('--deterministic', action='store_true', help="TensorFlow's op determinism: the same run twice gives the same "
+        'bits, at some cost in speed')
+    add('--skip_broken_images', action='store_true', help='look at every image first; list those that cannot be read '
+        'in broken_images.csv and leave them out')
+    add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
     return parser
 
 
@@ -192,13 +218,24 @@ def check(args, parser):
 def notices(args):
     """What the user should know of arguments that are right by themselves, a list of sentences."""
     decays = args.lr_schedule in ('exponential', 'cosine') or args.decay_beta1 is not None
+    sentences = [sentence_of_small_crops(args)] if args.crop_augment else []
     if decays and args.decay_start_iteration >= args.train_iterations:
         falling = {'exponential': ['the learning rate will not fall'],
                    'cosine': ['--lr_schedule cosine has no effect']}.get(args.lr_schedule, [])
         falling += [] if args.decay_beta1 is None else ['--decay_beta1 has no effect']
-        return [f'The decay starts at iteration {args.decay_start_iteration}, behind the end of the run at '
-                f'{args.train_iterations}: {" and ".join(falling)} (--decay_start_iteration).']
-    return []
+        sentences.append(f'The decay starts at iteration {args.decay_start_iteration}, behind the end of the run at '
+                         f'{args.train_iterations}: {" and ".join(falling)} (--decay_start_iteration).')
+    return [sentence for sentence in sentences if sentence]
+
+
+def sentence_of_small_crops(args):
+    """What to say when crops show the net little of an image and magnified, of a run's arguments; None otherwise."""
+    height, width = args.net_input_height, args.net_input_width
+    if args.pre_crop_height <= LARGEST_PRE_CROP * height and args.pre_crop_width <= LARGEST_PRE_CROP * width:
+        return None
+    return (f'Crops of {height}x{width} are a small part of images that are loaded at {args.pre_crop_height}x'
+            f'{args.pre_crop_width}, and the net never sees a whole one; usual is 9/8, which is '
+            f'{pre_crop(height)}x{pre_crop(width)} here (--pre_crop_height, --pre_crop_width).')
 
 
 def net_options(args):
@@ -235,7 +272,8 @@ def load(root):
         raise InputError(f'{path}: {message}.')
 
     parser.error = refuse
-    argv = ['--experiment_root', root]
+    # What lacks a pre-crop size was written by a version that had this one, whatever the net's input.
+    argv = ['--experiment_root', root, '--pre_crop_height=288', '--pre_crop_width=144']
     for name in known:
         if name in stored and name not in OF_ONE_START:
             argv += _as_flag(name, stored[name], is_switch=isinstance(known[name], bool), refuse=refuse)
@@ -246,6 +284,39 @@ def as_stored(args):
     """The arguments as args.json has them, a dict."""
     return {name: value[0] if name in SEVERAL and value and len(value) == 1 else value
             for name, value in vars(args).items()}
+
+
+def stored_image_root(root, args):
+    """The image root that an experiment's args.json names.
+
+    Args:
+        root: the experiment root.
+        args: what `load` gives of it.
+
+    Raises:
+        InputError: it names none, or it is not there.
+    """
+    if not args.image_root:
+        raise InputError(f'{os.path.join(root, FILE)} names no image root: give an --image_root.')
+    if not os.path.isdir(args.image_root):
+        raise InputError(_not_there(root, 'the image root', args.image_root, 'give another --image_root'))
+    return args.image_root
+
+
+def check_stored_files(root, args):
+    """Raise InputError when a csv file that an experiment's args.json names is not there; `args` as `load` gives it."""
+    for name in ('train_set', 'eval_query', 'eval_gallery'):
+        given = getattr(args, name) or []
+        for path in given if isinstance(given, list) else [given]:
+            if not os.path.exists(path):
+                raise InputError(_not_there(root, name, path, 'put it back'))
+
+
+def _not_there(root, what, path, way_out):
+    sentence = f'{os.path.join(root, FILE)} names {what} {path}, which is not there'
+    if os.path.isabs(path):
+        return f'{sentence}; {way_out}.'
+    return f'{sentence}. That counts from the folder where training was started: run this in that folder, or {way_out}.'
 
 
 def save(args):

@@ -11,7 +11,7 @@ import time
 from reid import provenance
 from reid.errors import InputError
 from reid.experiment import arguments
-from reid.experiment.train_log import LOG_FILE
+from reid.experiment.train_log import LOG_FILE, read_iterations
 from reid.files import left_unfinished, lock, write_json
 
 PROVENANCE_FILE = 'provenance.json'
@@ -96,6 +96,12 @@ def _hash_before(starts, file):
         return starts[-1]['sha256'][file]
     except (LookupError, TypeError):
         return None
+
+
+def has_trained(root):
+    """Whether a run has finished an iteration: its log tells of the first one, and checkpoints of later ones."""
+    later = glob.glob(os.path.join(glob.escape(root), 'checkpoint-[1-9]*'))
+    return bool(later or read_iterations(root))
 
 
 def take_back_start(root):

@@ -8,6 +8,9 @@ import sys
 from reid.files import written_whole
 
 LOG_FILE = 'train.log'
+# The level of a validation's line, between a warning and the lines of the iterations that it would drown in.
+VALIDATION = 25
+logging.addLevelName(VALIDATION, 'VALIDATION')
 # The line of an iteration, as `iteration_line` words it and `read_iterations` reads it.
 NUMBER = r' *(-?\d+\.\d+)'
 ITERATION = re.compile(fr'iter: *(\d{{1,18}}), loss min\|avg\|max:{NUMBER}\|{NUMBER}\|{NUMBER}, '
@@ -15,8 +18,8 @@ ITERATION = re.compile(fr'iter: *(\d{{1,18}}), loss min\|avg\|max:{NUMBER}\|{NUM
 
 
 class _ColouredFormatter(logging.Formatter):
-    """Warnings yellow and errors red, on a terminal."""
-    colours = {logging.WARNING: '\033[33m', logging.ERROR: '\033[31m'}
+    """Warnings yellow, errors red and validations green, on a terminal."""
+    colours = {logging.WARNING: '\033[33m', logging.ERROR: '\033[31m', VALIDATION: '\033[1;32m'}
 
     def format(self, record):
         colour = self.colours.get(record.levelno)

@@ -42,6 +42,37 @@ class Identities:
         self.counts = np.bincount(pid_numbers[self.rows[self.item_starts]])
         self.starts = np.cumsum(self.counts) - self.counts
 
+    def lone(self, frames=1):
+        """How many identities have only one item to draw, with no more than the S frames of it that are drawn.
+
+        All the K draws of such a one are the same images. Its anchors have no positive but themselves.
+        """
+        return int(((self.counts == 1) & (self.item_counts[self.starts] <= frames)).sum())
+
+
+def check_positives(identities, dataset, args):
+    """What to say of identities whose anchors have no positive but themselves, a sentence; None where all have others.
+
+    Args:
+        identities: of the training `Dataset`.
+        dataset: that.
+        args: of `train.py`.
+
+    Raises:
+        InputError: fewer than two identities of a new run have positives. With none a triplet loss learns nothing; with
+            one it never learns what tells two identities apart rather than two images.
+    """
+    lone, total = identities.lone(args.frames_per_tracklet), len(identities.names)
+    if not lone or args.loss == 'none' or not args.metric_weight:
+        return None
+    item = 'image' if dataset.tracklets is None else 'tracklet'
+    sentence = (f'{lone} of {total} identities of {dataset.path} have one {item} only. It is repeated, so that their '
+                f'anchors have no positive but themselves')
+    if total - lone < 2 and not args.resume:
+        raise InputError(f'{sentence}: the loss would go to nothing, and nothing would be learned. Training needs two '
+                         f'identities at least with two {item}s each, and should have many.')
+    return f'{sentence}: they only serve as negatives.'
+
 
 def stream_seed(seed, stream, number):
     """Seed [2] int32 of a stateless generator for one thing drawn at one step (or epoch)."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from reid.experiment.detailed_logs import DetailedLogs
 from reid.experiment.event_files import TensorBoard, forget_events_after
-from reid.experiment.train_log import forget_iterations_after, iteration_line
+from reid.experiment.train_log import VALIDATION, forget_iterations_after, iteration_line
 
 
 class Reporter:
@@ -35,6 +35,7 @@ class Reporter:
         self._board_is_told = self._thread.submit(lambda: None)
         self._details = DetailedLogs(args, fids) if args.detailed_logs else None
         self._watch = CollapseWatch(args.margin)
+        self._seconds = []  # of the iterations since the last line
 
     def iteration(self, step, rows, result, learning_rate, seconds):
         """Tell of one iteration.
@@ -47,15 +48,16 @@ class Reporter:
             seconds: duration of the iteration.
         """
         args, k = self._args, self._args.batch_k - 1
-        eta = seconds * (args.train_iterations - step - 1)
         precision = result['batch_prec_at_k']
-        line = iteration_line(step + 1, result['losses'], precision, k, eta, seconds)
         scalars = {'loss': result['loss'], 'batch_top1': result['batch_top1'], f'batch_prec_at_{k}': precision,
                    'active_count': result['active_count'], 'learning_rate': learning_rate, 'secs_per_iter': seconds}
         if args.xent_weight:
-            line += f', cross-entropy: {result["cross_entropy"]:.3f}'
             scalars['cross_entropy'] = result['cross_entropy']
-        self._log.info(line)
+        self._seconds.append(seconds)
+        # The first line is the sign of life, here and for who asks whether this run has trained anything.
+        if step == 0 or (step + 1) % args.log_frequency == 0 or step + 1 == args.train_iterations:
+            self._log.info(self._line(step, result, precision))
+            self._seconds.clear()
         self._board_is_told.result()  # Raises what went wrong with the last iteration.
         self._board_is_told = self._thread.submit(self._tell_board, step, scalars, rows, result)
         if self._details:
@@ -63,6 +65,14 @@ class Reporter:
         warning = self._watch.warning(result['dists'].mean(), result['loss'])
         if warning:
             self._log.warning(warning)
+
+    def _line(self, step, result, precision):
+        """The line of an iteration; its duration is the mean since the last line."""
+        args = self._args
+        seconds = sum(self._seconds) / len(self._seconds)
+        eta = seconds * (args.train_iterations - step - 1)
+        line = iteration_line(step + 1, result['losses'], precision, args.batch_k - 1, eta, seconds)
+        return f'{line}, cross-entropy: {result["cross_entropy"]:.3f}' if args.xent_weight else line
 
     def validation(self, step, result):
         """Tell of a validation after `step` iterations: `result` is what `Validation.evaluate` returns."""
@@ -78,7 +88,7 @@ class Reporter:
         self._board.write(step, scalars, {})
 
     def _tell_validation(self, step, what, scores, how):
-        self._log.info(f'iter:{step:6d}, {what} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} ({how})')
+        self._log.log(VALIDATION, f'iter:{step:6d}, {what} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} ({how})')
 
     def _tell_board(self, step, scalars, rows, result):
         with_histograms = step % self._args.summary_frequency == 0

@@ -2,7 +2,7 @@
 import keras
 import tensorflow as tf
 
-from reid import distribute
+from reid import distribute, plugins
 from reid.experiment import checkpoints
 from reid.modeling import model, pretrained
 from reid.training import optimizer
@@ -69,5 +69,12 @@ class TrainState:
             beside = pretrained.load_body(self.network, args.initial_checkpoint)
             log.info('Initialised the body from %s%s.', args.initial_checkpoint,
                      f', which also holds {pretrained.listed(beside)}: left there' if beside else '')
+            return False
         # 3. Fresh ones.
+        weights = getattr(plugins.load('nets', args.model_name), 'WEIGHTS', None)
+        if weights:
+            small = [name for name in plugins.choices('nets') if not hasattr(plugins.load('nets', name), 'WEIGHTS')]
+            log.warning('%s is a large net and starts from random weights, from which it needs many images and '
+                        'iterations. Its pre-trained weights are %s (--initial_checkpoint); small nets that are meant '
+                        'to start without: --model_name %s.', args.model_name, weights, ' or '.join(small))
         return False
