@@ -139,7 +139,7 @@ def test_bounds_of_training(flags, part, capsys):
     with pytest.raises(SystemExit) as ended:
         args = parser.parse_args(['--experiment_root', 'a', '--train_set', 'b', '--image_root', 'c', *flags])
         arguments.check(args, parser)
-    message = capsys.readouterr().err.splitlines()[-1]
+    message = next(line for line in capsys.readouterr().err.splitlines() if 'error: ' in line)
     assert ended.value.code == 2 and part in message, message
 
 
