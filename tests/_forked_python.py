@@ -45,7 +45,7 @@ def _serve(listener):
         while True:
             with listener.accept() as connection:
                 folder, script, *arguments = connection.recv()
-                assert pathlib.Path(script).resolve().parent == ROOT, script
+                assert pathlib.Path(folder, script).resolve().parent == ROOT, script
                 change_folder = Fault(functools.partial(os.chdir, folder), 'start')
                 run = Run(os.path.basename(script), *arguments, fault=change_folder)
                 connection.send((run.wait(), run.output))

@@ -1,15 +1,13 @@
 """The walkthrough of docs/your_own_images.md, line by line as it stands there, on pictures that are made up."""
 import json
-import os
-import pathlib
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from _forked_python import forking_python
 from conftest import ROOT
 
 MANUAL = ROOT / 'docs' / 'your_own_images.md'
@@ -31,12 +29,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_line_of_the_walkthrough_runs(folder):
+def test_every_line_of_the_walkthrough_runs(folder, tmp_path_factory):
     lines = '\n'.join(re.findall(r'^```sh\n(.*?)^```', MANUAL.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE))
     assert lines.count('python ') == 8
-    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ['PATH']])
-    done = subprocess.run(['sh', '-e', '-c', lines], cwd=folder, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, 'PATH': path, 'ITERATIONS': '8'})
+    commands = tmp_path_factory.mktemp('bin')
+    (commands / 'python').symlink_to('python3')
+    with forking_python(commands) as environment:
+        done = subprocess.run(['sh', '-e', '-c', lines], cwd=folder, capture_output=True, text=True, timeout=300,
+                              env={**environment, 'ITERATIONS': '8'})
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search(r'^[Ww]arning: |\[WARNING\]', done.stderr, re.MULTILINE), done.stderr
     run = folder / 'runs' / 'first'
