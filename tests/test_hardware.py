@@ -2,6 +2,7 @@
 import json
 import os
 import sys
+import time
 import types
 
 import numpy as np
@@ -232,23 +233,25 @@ def test_matrix_is_deterministic(matrix):
 # --- The loop ---------------------------------------------------------------------------------------------------------
 
 class Device:
-    """Stands in for a training step on a GPU, and for the reporter: notes what happens in which order."""
+    """Stands in for a training step, and for the reporter: notes what happens in which order, and how long steps take."""
 
     def __init__(self, interruption=None):
-        self.happened, self.step, self.interruption = [], 0, interruption
+        self.happened, self.seconds, self.step, self.interruption = [], [], 0, interruption
         self.loss_scale = types.SimpleNamespace(left_out=lambda *_: False)
 
     def train_step(self, *_):
         self.step += 1
         self.happened.append(f'dispatch {self.step}')
+        time.sleep(0.01)
         numbers = {'loss': 0.5, 'emb': np.ones(2), 'gradient_norm': 1.0, 'loss_scale': 1.0, 'rows': np.arange(2)}
         return {name: types.SimpleNamespace(numpy=lambda value=value: value) for name, value in numbers.items()}
 
     def values(self):
         return {'global_step': tf.constant(self.step)}
 
-    def iteration(self, step, *_):
+    def iteration(self, step, rows, result, learning_rate, seconds):
         self.happened.append(f'tell {step + 1}')
+        self.seconds.append(seconds)
         if self.interruption and step + 1 == 3:
             self.interruption.requested = 'SIGTERM'
 
@@ -267,9 +270,11 @@ def run_on(device, people, root, *more):
 
 
 def test_a_step_is_told_of_while_the_next_one_is_computed(people, tmp_path):
-    happened = run_on(Device(), people, tmp_path / 'run', '--train_iterations', 5, '--checkpoint_frequency', 3)
+    device = Device()
+    happened = run_on(device, people, tmp_path / 'run', '--train_iterations', 5, '--checkpoint_frequency', 3)
     assert happened == ['dispatch 1', 'dispatch 2', 'tell 1', 'dispatch 3', 'tell 2', 'tell 3', 'flush', 'Saved',
                         'dispatch 4', 'dispatch 5', 'tell 4', 'tell 5', 'flush', 'Saved']
+    assert min(device.seconds) >= 0.01, 'also of a step that is told of at once, before a checkpoint'
 
 
 def test_an_interruption_ends_behind_the_step_that_is_under_way(people, tmp_path):

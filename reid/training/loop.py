@@ -52,8 +52,8 @@ class Loop:
         args, unreadable = self._args, None
         if self._validator and self._validator.is_due(self._first_step):  # The run was interrupted just then.
             self._validate()
-        self._reported_at = time.monotonic()
         for step in range(self._first_step, args.train_iterations):
+            started = time.monotonic()
             try:
                 batch = next(data)
             except tf.errors.OpError as error:
@@ -68,8 +68,8 @@ class Loop:
             result = train_step(batch, tf.constant(learning_rate, tf.float32),
                                 tf.constant(optimizer.beta1(step, args), tf.float32),
                                 step < args.freeze_body_iterations)
-            self._report()
-            self._unreported = step, learning_rate, result
+            self._report(until=started)
+            self._unreported = step, learning_rate, result, started
             self._store_and_validate_where_due(step + 1)
         self._report()
         if self._state.step != self._saved_step:
@@ -77,17 +77,20 @@ class Loop:
         if unreadable:
             raise unreadable
 
-    def _report(self):
-        """Wait for the step that is not told of yet, if any, check its numbers, and tell of it."""
+    def _report(self, until=None):
+        """Wait for the step that is not told of yet, if any, check its numbers, and tell of it.
+
+        Args:
+            until: when the next step was begun; None: there is none yet, and it lasted until its numbers are there.
+        """
         if self._unreported is None:
             return
-        (step, learning_rate, result), self._unreported = self._unreported, None
+        (step, learning_rate, result, started), self._unreported = self._unreported, None
         result = {name: value.numpy() for name, value in result.items()}
         self._check_finite(step, result)
-        now = time.monotonic()
+        seconds = (until or time.monotonic()) - started
         if self._reporter:
-            self._reporter.iteration(step, result['rows'], result, learning_rate, now - self._reported_at)
-        self._reported_at = now
+            self._reporter.iteration(step, result['rows'], result, learning_rate, seconds)
 
     def _check_finite(self, step, result):
         """Raises InputError for numbers that are not finite; a step that was left out is only told of."""
@@ -113,7 +116,6 @@ class Loop:
             self._save()
             if validation_is_due:
                 self._validate()
-            self._reported_at = time.monotonic()
 
     def _save(self):
         """Store the state, behind all that was told. All workers have to call this; the chief writes."""
