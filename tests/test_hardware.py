@@ -272,7 +272,7 @@ def run_on(device, people, root, *more):
 def test_a_step_is_told_of_while_the_next_one_is_computed(people, tmp_path):
     device = Device()
     happened = run_on(device, people, tmp_path / 'run', '--train_iterations', 5, '--checkpoint_frequency', 3)
-    assert happened == ['dispatch 1', 'dispatch 2', 'tell 1', 'dispatch 3', 'tell 2', 'tell 3', 'flush', 'Saved',
+    assert happened == ['dispatch 1', 'tell 1', 'dispatch 2', 'dispatch 3', 'tell 2', 'tell 3', 'flush', 'Saved',
                         'dispatch 4', 'dispatch 5', 'tell 4', 'tell 5', 'flush', 'Saved']
     assert min(device.seconds) >= 0.01, 'also of a step that is told of at once, before a checkpoint'
 
@@ -297,7 +297,7 @@ def test_nothing_is_stored_behind_a_step_that_is_not_finite(people, tmp_path):
     device.train_step = train_step
     with pytest.raises(InputError, match='Iteration 2 gave a loss of nan'):
         run_on(device, people, tmp_path / 'run', '--train_iterations', 9, '--checkpoint_frequency', 3)
-    assert device.happened == ['dispatch 1', 'dispatch 2', 'tell 1', 'dispatch 3']
+    assert device.happened == ['dispatch 1', 'tell 1', 'dispatch 2', 'dispatch 3']
     assert not os.listdir(tmp_path / 'run')
 
 

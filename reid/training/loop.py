@@ -70,6 +70,8 @@ class Loop:
                                 step < args.freeze_body_iterations)
             self._report(until=started)
             self._unreported = step, learning_rate, result, started
+            if step == self._first_step:  # The sign of life, for which nobody should wait a second step.
+                self._report()
             self._store_and_validate_where_due(step + 1)
         self._report()
         if self._state.step != self._saved_step:
