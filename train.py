@@ -97,8 +97,10 @@ def train(args, train_set, validator, strategy, log):
     from reid.training.loop import Loop
     from reid.training.reporter import Reporter
     from reid.training.train_state import TrainState
-    is_chief = cluster.task(args.distribute).is_chief
-    distribute.check_same_on_all_workers(strategy, facts_of(args))
+    task = cluster.task(args.distribute)
+    is_chief = task.is_chief
+    if task.workers > 1:
+        distribute.check_same_on_all_workers(strategy, facts_of(args))
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
 

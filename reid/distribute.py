@@ -237,17 +237,15 @@ def any_worker(strategy, flag):
 
 
 def check_same_on_all_workers(strategy, facts):
-    """Compare what each worker was started with; all workers have to ask.
+    """Compare what each of several workers was started with; all of them have to ask.
 
     Args:
-        strategy: a `tf.distribute.Strategy`.
+        strategy: a `tf.distribute.MultiWorkerMirroredStrategy`.
         facts: {name: text}, with the same names on all workers.
 
     Raises:
         InputError: a fact that differs, by its name.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
     names = sorted(facts)
     # 24 bits of a hash are a float32.
     digests = [int(hashlib.sha256(facts[name].encode()).hexdigest()[:6], 16) for name in names]
