@@ -72,8 +72,7 @@ def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
 
 def _of_all_parts(find, count, at_once, workers):
     """The arrays that find(slice) returns for slices of `count` queries, joined: equal shares of `at_once` or fewer."""
-    rounds = -(-count // (workers * at_once))
-    parts = chunks.slices(count, -(-count // (workers * rounds)))
+    parts = chunks.even_slices(count, at_once, workers)
     return list(map(np.concatenate, zip(*in_processes(find, parts, workers, 'Neighbours'))))
 
 
