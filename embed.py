@@ -7,6 +7,8 @@ if __name__ == '__main__':  # Before all other imports.
 import os
 import sys
 
+import numpy as np
+
 from reid import argument_types, quiet, signals
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
@@ -32,6 +34,8 @@ def make_parser():
     add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
         '_embeddings.h5)')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
+    add('--shards', type=argument_types.positive_int, metavar='N', help='write N files, each whole or not at all, with '
+        'equal parts of the rows: NAME-00000-of-0000N.h5, …; all commands take them together for one')
 
     add = parser.add_argument_group('test-time augmentation').add_argument
     inference_flags.add_flags(add)
@@ -73,12 +77,13 @@ def main():
 
     # The file to write.
     from reid.dataset import check_files, load_dataset
-    from reid.embeddings import EmbeddingWriter, is_embeddings
+    from reid.embeddings import EmbeddingWriter, is_embeddings, is_made_of, shard_names
     filename = args.filename
     if filename is None:
         filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
     filename = os.path.join(args.experiment_root, filename)
-    check_output(filename, '--filename', 'an .h5 file of embeddings', is_embeddings, [args.dataset])
+    for path in shard_names(filename, args.shards):
+        check_output(path, '--filename', 'an .h5 file of embeddings', is_embeddings, [args.dataset])
     if args.skip_broken_images:
         check_lists_beside(filename, args.dataset)
 
@@ -93,6 +98,7 @@ def main():
     strategy = distribute.strategy(args.distribute, args.devices)
     if args.skip_broken_images:
         dataset = without_broken_images(dataset, image_root, filename, args)
+    parts = parts_of(dataset, args)
 
     # The model.
     from reid import provenance
@@ -112,15 +118,33 @@ def main():
                   'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
     variant_names = augmentation.variant_names(args.flip_augment, args.crop_augment)
-    rows = dataset.first_frames() if args.pool_tracklets else dataset
-    with EmbeddingWriter(filename, rows, trained.embedding_dim, variant_names, parameters, traces, args.resume,
-                         pooled=bool(args.pool_tracklets)) as writer:
-        if args.resume and not args.quiet:
-            print(f'Going on behind {writer.rows_done} rows that are there already.')
-        with signals.undone(lambda: tell_how_to_go_on(writer)):
-            write_embeddings(writer, dataset, image_root, network, sizes.load, strategy, args)
-    if not args.quiet:
-        print(f'Saved {filename}.')
+    for path, part in zip(shard_names(filename, args.shards), parts):
+        rows = part.first_frames() if args.pool_tracklets else part
+        of_file = rows, trained.embedding_dim, variant_names, parameters
+        if args.shards and args.resume and is_made_of(path, *of_file):
+            if not args.quiet:
+                print(f'{path} is there already.')
+            continue
+        with EmbeddingWriter(path, *of_file, traces, args.resume, pooled=bool(args.pool_tracklets)) as writer:
+            if args.resume and not args.quiet and (writer.rows_done or not args.shards):
+                print(f'Going on behind {writer.rows_done} rows that are there already.')
+            with signals.undone(lambda: tell_how_to_go_on(writer)):
+                write_embeddings(writer, part, image_root, network, sizes.load, strategy, args)
+        if not args.quiet:
+            print(f'Saved {path}.')
+
+
+def parts_of(dataset, args):
+    """The `Dataset`s of --shards files, with as many rows each as can be; of one file the whole."""
+    if args.shards is None:
+        return [dataset]
+    row_of_image = dataset.tracklet_of_row() if args.pool_tracklets else np.arange(len(dataset))
+    rows = int(row_of_image.max()) + 1
+    if args.shards > rows:
+        raise InputError(f'--shards {args.shards} is more than the {rows} rows of {args.dataset}: take at most as many.')
+    images = np.argsort(row_of_image, kind='stable')
+    firsts = np.searchsorted(row_of_image[images], [rows * number // args.shards for number in range(args.shards + 1)])
+    return (dataset.take(images[first:last]) for first, last in zip(firsts, firsts[1:]))
 
 
 def tell_how_to_go_on(writer):

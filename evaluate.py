@@ -37,9 +37,10 @@ def make_parser():
                 '    --gallery_dataset data/folder_test.csv --gallery_embeddings runs/first/folder_test_embeddings.h5')
     add = parser.add_argument_group('what is needed').add_argument
     add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
-    add('--query_embeddings', metavar='H5', help='its embeddings, as embed.py writes them')
+    add('--query_embeddings', **argument_types.OF_EMBEDDINGS, help='its embeddings, as embed.py writes them: one file, '
+        'or all of its parts')
     add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
-    add('--gallery_embeddings', metavar='H5', help='their embeddings')
+    add('--gallery_embeddings', **argument_types.OF_EMBEDDINGS, help='their embeddings')
     add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores. '
         f'diagonal: the very same file, nothing else; {", ".join(of_datasets)}: images of its identity by its own '
         'camera, read off file names as in that dataset; regex:PATTERN: likewise, of your own file names, with the groups '
@@ -59,7 +60,7 @@ def make_parser():
     add = more.add_argument
     add('--multi_query_dataset', metavar='CSV', help='more images of the queries, as gt_bbox of Market-1501: a query '
         'becomes the mean of those of its person in its camera')
-    add('--multi_query_embeddings', metavar='H5', help='their embeddings')
+    add('--multi_query_embeddings', **argument_types.OF_EMBEDDINGS, help='their embeddings')
     add('--rerank', action='store_true', help='re-rank by k-reciprocal neighbours (Zhong et al. 2017)')
     add('--rerank_k1', type=argument_types.positive_int, default=20, metavar='K1', help='(%(default)s)')
     add('--rerank_k2', type=argument_types.positive_int, default=6, metavar='K2', help='(%(default)s)')

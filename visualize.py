@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from reid.argument_types import ArgumentParser, non_negative_int, positive_int
+from reid.argument_types import OF_EMBEDDINGS, ArgumentParser, OneOrMore, non_negative_int, positive_int
 from reid.errors import InputError, exit_with
 from reid.files import check_output
 from reid.visualization.curves import picture_of_curves
@@ -46,9 +46,9 @@ def make_parser():
     add = evaluated.add_argument
     add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
     add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
-    add('--query_embeddings', metavar='H5', help='their embeddings, likewise')
+    add('--query_embeddings', **OF_EMBEDDINGS, help='their embeddings, likewise')
     add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, likewise')
-    add('--gallery_embeddings', metavar='H5', help='its embeddings, likewise')
+    add('--gallery_embeddings', **OF_EMBEDDINGS, help='its embeddings, likewise')
     add('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
 
     pictured = ArgumentParser(add_help=False)
@@ -79,7 +79,7 @@ def make_parser():
     add = commands.add_parser('embeddings', parents=[pictured],
                               example='python visualize.py embeddings runs/first/folder_test_embeddings.h5',
                               help="a scatter plot, and data for TensorBoard's projector").add_argument
-    add('embeddings', metavar='EMBEDDINGS', help='.h5 file of embed.py')
+    add('embeddings', nargs='+', action=OneOrMore, metavar='EMBEDDINGS', help='.h5 file of embed.py, or all of its parts')
     add('--dataset', metavar='CSV', help='its csv file, if it was moved since')
     add('--projection', choices=('pca', 'tsne'), default='pca', help='from more than two dimensions to two '
         '(%(default)s)')
@@ -181,23 +181,24 @@ def check_megabytes(megabytes):
 def draw_embeddings(args):
     """A scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
     from reid.dataset import load_dataset
-    from reid.embeddings import Embeddings, open_with_dataset
+    from reid.embeddings import name_of_whole, open_embeddings, open_with_dataset
     from reid.visualization.ranked_lists import image_paths, read_rows, stated
-    filename = os.path.splitext(args.embeddings)[0] + '.png' if args.filename is None else args.filename
+    whole = name_of_whole(args.embeddings)
+    filename = os.path.splitext(whole)[0] + '.png' if args.filename is None else args.filename
     check_picture_name(filename, [args.embeddings, args.dataset])
     if args.projector:
         check_projector(args.projector)
-    with Embeddings(args.embeddings) as header:
+    with open_embeddings(args.embeddings) as header:
         dataset_path = args.dataset or stated(header, 'dataset')
     if dataset_path is None or not (args.dataset or os.path.isfile(dataset_path)):
-        raise InputError(f'The csv file of {args.embeddings} is not known or not there ({dataset_path}); give it as '
+        raise InputError(f'The csv file of {whole} is not known or not there ({dataset_path}); give it as '
                          f'--dataset.')
     embeddings, dataset = open_with_dataset(args.embeddings, load_dataset(dataset_path))
     with embeddings:
         rows = rows_of_identities(dataset.pids, args.identities, args.seed)
         drawn, emb = dataset.take(rows), read_rows(embeddings, rows)
     points, how = in_two_dimensions(emb, args.projection, args.seed)
-    name = os.path.basename(args.embeddings)
+    name = os.path.basename(whole)
     warn_of_boxes({name, *(drawn.pids if len(set(drawn.pids)) <= MOST_NAMED else ())})
     save_picture(scatter_plot(points, drawn.pids, f'{name}: {how}'), filename)
     print(f'{len(drawn)} images of {len(set(drawn.pids))} of {len(set(dataset.pids))} identities, {how}: {filename}')

@@ -140,6 +140,17 @@ def margin(text):
     return number
 
 
+class OneOrMore(argparse.Action):
+    """For a flag with `nargs='+'`: one value is kept as itself, as ever, and several as a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+# Options of a flag for the embeddings of a dataset: a file, or all parts of one.
+OF_EMBEDDINGS = {'metavar': 'H5', 'nargs': '+', 'action': OneOrMore}
+
+
 def given_on_command_line(parser, argv=None):
     """Names of the arguments that the command line sets, whatever their values; a set."""
     absent = object()

@@ -7,9 +7,12 @@
     tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's
     attributes          `parameters` and `provenance`, both JSON
 """
+import collections
 import contextlib
+import glob
 import json
 import os
+import re
 
 import h5py
 import numpy as np
@@ -20,9 +23,62 @@ from reid.errors import InputError
 from reid.files import check_file, lock, reserve, sync_folder, write_at
 
 COUNT_BYTES = 8
+SHARD_NAME = re.compile(r'(.*)-(\d{5,})-of-(\d{5,})\.h5')
+FILES_AT_ONCE = 64  # Open ones of many shards: a process may have a thousand or so.
+# Parameters of `embed.py` that say where things are and who did the work, not what the embeddings are.
+OF_NO_CONSEQUENCE = {'allow_outside_root', 'batch_size', 'dask', 'dataset', 'experiment_root', 'filename', 'image_root',
+                     'shards', 'skip_broken_images'}
 
 
-class Embeddings:
+class Rows:
+    """What one embedding file and several of them can do alike, given `path`, `shape`, `has_fids` and `fids_of_rows`."""
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @property
+    def fids(self):
+        return self.fids_of_rows(0, len(self)) if self.has_fids else None
+
+    def check_matches(self, dataset):
+        """Check that the rows are those of `dataset`, in its order.
+
+        Raises:
+            InputError: another number of rows, or other file ids: query and gallery swapped, or an edited csv.
+        """
+        self.check_fids((dataset.fids[start:start + BLOCK] for start in range(0, len(dataset), BLOCK)), dataset.path)
+
+    def check_fids(self, blocks, path):
+        """Check that the file ids of the rows are these: the work of `check_matches`.
+
+        Args:
+            blocks: the file ids in arrays or lists, in order; iterated once and to the end.
+            path: of the csv file that they are from, for messages.
+        """
+        start, difference = 0, None
+        for fids in blocks:
+            if difference is None and self.has_fids:
+                stored = self.fids_of_rows(start, start + len(fids))
+                different = np.flatnonzero(stored != np.array(fids[:len(stored)], object))
+                if len(different):
+                    row = different[0]
+                    difference = (f'row {start + row} (counted from 0) is {stored[row]} there and {fids[row]} in the '
+                                  f'csv file')
+            start += len(fids)
+        if start != len(self):
+            raise InputError(f'{self.path} has {len(self)} rows, but {path} has {start}. Is it the embedding of another '
+                             f'dataset (query and gallery swapped)?')
+        if difference:
+            raise InputError(f'{self.path} was made from other rows than {path}: {difference}.')
+
+
+class Embeddings(Rows):
     """An open embedding file. Use it as a context manager; `rows` reads what is asked for and no more.
 
     Attributes:
@@ -87,17 +143,8 @@ class Embeddings:
             raise ValueError(f'"{name}" of shape {array.shape} is far larger than the file')
         return True
 
-    def __len__(self):
-        return self.shape[0]
-
     def __reduce__(self):
         return Embeddings, (self.path,)  # Another process opens the file itself.
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
     def close(self):
         self._file.close()
@@ -106,10 +153,6 @@ class Embeddings:
     def has_fids(self):
         """Whether the file holds the file ids of its rows; those of the original do not."""
         return 'fids' in self._file
-
-    @property
-    def fids(self):
-        return self.fids_of_rows(0, len(self)) if self.has_fids else None
 
     def fids_of_rows(self, start, stop):
         """File ids of the rows [start, stop), object array of str, in a file that has them."""
@@ -136,36 +179,145 @@ class Embeddings:
                 raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
         return rows
 
-    def check_matches(self, dataset):
-        """Check that the rows are those of `dataset`, in its order.
+
+class Shards(Rows):
+    """Several open embedding files whose rows are read as those of one, the first row of a file behind the last of the
+    one before. Use it as a context manager.
+
+    Attributes:
+        path: what to call them in messages.
+        paths: of the files.
+        shape, fids, pooled, parameters: as of `Embeddings`; the parameters are those of the first file.
+    """
+
+    def __init__(self, paths):
+        """
+        Args:
+            paths: of two or more files, in their order.
 
         Raises:
-            InputError: another number of rows, or other file ids: query and gallery swapped, or an edited csv.
+            InputError: as `Embeddings`; or files that do not belong together: of other dimensions, one with pooled
+                tracklets or file ids and one without, or made by another checkpoint or with other flags.
         """
-        self.check_fids((dataset.fids[start:start + BLOCK] for start in range(0, len(dataset), BLOCK)), dataset.path)
+        self.paths = list(paths)
+        self.path = f'{paths[0]} and {len(paths) - 1} more'
+        self._open = {}
+        first, starts = None, [0]
+        for number, path in enumerate(self.paths):
+            file = self._file(number)
+            starts.append(starts[-1] + len(file))
+            facts = _facts(file)
+            if first is None:
+                first, self.parameters = facts, file.parameters
+                self.pooled, self.has_fids = file.pooled, file.has_fids
+            odd = next((name for name in {**first, **facts} if first.get(name) != facts.get(name)), None)
+            if odd:
+                self.close()
+                raise InputError(f'{paths[0]} and {path} are no parts of one whole: {odd} {first.get(odd)} there and '
+                                 f'{facts.get(odd)} here. Embed one of them again.')
+        self._starts = np.array(starts)
+        self.shape = (starts[-1], first['dimensions'])
 
-    def check_fids(self, blocks, path):
-        """Check that the file ids of the rows are these: the work of `check_matches`.
+    def _file(self, number):
+        """The open `Embeddings` of a file."""
+        if number not in self._open:
+            if len(self._open) == FILES_AT_ONCE:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[number] = Embeddings(self.paths[number])
+        return self._open[number]
 
-        Args:
-            blocks: the file ids in arrays or lists, in order; iterated once and to the end.
-            path: of the csv file that they are from, for messages.
-        """
-        start, difference = 0, None
-        for fids in blocks:
-            if difference is None and self.has_fids:
-                stored = self.fids_of_rows(start, start + len(fids))
-                different = np.flatnonzero(stored != np.array(fids[:len(stored)], object))
-                if len(different):
-                    row = different[0]
-                    difference = (f'row {start + row} (counted from 0) is {stored[row]} there and {fids[row]} in the '
-                                  f'csv file')
-            start += len(fids)
-        if start != len(self):
-            raise InputError(f'{self.path} has {len(self)} rows, but {path} has {start}. Is it the embedding of another '
-                             f'dataset (query and gallery swapped)?')
-        if difference:
-            raise InputError(f'{self.path} was made from other rows than {path}: {difference}.')
+    def __getstate__(self):
+        return {**vars(self), '_open': {}}  # Another process opens the files itself, those that it needs.
+
+    def close(self):
+        for file in self._open.values():
+            file.close()
+
+    def _parts(self, start, stop):
+        """(open file, its own first row, its own row behind the last) of the files that hold some rows."""
+        number = int(np.searchsorted(self._starts, start, side='right')) - 1
+        while start < stop:
+            before, end = self._starts[number:number + 2]
+            if start < end:
+                yield self._file(number), int(start - before), int(min(stop, end) - before)
+            start, number = max(start, end), number + 1
+
+    def fids_of_rows(self, start, stop):
+        """As of `Embeddings`."""
+        parts = [file.fids_of_rows(*rows) for file, *rows in self._parts(start, min(stop, len(self)))]
+        return np.concatenate([np.empty(0, object), *parts])
+
+    def rows(self, start, stop):
+        """As of `Embeddings`."""
+        parts = [file.rows(*rows) for file, *rows in self._parts(start, min(stop, len(self)))]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.shape[1]), np.float32), *parts])
+
+
+def _facts(embeddings):
+    """What open `Embeddings` must have in common to be parts of one whole, in words, a dict."""
+    return {'dimensions': embeddings.shape[1], 'pooled tracklets': embeddings.pooled, 'file ids': embeddings.has_fids,
+            **{name: value for name, value in sorted(embeddings.parameters.items()) if name not in OF_NO_CONSEQUENCE}}
+
+
+def shard_names(path, count):
+    """The names of `count` files that share the rows of an `.h5` file, NAME-00002-of-00010.h5; None: that file's own."""
+    stem = os.path.splitext(path)[0]
+    return [path] if count is None else [f'{stem}-{number:05}-of-{count:05}.h5' for number in range(count)]
+
+
+def in_order(paths):
+    """The embedding files that a flag names, in the order of their rows.
+
+    Args:
+        paths: a path or a list of them; one with a `*` that is no file stands for those that fit it.
+
+    Returns: a list of paths. Those that `shard_name` names are all there and sorted; others stay as they were given.
+
+    Raises:
+        InputError: nothing fits a pattern, a file is named twice, or of the parts of a whole some are missing, or they
+            are parts of several wholes.
+    """
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+    found = []
+    for path in map(str, paths):
+        fitting = sorted(glob.glob(path)) if '*' in path and not os.path.exists(path) else [path]
+        if not fitting:
+            raise InputError(f'There is no embedding file that fits {path}.')
+        found += fitting
+    twin = next((path for path, times in collections.Counter(found).items() if times > 1), None)
+    if twin:
+        raise InputError(f'{twin} is named twice.')
+    parts = {path: SHARD_NAME.fullmatch(path) for path in found}
+    if not any(parts.values()):
+        return found
+    wholes = {(part[1], part[3]) if part else path: path for path, part in parts.items()}
+    if len(wholes) > 1:
+        raise InputError(f'{" and ".join(list(wholes.values())[:2])} are no parts of one whole: name all parts of one, and '
+                         f'nothing else.')
+    [(stem, count)] = wholes
+    number_of = {path: int(part[2]) for path, part in parts.items()}
+    missing = sorted(set(range(int(count))) - set(number_of.values()))
+    if missing:
+        some = ', '.join(f'{stem}-{number:05}-of-{count}.h5' for number in missing[:3])
+        raise InputError(f'{len(missing)} of {int(count)} parts are missing: {some}{", …" if missing[3:] else ""}. Name all '
+                         f'of them; those that are not there are embedded with --resume.')
+    return sorted(found, key=number_of.get)
+
+
+def name_of_whole(paths):
+    """The `.h5` path whose parts some paths are, as `in_order` takes them; where they are no parts, the first path."""
+    first = in_order(paths)[0]
+    part = SHARD_NAME.fullmatch(first)
+    return f'{part[1]}.h5' if part else first
+
+
+def open_embeddings(paths):
+    """Open the embedding file that a flag names, or several as one; see `in_order`.
+
+    Returns: `Embeddings` or `Shards`.
+    """
+    paths = in_order(paths)
+    return Embeddings(paths[0]) if len(paths) == 1 else Shards(paths)
 
 
 class StoredFids:
@@ -212,22 +364,33 @@ def is_embeddings(path):
         return 'emb' in file or 'embs' in file
 
 
+def is_made_of(path, dataset, dim, augmentation_types, parameters):
+    """Whether a file is one that an `EmbeddingWriter` with these arguments writes, be it finished or not."""
+    with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
+        with h5py.File(path, 'r', locking=False) as file:
+            variants = file['augmentation_types'].asstr()[()].tolist() if augmentation_types else []
+            return (json.loads(file.attrs['parameters']) == json.loads(json.dumps(parameters))
+                    and variants == list(augmentation_types) and file['emb'].shape == (len(dataset), dim)
+                    and np.array_equal(file['fids'].asstr()[()], dataset.fids))
+    return False
+
+
 def unfinished(path):
     """The file that an interrupted `EmbeddingWriter` of `path` leaves."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(folder, f'.{name}.partial')
 
 
-def open_with_dataset(path, dataset):
-    """Open an embedding file and check it against its dataset.
+def open_with_dataset(paths, dataset):
+    """Open an embedding file, or several as one (see `in_order`), and check it against its dataset.
 
     Returns: (embeddings, dataset), the dataset reduced to one row a tracklet where the file holds pooled tracklets.
     """
-    embeddings = Embeddings(path)
+    embeddings = open_embeddings(paths)
     try:
         if embeddings.pooled:
             if dataset.tracklets is None:
-                raise InputError(f'{path} has one row a tracklet, but {dataset.path} has no tracklet column.')
+                raise InputError(f'{embeddings.path} has one row a tracklet, but {dataset.path} has no tracklet column.')
             dataset = dataset.first_frames()
         embeddings.check_matches(dataset)
     except InputError:
@@ -236,15 +399,15 @@ def open_with_dataset(path, dataset):
     return embeddings, dataset
 
 
-def open_gallery(path, dataset_path):
+def open_gallery(paths, dataset_path):
     """As `open_with_dataset`, for millions of images: their file ids stay in the file, but for files of the original,
     which have none, and for pooled tracklets.
 
     Args:
-        path: of the embedding file.
+        paths: of the embedding file, or of several.
         dataset_path: of the csv file.
     """
-    embeddings = Embeddings(path)
+    embeddings = open_embeddings(paths)
     pids = []
 
     def blocks():
@@ -254,7 +417,7 @@ def open_gallery(path, dataset_path):
 
     if embeddings.pooled or not embeddings.has_fids:
         embeddings.close()
-        return open_with_dataset(path, load_dataset(dataset_path, np.dtypes.StringDType()))
+        return open_with_dataset(paths, load_dataset(dataset_path, np.dtypes.StringDType()))
     try:
         embeddings.check_fids(blocks(), dataset_path)
     except InputError:
@@ -325,16 +488,11 @@ class EmbeddingWriter:
 
     def _rows_of_interrupted(self, dataset, dim, augmentation_types, parameters):
         """How many rows an interrupted writer of the same dataset and parameters has left; 0 where there is none."""
-        with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
-            with h5py.File(self.temporary, 'r', locking=False) as file:
-                variants = file['augmentation_types'].asstr()[()].tolist() if augmentation_types else []
-                same = (json.loads(file.attrs['parameters']) == json.loads(json.dumps(parameters))
-                        and variants == list(augmentation_types) and file['emb'].shape == (len(dataset), dim)
-                        and np.array_equal(file['fids'].asstr()[()], dataset.fids))
-            self._end = os.path.getsize(self.temporary) - COUNT_BYTES
-            rows = int.from_bytes(os.pread(self._file.fileno(), COUNT_BYTES, self._end), 'little')
-            return rows if same and rows <= len(dataset) else 0
-        return 0
+        if not is_made_of(self.temporary, dataset, dim, augmentation_types, parameters):
+            return 0
+        self._end = os.path.getsize(self.temporary) - COUNT_BYTES
+        rows = int.from_bytes(os.pread(self._file.fileno(), COUNT_BYTES, self._end), 'little')
+        return rows if rows <= len(dataset) else 0
 
     def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
         variants = len(augmentation_types) if len(augmentation_types) > 1 else 0

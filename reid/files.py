@@ -1,6 +1,7 @@
 """Output files are whole or not there: a temporary name beside the target, then a rename. They replace their like only."""
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ def check_output(path, flag, kind, is_of_kind, inputs=()):
         flag: what it was named by.
         kind: what such a file is, in words with an article, for the message.
         is_of_kind: function of a path that tells whether the file there is one; an OSError says no.
-        inputs: paths that the command reads; None among them is none.
+        inputs: paths that the command reads, or lists of paths; None among them is none.
 
     Raises:
         InputError: the name is empty, its folder is missing, or there is an input of the command, a folder, a device or
@@ -37,8 +38,9 @@ def check_output(path, flag, kind, is_of_kind, inputs=()):
         raise InputError(f'{path} cannot be written: there is no folder {folder}.')
     if not os.path.exists(path):
         return
-    for each in inputs:
-        if each is not None and os.path.exists(each) and os.path.samefile(path, each):
+    for each in itertools.chain.from_iterable([each] if isinstance(each, str | os.PathLike) else each or ()
+                                              for each in inputs):
+        if os.path.exists(each) and os.path.samefile(path, each):
             raise InputError(f'{path} would be overwritten, but this very command reads it ({each}): choose another '
                              f'{flag}.')
     try:

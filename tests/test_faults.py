@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import pathlib
 import resource
 import signal
 import subprocess
@@ -222,6 +223,25 @@ def test_embedding_interrupted(people, finished, tmp_path):
     assert run.wait() == 0 and 'behind 24 rows' in run.output, run.output
     with h5py.File(part) as resumed, h5py.File(tmp_path / 'whole.h5') as whole:
         assert np.array_equal(resumed['emb'], whole['emb']) and np.array_equal(resumed['fids'], whole['fids'])
+
+
+def test_embedding_in_parts_interrupted(people, finished, tmp_path):
+    """Each part is whole or not there, and those that are there are not made again."""
+    arguments = ['--experiment_root', finished, '--dataset', people / 'people.csv', '--batch_size', 4, '--filename']
+    run = Run('embed.py', *arguments, tmp_path / 'whole.h5')
+    assert run.wait() == 0, run.output
+    arguments += [tmp_path / 'part.h5', '--shards']
+    paths = [pathlib.Path(name) for name in embeddings.shard_names(tmp_path / 'part.h5', 3)]
+    run = Run('embed.py', *arguments, 3, fault=Fault(signal.SIGINT, 'embedding', 2))
+    assert run.wait() == -signal.SIGINT and [path.is_file() for path in paths] == [True, False, False], run.output
+    made = paths[0].stat().st_mtime_ns
+    run = Run('embed.py', *arguments, 3, '--resume')
+    assert run.wait() == 0 and paths[0].stat().st_mtime_ns == made, run.output
+    with embeddings.open_embeddings(tmp_path / 'part-*.h5') as parts, embeddings.Embeddings(tmp_path / 'whole.h5') as one:
+        assert [len(embeddings.Embeddings(path)) for path in paths] == [8, 8, 8]
+        assert np.array_equal(parts.rows(0, 24), one.rows(0, 24)) and np.array_equal(parts.fids, one.fids)
+    run = Run('embed.py', *arguments, 25)
+    ended_in_one_sentence(run, '--shards 25 is more than the 24 rows of')
 
 
 def test_full_disk_in_embedding(people, finished, small_disk):

@@ -82,8 +82,7 @@ def _checked(path, content):
     """The evaluation that a file's content describes; any of Python's errors where it is of another form."""
     parameters, queries = content['parameters'], content['queries']
     for flag in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric', 'excluder'):
-        if not isinstance(parameters[flag], str):
-            raise TypeError(f'{flag} is {parameters[flag]!r}')
+        _check_text(parameters, flag)
     if parameters['metric'] not in distances.METRICS:
         raise ValueError(f'metric is {parameters["metric"]!r}')
     if parameters.get('rerank'):
@@ -93,8 +92,7 @@ def _checked(path, content):
         _share(parameters['rerank_lambda'])
     if parameters.get('multi_query_dataset'):
         for flag in ('multi_query_dataset', 'multi_query_embeddings'):
-            if not isinstance(parameters[flag], str):
-                raise TypeError(f'{flag} is {parameters[flag]!r}')
+            _check_text(parameters, flag)
     confidence = {}
     for score in ('mAP', 'top1'):
         ends = content['confidence'][score]
@@ -120,6 +118,14 @@ def _checked(path, content):
         raise ValueError(f'the ranks of query {np.argmin(possible)}, counted from 0, are not possible')
     fids, pids = ([str(query[key]) for query in queries] for key in ('fid', 'pid'))
     return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches)
+
+
+def _check_text(parameters, flag):
+    """Check that a flag's value is a text, or, of embeddings in several files, a list of texts."""
+    value = parameters[flag]
+    texts = value if flag.endswith('_embeddings') and isinstance(value, list) and value else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f'{flag} is {value!r}')
 
 
 def _share(value):

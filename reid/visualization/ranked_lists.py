@@ -8,7 +8,7 @@ import numpy as np
 
 import excluders
 from reid.dataset import file_problems, image_path, load_dataset
-from reid.embeddings import open_with_dataset
+from reid.embeddings import in_order, open_with_dataset
 from reid.errors import InputError
 from reid.evaluation import chunks, neighbours
 from reid.evaluation.multi_query import mean_of_images
@@ -93,9 +93,11 @@ def _apply_protocol(evaluation, query_dataset):
 
 
 def _file(evaluation, flag):
-    """The path that evaluate.py was given by a flag."""
+    """The path, or the list of paths, that evaluate.py was given by a flag."""
     path = evaluation.parameters[flag]
-    if not os.path.isfile(path):
+    if isinstance(path, list) or '*' in path:
+        path = in_order(path)
+    elif not os.path.isfile(path):
         moved = '' if flag.startswith('multi_query') else '; there are flags for files that were moved'
         raise InputError(f'{evaluation.path} was made from {path}, which is not there. Run this in the folder where '
                          f'evaluate.py was run, or evaluate again{moved}.')

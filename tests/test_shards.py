@@ -1,0 +1,88 @@
+"""Embeddings in several files: written by embed.py --shards, and read as one by every command."""
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from _evaluated import embed, evaluate, write_files
+from conftest import run_script
+from reid.dataset import load_dataset
+from reid.embeddings import Embeddings, Shards, in_order, open_embeddings, save_embeddings, shard_names
+from reid.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def evaluated(tmp_path_factory):
+    """A gallery in one file and in parts of uneven length, one of a single row: gallery_whole.h5, gallery_part-*.h5."""
+    root = tmp_path_factory.mktemp('evaluated')
+    write_files(root)
+    embed(root, 'whole', noise=1.0)
+    for name in ('query', 'gallery'):
+        dataset = load_dataset(root / f'{name}.csv')
+        with Embeddings(root / f'{name}_whole.h5') as whole:
+            bounds = [0, 1, len(dataset) // 2, len(dataset) - 3, len(dataset)]
+            for path, (start, stop) in zip(shard_names(root / f'{name}_part.h5', 4), itertools.pairwise(bounds)):
+                save_embeddings(path, dataset.take(slice(start, stop)), whole.rows(start, stop), whole.parameters)
+    return root
+
+
+def test_several_files_are_read_as_one(evaluated, monkeypatch):
+    monkeypatch.setattr('reid.embeddings.FILES_AT_ONCE', 2)
+    with Embeddings(evaluated / 'gallery_whole.h5') as whole, open_embeddings(evaluated / 'gallery_part-*.h5') as parts:
+        assert isinstance(parts, Shards) and (parts.shape, len(parts)) == (whole.shape, len(whole))
+        assert parts.parameters == whole.parameters and not parts.pooled
+        for each in (parts, pickle.loads(pickle.dumps(parts))):
+            for start, stop in itertools.combinations_with_replacement([0, 1, 2, len(whole) // 2, len(whole) - 3,
+                                                                        len(whole)], 2):
+                assert np.array_equal(each.rows(start, stop), whole.rows(start, stop))
+                assert np.array_equal(each.fids_of_rows(start, stop), whole.fids_of_rows(start, stop))
+            assert len(each._open) <= 2
+
+
+def without_paths(results):
+    """The results of an evaluation as text, without the names of its files."""
+    parameters = {name: value for name, value in results['parameters'].items()
+                  if name not in ('filename', 'query_embeddings', 'gallery_embeddings')}
+    return json.dumps({**results, 'parameters': parameters})
+
+
+def test_an_evaluation_of_parts_is_that_of_the_whole(evaluated):
+    whole = evaluate(evaluated, 'whole')
+    flags = ['--query_embeddings', *shard_names(evaluated / 'query_part.h5', 4)[::-1], '--gallery_embeddings',
+             evaluated / 'gallery_part-*.h5']
+    parts = evaluate(evaluated, 'whole', *flags, '--batch_size', '256')
+    assert without_paths(parts) == without_paths(whole)
+    assert len(parts['parameters']['query_embeddings']) == 4
+    # What was evaluated in parts is looked at in parts.
+    drawn = run_script('visualize.py', 'rankings', evaluated / 'whole.json', '--count', '2')
+    assert drawn.returncode == 0, drawn.stderr
+    drawn = run_script('visualize.py', 'embeddings', *shard_names(evaluated / 'gallery_part.h5', 4))
+    assert drawn.returncode == 0 and (evaluated / 'gallery_part.png').is_file(), drawn.stderr
+
+
+def test_parts_that_are_no_whole(evaluated, tmp_path):
+    names = shard_names(evaluated / 'gallery_part.h5', 4)
+    with pytest.raises(InputError, match=r'^2 of 4 parts are missing: .*-00001-of-00004.h5, .*-00002-of-00004.h5\.'):
+        in_order([names[0], names[3]])
+    with pytest.raises(InputError, match='is named twice'):
+        in_order([*names, names[1]])
+    with pytest.raises(InputError, match='are no parts of one whole'):
+        in_order([*names, shard_names(evaluated / 'gallery_part.h5', 8)[0]])
+    with pytest.raises(InputError, match='are no parts of one whole'):
+        in_order([names[0], evaluated / 'query_whole.h5'])
+    with pytest.raises(InputError, match='no embedding file that fits'):
+        in_order(evaluated / 'gone-*.h5')
+    assert in_order(names[::-1]) == names
+    assert in_order([evaluated / 'b.h5', evaluated / 'a.h5']) == [str(evaluated / 'b.h5'), str(evaluated / 'a.h5')]
+
+    dataset = load_dataset(evaluated / 'query.csv').take(slice(2))
+    for name, parameters, dim in (('0', {'checkpoint': 'a', 'dataset': 'b'}, 2), ('1', {'checkpoint': 'c'}, 2),
+                                  ('2', {'checkpoint': 'a'}, 2), ('3', {'checkpoint': 'a'}, 3)):
+        save_embeddings(tmp_path / f'{name}.h5', dataset, np.zeros((2, dim), np.float32), parameters)
+    with pytest.raises(InputError, match='0.h5 and .*1.h5 are no parts of one whole: checkpoint a there and c here'):
+        open_embeddings([tmp_path / '0.h5', tmp_path / '1.h5'])
+    with pytest.raises(InputError, match='dimensions 2 there and 3 here'):
+        open_embeddings([tmp_path / '0.h5', tmp_path / '3.h5'])
+    open_embeddings([tmp_path / '0.h5', tmp_path / '2.h5']).close()
