@@ -4,16 +4,19 @@ if __name__ == '__main__':  # Before all other imports.
     from reid import startup
     startup.settle()
 
+import argparse
+import dataclasses
+import functools
 import os
 import sys
 
 import numpy as np
 
-from reid import argument_types, quiet, signals
+from reid import argument_types, dask_cluster, quiet
 from reid.errors import InputError, exit_with
 from reid.experiment import arguments
 from reid.files import check_output
-from reid.modeling import inference_flags
+from reid.modeling import embedding_files, inference_flags
 
 
 def make_parser():
@@ -54,6 +57,8 @@ def make_parser():
     add('--distribute', choices=('none', 'mirrored'), default='none', help='mirrored: divide the images among the GPUs '
         'of this host (%(default)s)')
     add('--devices', type=argument_types.threads, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
+    add('--dask', metavar='ADDRESS', help="have the workers of a Dask cluster make the --shards, a worker one at a time: "
+        "its scheduler's address or scheduler file, or local:N for N processes on this host")
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
 
@@ -62,6 +67,10 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     inference_flags.check(args, parser)
+    if args.dask and not args.shards:
+        parser.error('--dask needs --shards N: the shards are what its workers make')
+    if args.dask and args.distribute != 'none':
+        parser.error('--distribute mirrored does not go with --dask, whose workers have a device each')
 
     # The training run. Its crop_augment is a switch and ours is a word: each is read from its own source.
     trained, _ = arguments.load(args.experiment_root)
@@ -77,7 +86,7 @@ def main():
 
     # The file to write.
     from reid.dataset import check_files, load_dataset
-    from reid.embeddings import EmbeddingWriter, is_embeddings, is_made_of, shard_names
+    from reid.embeddings import is_embeddings, is_made_of, shard_names
     filename = args.filename
     if filename is None:
         filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
@@ -100,38 +109,41 @@ def main():
         dataset = without_broken_images(dataset, image_root, filename, args)
     parts = parts_of(dataset, args)
 
-    # The model.
+    # What all files have in common, and the model.
+    import tqdm
+
     from reid import provenance
     from reid.experiment import checkpoints
     from reid.input_pipeline import augmentation
-    from reid.modeling import inference, model
-    sizes = inference_flags.sizes(trained, args.crop_augment)
-    model.set_precision(args.mixed_precision)
-    with strategy.scope():
-        network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, sizes.net)
+    checkpoint = (checkpoints.newest_first(args.experiment_root)[0] if args.checkpoint is None else
+                  checkpoints.find(os.path.join(args.experiment_root, args.checkpoint)))
+    parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
+                  'devices': None, 'dask': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
+                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
+    traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
+    job = embedding_files.Job(
+        args, args.experiment_root, checkpoint, image_root, trained.embedding_dim,
+        inference_flags.sizes(trained, args.crop_augment),
+        augmentation.variant_names(args.flip_augment, args.crop_augment), parameters, traces)
+    if not args.dask:
+        with strategy.scope():
+            network = job.network()
     if not args.quiet:
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
-    parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
-                  'devices': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
-                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
-    traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
-    variant_names = augmentation.variant_names(args.flip_augment, args.crop_augment)
-    for path, part in zip(shard_names(filename, args.shards), parts):
-        rows = part.first_frames() if args.pool_tracklets else part
-        of_file = rows, trained.embedding_dim, variant_names, parameters
-        if args.shards and args.resume and is_made_of(path, *of_file):
-            if not args.quiet:
-                print(f'{path} is there already.')
-            continue
-        with EmbeddingWriter(path, *of_file, traces, args.resume, pooled=bool(args.pool_tracklets)) as writer:
-            if args.resume and not args.quiet and (writer.rows_done or not args.shards):
-                print(f'Going on behind {writer.rows_done} rows that are there already.')
-            with signals.undone(lambda: tell_how_to_go_on(writer)):
-                write_embeddings(writer, part, image_root, network, sizes.load, strategy, args)
-        if not args.quiet:
-            print(f'Saved {path}.')
+    tasks = [(path, part) for path, part in zip(shard_names(filename, args.shards), parts)
+             if not (args.shards and args.resume and is_made_of(path, *job.content(part)))]
+    if args.dask:
+        embed_on_cluster(job, tasks)
+    else:
+        rows = sum(len(job.content(part)[0]) for _, part in tasks)
+        with tqdm.tqdm(total=rows, unit=' rows', disable=args.quiet) as bar:
+            for path, part in tasks:
+                embedding_files.write(job, path, part, network, strategy, bar.update)
+    if not args.quiet:
+        written = f'{os.path.splitext(filename)[0]}-*-of-{args.shards:05}.h5' if args.shards else filename
+        print(f'Saved {written}.')
 
 
 def parts_of(dataset, args):
@@ -147,10 +159,14 @@ def parts_of(dataset, args):
     return (dataset.take(images[first:last]) for first, last in zip(firsts, firsts[1:]))
 
 
-def tell_how_to_go_on(writer):
-    """Say what becomes of an embedding that a signal ends; not by `print`, which the signal may have come upon."""
-    if writer.rows_done:
-        os.write(2, f'\nInterrupted. {writer.rows_done} of {len(writer)} rows are kept: go on with --resume.\n'.encode())
+def embed_on_cluster(job, tasks):
+    """Have the workers of --dask write files, tasks (path, `Dataset`). They see the same files under the same paths."""
+    here = {'experiment_root': os.path.abspath(job.experiment_root), 'image_root': os.path.abspath(job.image_root)}
+    job = dataclasses.replace(job, **here, args=argparse.Namespace(**{**vars(job.args), 'quiet': True}))
+    tasks = [(os.path.abspath(path), part) for path, part in tasks]
+    with dask_cluster.pool(job.args.dask) as share:
+        for _ in share(functools.partial(embedding_files.write_by_worker, job), tasks, 'Shards'):
+            pass
 
 
 def without_broken_images(dataset, image_root, filename, args):
@@ -165,21 +181,6 @@ def without_broken_images(dataset, image_root, filename, args):
         print(f'{len(dataset) - len(readable)} broken images are left out: evaluate with {stem}.csv instead of '
               f'{args.dataset}.', file=sys.stderr)
     return readable
-
-
-def write_embeddings(writer, dataset, image_root, network, load_size, strategy, args):
-    """Embed the images of the rows that an `EmbeddingWriter` lacks, and write them: aggregated, pooled, with a bar."""
-    import tqdm
-
-    from reid.modeling import inference
-    of_rows = inference.embed_rows(
-        network, dataset, image_root, load_size, args.aggregator, bool(args.pool_tracklets), writer.rows_done,
-        batch_size=args.batch_size, loading_threads=args.loading_threads, flip=args.flip_augment,
-        crop=args.crop_augment, strategy=strategy)
-    with tqdm.tqdm(total=len(writer), initial=writer.rows_done, unit=' rows', disable=args.quiet) as bar:
-        for embs in of_rows:
-            writer.append(embs[0], embs[1:])
-            bar.update(embs.shape[1])
 
 
 def check_lists_beside(filename, dataset):

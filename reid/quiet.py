@@ -30,7 +30,7 @@ def tensorflow_import():
 @contextlib.contextmanager
 def _silence():
     """The libraries write to file descriptor 2 before they look at any setting, so that is where they are silenced."""
-    if 'TF_CPP_MIN_LOG_LEVEL' in os.environ:
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '3') != '3':  # That of a process that was started by a silenced one.
         yield
         return
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'

@@ -13,7 +13,7 @@ from reid import plugins
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed'}
 PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'data')
 GROUND = {'errors', 'files', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types', 'signals',
-          'startup'}
+          'startup', 'dask_cluster'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of reid/.
 LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'},
           {'training', 'visualization'}]

@@ -1,0 +1,120 @@
+"""Work on a Dask cluster: a real scheduler and real workers on loopback, and what may happen to them."""
+import contextlib
+import functools
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import _tasks
+from _runs import Run, ended_in_one_sentence, make_people, train_arguments
+from conftest import ROOT, wait_until
+from reid import dask_cluster, embeddings, provenance
+from reid.errors import InputError
+
+pytest.importorskip('distributed')
+
+
+class Cluster:
+    """A scheduler and its workers, started as their users start them; `address` is the scheduler file."""
+
+    def __init__(self, folder, workers):
+        self.address = str(folder / 'scheduler.json')
+        self.scheduler = self._start('scheduler', '--port', '0')
+        self.workers = []
+        wait_until(lambda: os.path.exists(self.address), 'the scheduler')
+        for _ in range(workers):
+            self.start_worker()
+
+    def start_worker(self, *more):
+        self.workers.append(self._start('worker', '--nthreads', '1', *more))
+        return self.workers[-1]
+
+    def _start(self, what, *more):
+        command = [sys.executable, '-m', f'distributed.cli.dask_{what}', '--host', '127.0.0.1', '--no-dashboard',
+                   '--scheduler-file', self.address, *more]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                env={**os.environ, 'PYTHONPATH': paths})
+
+    def end(self):
+        for process in [*self.workers, self.scheduler]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory):
+    """Two workers, which come back when they die."""
+    cluster = Cluster(tmp_path_factory.mktemp('cluster'), workers=2)
+    yield cluster
+    cluster.end()
+
+
+def test_results_come_in_order_though_a_worker_is_killed(cluster, tmp_path):
+    with dask_cluster.pool(cluster.address) as share:
+        assert list(share(_tasks.square, range(30), 'Squares')) == [number ** 2 for number in range(30)]
+        squares = share(functools.partial(_tasks.kill_once, tmp_path), range(30), 'Squares')
+        assert list(squares) == [number ** 2 for number in range(30)]
+        assert (tmp_path / 'killed').exists()
+
+
+def test_what_goes_wrong_on_a_worker_is_a_sentence_with_its_host(cluster, monkeypatch):
+    with dask_cluster.pool(cluster.address) as share:
+        for error, sentence in _tasks.ERRORS:
+            with pytest.raises(InputError, match=f'On {socket.gethostname()}.*{sentence}'):
+                list(share(_tasks.fail, [error], 'Failing'))
+        with pytest.raises(InputError, match='Failing 1 of 1 has ended 4 workers one after another'):
+            list(share(_tasks.kill, [None], 'Failing'))
+        monkeypatch.setattr(provenance, 'versions', lambda: {**dask_cluster.versions_here(), 'numpy': '0.1'})
+        with pytest.raises(InputError, match=rf'on {socket.gethostname()} runs numpy {np.__version__} where 0.1 is'):
+            list(share(_tasks.square, [1], 'Squares'))
+
+
+def test_a_scheduler_that_goes_away(tmp_path):
+    cluster = Cluster(tmp_path, workers=1)
+    try:
+        with dask_cluster.pool(cluster.address) as share:
+            def end_scheduler():
+                wait_until((tmp_path / 'begun').exists, 'the work')
+                os.killpg(cluster.scheduler.pid, signal.SIGKILL)
+            threading.Thread(target=end_scheduler).start()
+            with pytest.raises(InputError, match='has gone'):
+                list(share(functools.partial(_tasks.wait, tmp_path), [0, 1], 'Waiting'))
+    finally:
+        cluster.end()
+
+
+def test_embedding_is_the_same_in_bytes(cluster, tmp_path):
+    """As alone; and when its client is killed in the middle, and another goes on."""
+    people, root = make_people(tmp_path), tmp_path / 'run'
+    run = Run('train.py', *train_arguments(people, root))
+    assert run.wait() == 0, run.output
+    arguments = ['embed.py', '--experiment_root', root, '--dataset', people / 'people.csv', '--filename',
+                 tmp_path / 'part.h5', '--shards', 12]
+    paths = [pathlib.Path(name) for name in embeddings.shard_names(tmp_path / 'part.h5', 12)]
+
+    def embedded(*more, status=0):
+        run = Run(*arguments, *more)
+        assert run.wait() == status, run.output
+        content = [path.read_bytes() for path in paths if path.exists()]
+        for path in paths:
+            path.unlink()
+        return content
+
+    alone = embedded()
+    assert embedded('--dask', cluster.address) == alone
+    run = Run(*arguments, '--dask', cluster.address)
+    wait_until(lambda: any(path.exists() for path in paths), 'the first part')
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() in (0, -signal.SIGKILL)
+    assert embedded('--dask', cluster.address, '--resume') == alone
+    (people / '1_1.png').write_bytes(b'no image')
+    ended_in_one_sentence(Run(*arguments, '--dask', cluster.address), f'On {socket.gethostname()}', '1_1.png')
