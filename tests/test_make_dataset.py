@@ -323,6 +323,53 @@ def test_sop(root):
         make('sop', root)
 
 
+def put_alphabet(root, name, first, characters, drawers=20):
+    put(root, *(f'{name}/character{each + 1:02}/{first + each:04}_{drawer:02}.png' for each in range(characters)
+                for drawer in range(1, drawers + 1)))
+
+
+def test_omniglot_by_alphabets(root, capsys):
+    put_alphabet(root, 'Greek', 394, 2)
+    put_alphabet(root, 'Malay_(Jawi_-_Arabic)', 700, 1)
+    put_alphabet(root, 'Latin', 683, 2, drawers=19)
+    put(root, 'strokes/Greek/character01/0394_01.txt', 'Greek/character01/Thumbs.db')
+    csv = make('omniglot', root, test_alphabets=['Greek'], val_alphabets=['Latin'])
+    assert {subset: len(lines) for subset, lines in csv.items()} == {
+        'train': 20, 'val_query': 2 * 5, 'val_test': 2 * 14, 'query': 2 * 5, 'test': 2 * 15}
+    assert csv['query'][4:6] == ['Greek/character01,Greek/character01/0394_05.png',
+                                 'Greek/character02,Greek/character02/0395_01.png']
+    assert csv['val_test'][0] == 'Latin/character01,Latin/character01/0683_06.png'
+    assert {line.split('/')[0] for line in csv['train']} == {'Malay_(Jawi_-_Arabic)'}
+    output = capsys.readouterr()
+    assert output.err.count('warning') == 1 and 'than 20: 2 (Latin/character01, Latin/character02)' in output.err
+    assert output.out.splitlines()[1].split()[:5] == ['train', '1', '20', '-', '20']
+    # Another character by the same drawer is looked at: that drawers are told apart within an alphabet only is no harm.
+    gallery = ['0394_01.png', '0394_02.png', '0395_01.png']
+    assert ignored('omniglot', 'Greek/character01/0394_01.png', gallery) == ['0394_01.png']
+
+
+def test_omniglot_background_against_evaluation(root):
+    for part, name, first in (('images_background', 'Greek', 394), ('images_background_small1', 'Greek', 394),
+                              ('images_background_small2', 'Tagalog', 909), ('images_evaluation', 'Tengwar', 1599)):
+        put_alphabet(root, f'{part}/{name}', first, 1)
+    csv = make('omniglot', root)
+    assert {subset: len(lines) for subset, lines in csv.items()} == {'train': 40, 'query': 5, 'test': 15}
+    assert csv['train'][0] == 'Greek/character01,images_background/Greek/character01/0394_01.png'
+    assert csv['query'][0] == 'Tengwar/character01,images_evaluation/Tengwar/character01/1599_01.png'
+
+
+@pytest.mark.parametrize('options, part', [
+    ({}, 'There is no images_evaluation in .*--test_alphabets .* of Greek, Latin'),
+    ({'test_alphabets': ['greek']}, '--test_alphabets: there is no alphabet greek in .* but Greek, Latin'),
+    ({'test_alphabets': ['Greek'], 'val_alphabets': ['Latin', 'Greek']}, 'Greek is to choose by and to test'),
+])
+def test_omniglot_with_wrong_alphabets(root, options, part):
+    put_alphabet(root, 'Greek', 394, 1)
+    put_alphabet(root, 'Latin', 683, 1)
+    with pytest.raises(InputError, match=part):
+        make('omniglot', root, **options)
+
+
 def idx(values):
     return struct.pack(f'>{1 + values.ndim}I', 0x0800 + values.ndim, *values.shape) + values.tobytes()
 
