@@ -2,6 +2,7 @@
 
     make_dataset.py market1501 ROOT            writes data/market1501_{train,query,test}.csv
     make_dataset.py check data/market1501_train.csv data/market1501_test.csv ROOT
+    make_dataset.py join both.csv market=data/market1501_train.csv duke=data/dukeMTMC_train.csv
 """
 if __name__ == '__main__':  # Before all other imports.
     from reid import startup
@@ -19,7 +20,7 @@ import shlex
 import statistics
 import typing
 
-from data import _convert
+from data import _convert, _join
 from reid import plugins, quiet
 from reid.argument_types import ArgumentParser
 from reid.errors import InputError, exit_with, some, warn
@@ -45,11 +46,18 @@ def main():
                                   example='python make_dataset.py check csv/folder_train.csv csv/folder_test.csv products')
     command.add_argument('csv', metavar='CSV', nargs='+', help='with several, the images that they share are reported')
     command.add_argument('root', metavar='ROOT', help='the folder that the paths in the csv files are relative to')
+    command = commands.add_parser('join', help='Make one csv file of several.', description=join.__doc__,
+                                  example='python make_dataset.py join both.csv market=market_train.csv duke=duke_train.csv')
+    command.add_argument('out', metavar='OUT', help='the csv file to write')
+    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=_join.named_csv, help='what is joined')
+    command.add_argument('--image_root', metavar='DIR', help='the folder with the folders NAME: look at the images as well')
     options = vars(parser.parse_args())
 
     name = options.pop('command')
     if name == 'check':
         check(options['csv'], options['root'])
+    elif name == 'join':
+        join(**options)
     else:
         root, out, prefix = (options.pop(each) for each in ('root', 'out', 'name'))
         make(name, root, out, options, prefix)
@@ -205,6 +213,25 @@ def check(csv_paths, root):
              f'folder {root} --convert NEW_FOLDER writes copies that are the same to both.')
     if faults:
         raise InputError(' '.join(faults))
+
+
+def join(out, sets, image_root):
+    """Make one csv file of several, in which NAME/ is in front of each identity and each path: nothing merges.
+
+    The images of each set have to lie in a folder NAME of what is --image_root from then on. With that given here
+    already, images with the same content in two sets are told of. (`train.py --train_set A.csv B.csv` joins as well,
+    each with an image root of its own.)
+    """
+    datasets, both = _join.join(out, sets, image_root)
+    table = [('set', 'identities', 'images', 'tracklets', 'file')]
+    for name, dataset in [*datasets.items(), ('together', both)]:
+        rows = list(zip(dataset.pids, dataset.fids, *([] if dataset.tracklets is None else [dataset.tracklets])))
+        counts = count(rows, 'diagonal')
+        table.append((name, counts['identities'], counts['images'], counts['tracklets'] or '-',
+                      out if dataset is both else dataset.path))
+    print_table(table)
+    print(f'The images of each set belong into its folder of the image root: {", ".join(f"{name}/" for name in datasets)}.')
+    print('Evaluate each set by itself: in file names, where excluders look, equal identities of two sets would merge.')
 
 
 def are_of_one_side(*csv_paths):

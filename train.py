@@ -25,15 +25,11 @@ def main():
         args, notices = arguments.merge_with_stored(args, given)
         arguments.check_stored_files(args.experiment_root, args)
         if 'image_root' not in given:
-            arguments.stored_image_root(args.experiment_root, args)
+            arguments.check_stored_image_roots(args.experiment_root, args)
     arguments.check(args, parser)
     notices += arguments.notices(args)
-    from reid.dataset import check_files, load_dataset
     from reid.training.validation import Validation
-    train_set = load_dataset(args.train_set)
-    if args.frames_per_tracklet > 1 and train_set.tracklets is None:
-        raise InputError(f'--frames_per_tracklet needs a third column in {args.train_set} that names the tracklets.')
-    check_files(train_set, args.image_root, args.allow_outside_root)
+    train_set = load_train_set(args)
     validator = Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:
@@ -79,6 +75,20 @@ def main():
             raise
 
 
+def load_train_set(args):
+    """The training `Dataset`, of several csv files a joined one; raises InputError when images are missing."""
+    from reid.dataset import check_files, joined, load_dataset, set_name
+    paths = arguments.as_list(args.train_set)
+    sets = [load_dataset(path) for path in paths]
+    train_set = joined(sets, [set_name(path) for path in paths]) if len(sets) > 1 else sets[0]
+    if args.frames_per_tracklet > 1 and train_set.tracklets is None:
+        raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
+    roots = arguments.as_list(args.image_root)
+    for each, image_root in zip(sets, roots if len(roots) > 1 else roots * len(sets)):
+        check_files(each, image_root, args.allow_outside_root)
+    return train_set
+
+
 def train(args, train_set, validator, strategy, log):
     """Train from where the experiment root says that the run stands to its end, or to an interruption.
 
@@ -108,9 +118,11 @@ def train(args, train_set, validator, strategy, log):
     if args.skip_broken_images:
         list_path = os.path.join(args.experiment_root, root.BROKEN_IMAGES_FILE)
         train_set = images.without_broken(train_set, args.image_root, list_path, args.resume, log.warning)
-    identities = sampling.Identities(train_set, args.batch_p)
+    identities = sampling.Identities(train_set, args.batch_p, args.batch_per_set)
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names),
              distribute.description(strategy))
+    for sentence in sampling.shares_of_sets(identities, train_set, args.batch_p):
+        log.info(sentence)
     if args.crop_augment:
         log.info('Images are loaded at %dx%d, for random crops of %dx%d.', args.pre_crop_height, args.pre_crop_width,
                  args.net_input_height, args.net_input_width)
@@ -158,13 +170,14 @@ def train(args, train_set, validator, strategy, log):
 
 def csv_files(args):
     """The csv files that a run reads, {name of the argument: list of paths}."""
-    return {'train_set': [args.train_set], 'eval_query': args.eval_query or [], 'eval_gallery': args.eval_gallery or []}
+    return {'train_set': arguments.as_list(args.train_set), 'eval_query': args.eval_query or [],
+            'eval_gallery': args.eval_gallery or []}
 
 
 def consequence_of_change(args, file):
     """What to say of one of the `csv_files` that is not what it was when the run was started last."""
     consequences = []
-    if file == args.train_set:
+    if file in csv_files(args)['train_set']:
         consequences.append('the batches will not be those that it would have had')
     if file in [*csv_files(args)['eval_query'], *csv_files(args)['eval_gallery']]:
         consequences.append('validations from here on cannot be compared with those before, and which of all these '

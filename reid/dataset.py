@@ -25,11 +25,13 @@ class Dataset:
         is indexed and iterated like one: NumPy's strings, or `embeddings.StoredFids`).
     tracklets: names of the tracklets, object array of str [N], or None where the csv has two columns. A tracklet
         is the frames of one identity that share a name.
+    sets: names of the datasets that were joined to this one, with which its pids and fids begin; () of a csv file.
     """
     path: str
     pids: np.ndarray
     fids: np.ndarray
     tracklets: np.ndarray | None = None
+    sets: tuple = ()
 
     def __len__(self):
         return len(self.fids)
@@ -37,7 +39,7 @@ class Dataset:
     def take(self, rows):
         """The dataset of the given rows (an index array or a mask)."""
         tracklets = None if self.tracklets is None else self.tracklets[rows]
-        return Dataset(self.path, self.pids[rows], self.fids[rows], tracklets)
+        return Dataset(self.path, self.pids[rows], self.fids[rows], tracklets, self.sets)
 
     def content_hash(self):
         """SHA-256 of the identities and file ids of all rows in their order, as hexadecimal digits."""
@@ -58,6 +60,49 @@ class Dataset:
         """The dataset with one row a tracklet, its first frame: the rows of a pooled embedding file."""
         _, first_rows = np.unique(self.tracklet_of_row(), return_index=True)
         return self.take(first_rows)
+
+
+def joined(datasets, names):
+    """Several datasets as one, in which nothing merges: `NAME/` is in front of each person id and file id.
+
+    Args:
+        datasets: list of `Dataset`.
+        names: their names, as different ones as they are.
+
+    Raises:
+        InputError: some have tracklets and some have not.
+    """
+    with_tracklets = [dataset for dataset in datasets if dataset.tracklets is not None]
+    if with_tracklets and len(with_tracklets) < len(datasets):
+        without = next(dataset for dataset in datasets if dataset.tracklets is None)
+        raise InputError(f'{with_tracklets[0].path} names tracklets in a third column and {without.path} has none: '
+                         f'take that column away, or add one to the other.')
+
+    def column(name):
+        return np.concatenate([np.array([f'{prefix}/{each}' for each in getattr(dataset, name)], object)
+                               for prefix, dataset in zip(names, datasets)])
+
+    tracklets = np.concatenate([dataset.tracklets for dataset in datasets]) if with_tracklets else None
+    return Dataset(' and '.join(dataset.path for dataset in datasets), column('pids'), column('fids'), tracklets,
+                   tuple(names))
+
+
+def image_root_of_sets(dataset, image_root):
+    """What `image_path` takes for the file ids of a dataset, be it of one csv file or `joined`.
+
+    Args:
+        dataset: `Dataset`.
+        image_root: a folder; of a joined dataset one for all sets, or a list with one for each.
+    """
+    if not dataset.sets:
+        return image_root
+    roots = image_root if isinstance(image_root, list) else [image_root] * len(dataset.sets)
+    return dict(zip(dataset.sets, roots, strict=True))
+
+
+def set_name(path):
+    """What the set of a csv file is called: the file's name without folder and ending."""
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def load_dataset(path, fid_type=object):
@@ -204,7 +249,15 @@ def _write_rows(path, rows):
 
 
 def image_path(image_root, fid):
-    """The path of an image file: the one place that says how a file id becomes one."""
+    """The path of an image file: the one place that says how a file id becomes one.
+
+    Args:
+        image_root: a folder; or, of joined datasets, {name of a set: its folder}.
+        fid: the file id.
+    """
+    if isinstance(image_root, dict):
+        name, _, fid = fid.partition('/')
+        image_root = image_root[name]
     return os.path.join(image_root, fid)
 
 

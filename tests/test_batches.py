@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from reid.dataset import Dataset
+from reid.dataset import Dataset, joined
 from reid.errors import InputError
 from reid.experiment import arguments
-from reid.input_pipeline import batches, sampling
+from reid.input_pipeline import batches, images, sampling
 
 P, K = 3, 4
 
@@ -189,10 +189,75 @@ def naive_tf1_resize(image, height, width):
 
 
 def test_resize_samples_as_tensorflow_1_eagerly_and_in_tf_data():
-    from reid.input_pipeline import images
     image = np.random.default_rng(0).integers(0, 256, (13, 7, 3), dtype=np.uint8)
     for size in ((20, 11), (5, 4), (13, 7)):
         expected = naive_tf1_resize(image.astype(float), *size)
         np.testing.assert_allclose(images.resize(tf.constant(image), size), expected, atol=1e-3)
         in_pipeline = next(iter(tf.data.Dataset.from_tensors(image).map(lambda one: images.resize(one, size))))
         np.testing.assert_allclose(in_pipeline, expected, atol=1e-3)
+
+
+def joined_sets(*counts):
+    """Datasets of so many images an identity, all of them with identities called alike, and the joined one."""
+    sets = [make_dataset(each) for each in counts]
+    return sets, joined(sets, [f'set{number}' for number in range(len(sets))])
+
+
+def test_joined_sets_do_not_merge():
+    sets, both = joined_sets([3] * 5, [2] * 8)
+    assert len(set(both.pids)) == 13 and len(set(both.fids)) == len(both) == 31
+    assert list(both.pids) == [f'set{number}/{pid}' for number in (0, 1) for pid in sets[number].pids]
+    assert both.take([0, 20]).sets == ('set0', 'set1')
+    for image_root in ('all', ['a', 'b']):
+        roots = ['all', 'all'] if image_root == 'all' else ['a', 'b']
+        assert images.paths(both, image_root) == [f'{root}/{fid}' for root, each in zip(roots, sets) for fid in each.fids]
+    with_tracklets = Dataset('video.csv', sets[0].pids, sets[0].fids, sets[0].pids)
+    with pytest.raises(InputError, match='video.csv names tracklets in a third column and made.csv has none'):
+        joined([sets[1], with_tracklets], ['a', 'b'])
+    assert joined([with_tracklets] * 2, ['a', 'b']).tracklets.tolist() == [*sets[0].pids, *sets[0].pids]
+
+
+def test_a_batch_has_equal_parts_of_the_sets_and_the_same_again_on_resume():
+    _, both = joined_sets([3] * 5, [2] * 40)
+    identities = sampling.Identities(both, 6, batch_per_set=True)
+    rows = {int(step): of_step.numpy() for step, of_step in sampling.batch_rows(identities, 3, 0, 60, 6, 2)}
+    seen = [collections.Counter(), collections.Counter()]
+    for step, of_step in rows.items():
+        pids = both.pids[of_step].reshape(6, 2)
+        assert (pids[:, 0] == pids[:, 1]).all() and len(set(pids[:, 0])) == 6
+        assert [pid[:4] for pid in pids[:, 0]] == ['set0'] * 3 + ['set1'] * 3
+        for part in (0, 1):
+            seen[part].update(pids[3 * part:3 * part + 3, 0])
+    # An epoch of the first set is one batch, with three of its five; one of the second is thirteen, 39 of 40.
+    assert len(seen[0]) == 5 and sum(seen[0].values()) == 180
+    assert len(seen[1]) == 40 and max(seen[1].values()) <= 5  # The fifth epoch has begun.
+    again = {int(step): of_step.numpy() for step, of_step in sampling.batch_rows(identities, 3, 37, 60, 6, 2)}
+    assert list(again) == list(range(37, 60)) and all(np.array_equal(rows[step], again[step]) for step in again)
+
+
+def test_the_parts_of_a_batch_are_drawn_independently():
+    _, both = joined_sets([2] * 6, [2] * 6)
+    identities = sampling.Identities(both, 4, batch_per_set=True)
+    drawn = [both.pids[rows.numpy()].reshape(4, 2)[:, 0] for _, rows in sampling.batch_rows(identities, 0, 0, 300, 4, 2)]
+    alike = sum({pid[5:] for pid in pids[:2]} == {pid[5:] for pid in pids[2:]} for pids in drawn)
+    assert 5 <= alike <= 40  # 300 batches, one of fifteen pairs: 20 +- 4.3.
+
+
+def test_without_equal_parts_joined_sets_are_one():
+    """The batches of a csv file that holds the same rows."""
+    _, both = joined_sets([3] * 5, [2] * 8)
+    one = Dataset('one.csv', both.pids, both.fids)
+    for (step, rows), (_, expected) in zip(
+            *(sampling.batch_rows(sampling.Identities(each, 4), 9, 0, 30, 4, 3) for each in (both, one)), strict=True):
+        assert np.array_equal(rows, expected), step
+
+
+def test_a_set_that_is_too_small_for_its_part():
+    _, both = joined_sets([3] * 5, [2] * 8)
+    with pytest.raises(InputError, match='The training set set0 has 5 identities, fewer than its part of a batch, 6 of'):
+        sampling.Identities(both, 12, batch_per_set=True)
+    assert list(sampling.shares_of_sets(sampling.Identities(both, 8, True), both, 8)) == [
+        'set0: 15 images of 5 identities, 4 of the 8 identities of a batch.',
+        'set1: 16 images of 8 identities, 4 of the 8 identities of a batch.']
+    shares = list(sampling.shares_of_sets(sampling.Identities(both, 8), both, 8))
+    assert '3.08 of the 8' in shares[0] and '4.92 of the 8' in shares[1]

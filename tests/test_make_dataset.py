@@ -323,6 +323,53 @@ def test_sop(root):
         make('sop', root)
 
 
+def put_alphabet(root, name, first, characters, drawers=20):
+    put(root, *(f'{name}/character{each + 1:02}/{first + each:04}_{drawer:02}.png' for each in range(characters)
+                for drawer in range(1, drawers + 1)))
+
+
+def test_omniglot_by_alphabets(root, capsys):
+    put_alphabet(root, 'Greek', 394, 2)
+    put_alphabet(root, 'Malay_(Jawi_-_Arabic)', 700, 1)
+    put_alphabet(root, 'Latin', 683, 2, drawers=19)
+    put(root, 'strokes/Greek/character01/0394_01.txt', 'Greek/character01/Thumbs.db')
+    csv = make('omniglot', root, test_alphabets=['Greek'], val_alphabets=['Latin'])
+    assert {subset: len(lines) for subset, lines in csv.items()} == {
+        'train': 20, 'val_query': 2 * 5, 'val_test': 2 * 14, 'query': 2 * 5, 'test': 2 * 15}
+    assert csv['query'][4:6] == ['Greek/character01,Greek/character01/0394_05.png',
+                                 'Greek/character02,Greek/character02/0395_01.png']
+    assert csv['val_test'][0] == 'Latin/character01,Latin/character01/0683_06.png'
+    assert {line.split('/')[0] for line in csv['train']} == {'Malay_(Jawi_-_Arabic)'}
+    output = capsys.readouterr()
+    assert output.err.count('warning') == 1 and 'than 20: 2 (Latin/character01, Latin/character02)' in output.err
+    assert output.out.splitlines()[1].split()[:5] == ['train', '1', '20', '-', '20']
+    # Another character by the same drawer is looked at: that drawers are told apart within an alphabet only is no harm.
+    gallery = ['0394_01.png', '0394_02.png', '0395_01.png']
+    assert ignored('omniglot', 'Greek/character01/0394_01.png', gallery) == ['0394_01.png']
+
+
+def test_omniglot_background_against_evaluation(root):
+    for part, name, first in (('images_background', 'Greek', 394), ('images_background_small1', 'Greek', 394),
+                              ('images_background_small2', 'Tagalog', 909), ('images_evaluation', 'Tengwar', 1599)):
+        put_alphabet(root, f'{part}/{name}', first, 1)
+    csv = make('omniglot', root)
+    assert {subset: len(lines) for subset, lines in csv.items()} == {'train': 40, 'query': 5, 'test': 15}
+    assert csv['train'][0] == 'Greek/character01,images_background/Greek/character01/0394_01.png'
+    assert csv['query'][0] == 'Tengwar/character01,images_evaluation/Tengwar/character01/1599_01.png'
+
+
+@pytest.mark.parametrize('options, part', [
+    ({}, 'There is no images_evaluation in .*--test_alphabets .* of Greek, Latin'),
+    ({'test_alphabets': ['greek']}, '--test_alphabets: there is no alphabet greek in .* but Greek, Latin'),
+    ({'test_alphabets': ['Greek'], 'val_alphabets': ['Latin', 'Greek']}, 'Greek is to choose by and to test'),
+])
+def test_omniglot_with_wrong_alphabets(root, options, part):
+    put_alphabet(root, 'Greek', 394, 1)
+    put_alphabet(root, 'Latin', 683, 1)
+    with pytest.raises(InputError, match=part):
+        make('omniglot', root, **options)
+
+
 def idx(values):
     return struct.pack(f'>{1 + values.ndim}I', 0x0800 + values.ndim, *values.shape) + values.tobytes()
 
@@ -722,6 +769,7 @@ def test_command_line_that_converts(root, tmp_path):
     (['folder', '.', '--name', 'a/b'], "'a/b' is not a name; the folder is given by --out", 2),
     (['check', '.', '.'], '. is a folder, where the csv file of a dataset is expected', 1),
     (['check', 'nowhere.csv', '.'], 'There is no dataset file nowhere.csv', 1),
+    (['join', 'both.csv', '../a=a.csv'], "'../a=a.csv' is not NAME=CSV", 2),
 ])
 def test_wrong_arguments(tmp_path, arguments, part, status):
     assert_one_sentence(run_script('make_dataset.py', *arguments, cwd=tmp_path), part, status=status)
@@ -838,3 +886,51 @@ def test_check_guesses_why_images_are_missing(check, root, tmp_path):
     put_picture(root, 'a/1.png')
     put(tmp_path, 'set.csv', content=b'identity,path\na,a/1.png\n')
     check([tmp_path / 'set.csv'], root, error="^1 of 2 images cannot be used. Its first line, with 'path' for a path, ")
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """a.csv and b.csv, whose identities and paths are called alike, and images/a and images/b."""
+    for name, last in (('a', 'p,2/x.png'), ('b', 'q,3/x.png')):
+        (tmp_path / f'{name}.csv').write_text(f'p,1/x.png\n{last}\n')
+        put_picture(tmp_path / 'images' / name, *(line.split(',')[1] for line in ('p,1/x.png', last)), colour=ord(name))
+    return tmp_path
+
+
+def test_join(sets):
+    out = sets / 'both.csv'
+    process = run_script('make_dataset.py', 'join', out, f'market={sets}/a.csv', f'duke={sets}/b.csv')
+    assert process.returncode == 0, process.stderr
+    assert out.read_text() == 'market/p,market/1/x.png\nmarket/p,market/2/x.png\nduke/p,duke/1/x.png\nduke/q,duke/3/x.png\n'
+    assert [line.split()[:4] for line in process.stdout.splitlines()[:4]] == [
+        ['set', 'identities', 'images', 'tracklets'], ['market', '1', '2', '-'], ['duke', '2', '2', '-'],
+        ['together', '3', '4', '-']]
+    assert process.stderr.count('warning') == 1 and 'called alike: 1 (p). They stay apart, as market/p and duke/p' in (
+        process.stderr)
+
+
+def test_join_tells_of_copies(sets, capsys):
+    csv_files = [(name, str(sets / f'{name}.csv')) for name in 'ab']
+    make_dataset.join(str(sets / 'both.csv'), csv_files, str(sets / 'images'))
+    assert 'same content' not in capsys.readouterr().err  # The two images of each set are alike, but in one set.
+    os.replace(sets / 'images' / 'a' / '1' / 'x.png', sets / 'images' / 'b' / '3' / 'x.png')
+    put_picture(sets / 'images' / 'a', '1/x.png', colour=3)
+    make_dataset.join(str(sets / 'both.csv'), csv_files, str(sets / 'images'))
+    assert 'in several sets: 2 (a/2/x.png, b/3/x.png)' in capsys.readouterr().err
+    os.remove(sets / 'images' / 'b' / '3' / 'x.png')
+    with pytest.raises(InputError, match='1 of 4 images of .* are not in .*images: b/3/x.png'):
+        make_dataset.join(str(sets / 'both.csv'), csv_files, str(sets / 'images'))
+
+
+@pytest.mark.parametrize('given, part', [
+    ('m=a.csv m=b.csv', 'Two csv files are called m'), ('m=a.csv', 'two csv files at least'),
+    ('m=a.csv n=video.csv', 'video.csv names tracklets in a third column and'),
+    ('m=a.csv n=out.csv', 'out.csv has paths that'), ('m=a.csv n=nowhere.csv', 'nowhere.csv'),
+])
+def test_join_of_what_does_not_fit(sets, given, part):
+    (sets / 'video.csv').write_text('p,1/x.png,t1\n')
+    (sets / 'out.csv').write_text('p,../1/x.png\n')
+    csv_files = [(name, str(sets / path)) for name, path in (each.split('=') for each in given.split())]
+    with pytest.raises(InputError, match=part):
+        make_dataset.join(str(sets / 'both.csv'), csv_files, None)
+    assert not (sets / 'both.csv').exists()

@@ -383,7 +383,7 @@ def test_validation_is_noted_and_logged(run):
     best = max(noted['validations'], key=lambda entry: entry['mAP'])
     assert noted['checkpoint'] == f'checkpoint-{best["step"]}' and noted['mAP'] == best['mAP']
     log = (run / 'train.log').read_text()
-    assert 'mobilenet_v1_1_224 is a large net' in log and '--model_name lunet or mnist' in log
+    assert 'mobilenet_v1_1_224 is a large net' in log and '--model_name conv4, lunet or mnist' in log
     for entry in noted['validations']:
         assert (f'[VALIDATION] train: iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, '
                 f'top-1: {entry["top1"]:.2%} (embed.py --checkpoint checkpoint-{entry["step"]})') in log
@@ -498,7 +498,7 @@ def test_validation_sets_in_args_json(tmp_path, several):
 
 @pytest.mark.parametrize('name, value', [
     ('eval_query', []), ('eval_query', ['q.csv', '--resume']), ('eval_query', ['q.csv', 3]), ('eval_query', [['q.csv']]),
-    ('eval_query', ['q.csv', '']), ('eval_excluder', ['diagonal', 'nothing']), ('batch_p', [4, 4]), ('train_set', ['a'])])
+    ('eval_query', ['q.csv', '']), ('eval_excluder', ['diagonal', 'nothing']), ('batch_p', [4, 4]), ('train_set', ['a', 3])])
 def test_lists_in_args_json_that_cannot_be(tmp_path, name, value):
     (tmp_path / 'args.json').write_text(json.dumps({name: value}))
     with pytest.raises(InputError, match=name):

@@ -22,6 +22,7 @@ from reid.argument_types import (
     side,
     threads,
 )
+from reid.dataset import set_name
 from reid.errors import InputError
 from reid.evaluation.distances import METRICS
 from reid.files import write_json
@@ -31,7 +32,8 @@ MOST_IMAGES = 65536  # In a batch: the distances of all their pairs take 17 GB.
 # These belong to one start of a run and not to the run.
 OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 # These belong to the machine: the run has them until a start is given others, for itself alone.
-OF_THE_MACHINE = ('image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency', 'summary_frequency')
+OF_THE_MACHINE = ('image_root', 'eval_image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency',
+                  'summary_frequency')
 # Of pre-crop size to net input; the original's recipes have 1.125.
 LARGEST_PRE_CROP = 1.5
 
@@ -40,8 +42,12 @@ class _Parser(ArgumentParser):
     """The parser of train.py, with the defaults that follow from other arguments."""
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse's, with a pre-crop size in any case."""
+        """As argparse's, with a pre-crop size in any case; a single training set is a text, and so is its folder."""
         args = super().parse_args(args, namespace)
+        for name in ('train_set', 'image_root'):
+            given = getattr(args, name)
+            if isinstance(given, list) and len(given) == 1:
+                setattr(args, name, given[0])
         for name in ('height', 'width'):
             if getattr(args, f'pre_crop_{name}') is None:
                 setattr(args, f'pre_crop_{name}', pre_crop(getattr(args, f'net_input_{name}')))
@@ -53,7 +59,7 @@ def pre_crop(pixels):
     return min((9 * pixels + 4) // 8, LONGEST_SIDE)
 
 # These take several values, a list; a single one is stored without the list around it.
-SEVERAL = ('eval_query', 'eval_gallery', 'eval_excluder')
+SEVERAL = ('train_set', 'image_root', 'eval_query', 'eval_gallery', 'eval_excluder', 'eval_image_root')
 
 
 def make_parser():
@@ -69,8 +75,10 @@ def make_parser():
 
     add = parser.add_argument_group('what is needed').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='where the run is kept: args.json, checkpoints, logs')
-    add('--train_set', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
-    add('--image_root', metavar='DIR', help='folder that the paths in the csv file are relative to')
+    add('--train_set', nargs='+', metavar='CSV', help='csv file: identity,relative/path.jpg per line; several are joined, '
+        'and equal identities of two of them stay two')
+    add('--image_root', nargs='+', metavar='DIR', help='folder that the paths in the csv file are relative to; of '
+        'several csv files one for all, or one for each')
     add('--resume', action='store_true', help='go on with the run in the experiment root; everything else is loaded '
         'from its args.json')
 
@@ -88,6 +96,8 @@ def make_parser():
 
     add = parser.add_argument_group('batches and augmentation').add_argument
     add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
+    add('--batch_per_set', action='store_true', help='of several training sets each has an equal part of the P '
+        'identities; without, they are drawn from all alike')
     add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
     add('--flip_augment', action='store_true', help='mirror images at random')
     add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')
@@ -134,6 +144,8 @@ def make_parser():
         'checkpoint has the highest mean mAP')
     add('--eval_gallery', nargs='+', metavar='CSV', help='gallery images, in the image root, for each of the queries '
         'its own; where both files of a set name tracklets, these are pooled')
+    add('--eval_image_root', nargs='+', metavar='DIR', help='folder of these images; one for all sets, or one for each '
+        '(the image root of the training, where that is one)')
     add('--eval_excluder', nargs='+', type=excluder, metavar='NAME', help='as of evaluate.py; one for all sets, or one '
         'for each')
     add('--eval_metric', choices=METRICS, help='(the metric of the training)')
@@ -182,6 +194,7 @@ def check(args, parser):
         parser.error('--batch_k must be 2 or more: without a second image an anchor has no positive')
     if args.batch_p < 2:
         parser.error('--batch_p must be 2 or more: without a second identity an anchor has no negative')
+    _check_sets(args, parser)
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
     if batch_size > MOST_IMAGES:
         parser.error(f'--batch_p, --batch_k and --frames_per_tracklet make batches of {batch_size} images, and more than '
@@ -201,8 +214,15 @@ def check(args, parser):
     if any(evaluation) and len(args.eval_excluder) not in (1, len(args.eval_query)):
         parser.error(f'--eval_excluder names {len(args.eval_excluder)} for {len(args.eval_query)} validation set(s): '
                      f'give one for all, or one for each')
-    if (args.eval_metric or args.eval_flip) and not args.eval_frequency:
-        parser.error('--eval_metric and --eval_flip have no effect without a validation, see --eval_frequency')
+    if (args.eval_metric or args.eval_flip or args.eval_image_root) and not args.eval_frequency:
+        parser.error('--eval_metric, --eval_flip and --eval_image_root have no effect without a validation, see '
+                     '--eval_frequency')
+    if args.eval_image_root and len(args.eval_image_root) not in (1, len(args.eval_query)):
+        parser.error(f'--eval_image_root names {len(args.eval_image_root)} folders for {len(args.eval_query)} '
+                     f'validation set(s): give one for all, or one for each')
+    if any(evaluation) and not args.eval_image_root and isinstance(args.image_root, list):
+        parser.error('--image_root names several folders: say with --eval_image_root where the images of --eval_query '
+                     'and --eval_gallery are, one for all sets or one for each')
     if args.devices and args.distribute != 'mirrored':
         parser.error('--devices has no effect without --distribute mirrored')
     if args.jit_compile and args.distribute != 'none':
@@ -213,6 +233,28 @@ def check(args, parser):
     if args.crop_augment and not crop_fits:
         parser.error(f'with --crop_augment the net input ({args.net_input_height}x{args.net_input_width}) must not be '
                      f'larger than the pre-crop size ({args.pre_crop_height}x{args.pre_crop_width})')
+
+
+def _check_sets(args, parser):
+    """Check the training sets; ends through `parser.error`."""
+    paths, roots = as_list(args.train_set), as_list(args.image_root)
+    names = [set_name(path) for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        parser.error(f'two files of --train_set are called {twice}, which is what tells their identities apart: rename '
+                     f'one of them')
+    if len(roots) not in (1, len(paths)):
+        parser.error(f'--image_root names {len(roots)} folders for {len(paths)} training set(s): give one for all, or one '
+                     f'for each')
+    if args.batch_per_set and len(paths) < 2:
+        parser.error('--batch_per_set has no effect with a single training set')
+    if args.batch_per_set and args.batch_p % len(paths):
+        parser.error(f'--batch_per_set: --batch_p {args.batch_p} cannot be divided into {len(paths)} equal parts')
+
+
+def as_list(given):
+    """The values of an argument that is a text or, where there are several, a list."""
+    return given if isinstance(given, list) else [given]
 
 
 def notices(args):
@@ -287,27 +329,35 @@ def as_stored(args):
 
 
 def stored_image_root(root, args):
-    """The image root that an experiment's args.json names.
+    """The one image root that an experiment's args.json names.
 
     Args:
         root: the experiment root.
         args: what `load` gives of it.
 
     Raises:
-        InputError: it names none, or it is not there.
+        InputError: it names none, or several, or it is not there.
     """
+    check_stored_image_roots(root, args)
+    if isinstance(args.image_root, list):
+        raise InputError(f'{os.path.join(root, FILE)} names several image roots, {" and ".join(args.image_root)}: give '
+                         f'an --image_root.')
+    return args.image_root
+
+
+def check_stored_image_roots(root, args):
+    """Raise InputError when an experiment's args.json names no image root, or one that is not there."""
     if not args.image_root:
         raise InputError(f'{os.path.join(root, FILE)} names no image root: give an --image_root.')
-    if not os.path.isdir(args.image_root):
-        raise InputError(_not_there(root, 'the image root', args.image_root, 'give another --image_root'))
-    return args.image_root
+    for image_root in as_list(args.image_root):
+        if not os.path.isdir(image_root):
+            raise InputError(_not_there(root, 'the image root', image_root, 'give another --image_root'))
 
 
 def check_stored_files(root, args):
     """Raise InputError when a csv file that an experiment's args.json names is not there; `args` as `load` gives it."""
     for name in ('train_set', 'eval_query', 'eval_gallery'):
-        given = getattr(args, name) or []
-        for path in given if isinstance(given, list) else [given]:
+        for path in as_list(getattr(args, name) or []):
             if not os.path.exists(path):
                 raise InputError(_not_there(root, name, path, 'put it back'))
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from reid.dataset import image_path
+from reid.dataset import image_path, image_root_of_sets
 from reid.errors import InputError, is_out_of_memory
 from reid.files import written_whole
 
@@ -18,7 +18,8 @@ MIN_BYTES_OF_MAX_PIXELS = 20_000
 
 
 def paths(dataset, image_root):
-    """Paths of all images of a dataset, list of str [N]."""
+    """Paths of all images of a dataset, list of str [N]; `image_root` as `image_root_of_sets` takes it."""
+    image_root = image_root_of_sets(dataset, image_root)
     return [image_path(image_root, fid) for fid in dataset.fids]
 
 
@@ -115,7 +116,7 @@ def without_broken(dataset, image_root, list_path, resume, warn):
 
     Args:
         dataset: the `Dataset`.
-        image_root: folder of its images.
+        image_root: folder of its images, or a list with that of each of its sets.
         list_path: csv file that the broken ones are written to, with the reason.
         resume: leave out what that file lists, where there is one, and look at nothing: the run goes on as it began.
         warn: called with a sentence for each broken image.

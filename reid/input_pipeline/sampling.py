@@ -25,15 +25,34 @@ class Identities:
         starts, counts: which items an identity has, int64 [I].
         rows: rows of the dataset, those of an item and the items of an identity adjoining, int64 [N].
         item_starts, item_counts: where the rows of an item lie in `rows`, int64 [M].
+        parts: numbers of the identities that the equal parts of a batch are drawn from, list of int64 arrays: one of
+            all, or one of each of the sets.
     """
 
-    def __init__(self, dataset, batch_p):
-        """Raises InputError when the dataset has fewer than P identities."""
+    def __init__(self, dataset, batch_p, batch_per_set=False):
+        """
+        Args:
+            dataset: the training `Dataset`.
+            batch_p: P.
+            batch_per_set: each of the joined sets has an equal part of each batch.
+
+        Raises:
+            InputError: the dataset has fewer than P identities, or one of the sets fewer than its part of them.
+        """
         names, pid_numbers = np.unique(dataset.pids, return_inverse=True)
         if len(names) < batch_p:
             raise InputError(f'{dataset.path} has {len(names)} identities, fewer than the {batch_p} that a batch '
                              f'takes (--batch_p).')
         self.names = names
+        self.parts = [np.arange(len(names))]
+        if batch_per_set:
+            set_of_name = np.array([name.partition('/')[0] for name in names])
+            self.parts = [np.flatnonzero(set_of_name == each) for each in dataset.sets]
+            for name, part in zip(dataset.sets, self.parts):
+                if len(part) < batch_p // len(self.parts):
+                    raise InputError(f'The training set {name} has {len(part)} identities, fewer than its part of a '
+                                     f'batch, {batch_p // len(self.parts)} of {batch_p}; lower --batch_p or leave '
+                                     f'--batch_per_set out.')
         self.pid_numbers = pid_numbers.astype(np.int32)
         items = np.arange(len(dataset)) if dataset.tracklets is None else dataset.tracklet_of_row()
         self.rows = np.lexsort([items, pid_numbers])
@@ -74,17 +93,34 @@ def check_positives(identities, dataset, args):
     return f'{sentence}: they only serve as negatives.'
 
 
+def shares_of_sets(identities, dataset, batch_p):
+    """Sentences of what joined sets have of the images, the identities and the batches; none of a single set."""
+    sets = np.array([fid.partition('/')[0] for fid in dataset.fids] if dataset.sets else [])
+    names = np.array([name.partition('/')[0] for name in identities.names])
+    for name in dataset.sets:
+        of_set = int((names == name).sum())
+        share = batch_p / len(dataset.sets) if len(identities.parts) > 1 else batch_p * of_set / len(names)
+        yield (f'{name}: {int((sets == name).sum())} images of {of_set} identities, {share:.3g} of the {batch_p} '
+               f'identities of a batch.')
+
+
 def stream_seed(seed, stream, number):
     """Seed [2] int32 of a stateless generator for one thing drawn at one step (or epoch)."""
     return tf.random.fold_in(tf.stack([tf.cast(seed, tf.int32), stream]), tf.cast(number, tf.int32))
 
 
-def epoch_identities(seed, epoch, num_identities, batch_p):
+def epoch_identities(seed, epoch, num_identities, batch_p, part=None):
     """The identities of all the batches of an epoch: a fresh permutation, cut to a multiple of P.
+
+    Args:
+        seed, epoch, num_identities, batch_p: ints.
+        part: which part of the batches, where they have several; each has its own permutations.
 
     Returns: int64 [steps, P].
     """
-    keys = tf.random.stateless_uniform([num_identities], stream_seed(seed, IDENTITIES, epoch), None, None, tf.int64)
+    of_epoch = stream_seed(seed, IDENTITIES, epoch)
+    of_epoch = of_epoch if part is None else tf.random.fold_in(of_epoch, part)
+    keys = tf.random.stateless_uniform([num_identities], of_epoch, None, None, tf.int64)
     permutation = tf.argsort(keys, stable=True)
     steps = num_identities // batch_p
     return tf.reshape(tf.cast(permutation[:steps * batch_p], tf.int64), [steps, batch_p])
@@ -121,18 +157,25 @@ def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames
 
     S is the number of frames of a tracklet; with images it is 1.
     """
-    num_identities = len(identities.counts)
-    steps_per_epoch = num_identities // batch_p
     rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
     item_starts, item_counts = tf.constant(identities.item_starts), tf.constant(identities.item_counts)
     first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
+    parts = identities.parts
+    batch_p = batch_p // len(parts)
 
-    def steps_of_epoch(epoch):
-        first = epoch * steps_per_epoch
-        skipped = tf.maximum(first_step - first, 0)
-        chosen = epoch_identities(seed, epoch, num_identities, batch_p)[skipped:last_step - first]
-        steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
-        return tf.data.Dataset.from_tensor_slices((steps, chosen))
+    def steps_of_part(part, numbers):
+        steps_per_epoch = len(numbers) // batch_p
+
+        def steps_of_epoch(epoch):
+            first = epoch * steps_per_epoch
+            skipped = tf.maximum(first_step - first, 0)
+            chosen = epoch_identities(seed, epoch, len(numbers), batch_p, part if len(parts) > 1 else None)
+            chosen = tf.gather(numbers, chosen[skipped:last_step - first])
+            steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
+            return tf.data.Dataset.from_tensor_slices((steps, chosen))
+
+        epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
+        return epochs.flat_map(steps_of_epoch)
 
     def draw(step, chosen):
         positions = draw_of_each(seed, IMAGES, step, tf.gather(counts, chosen), batch_k)
@@ -140,8 +183,12 @@ def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames
         positions = draw_of_each(seed, FRAMES, step, tf.gather(item_counts, items), frames)
         return step, tf.reshape(tf.gather(rows, tf.gather(item_starts, items)[:, None] + positions), [-1])
 
-    epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
-    return epochs.flat_map(steps_of_epoch).map(draw)
+    def draw_of_parts(*of_parts):
+        steps, chosen = zip(*of_parts)
+        return draw(steps[0], tf.concat(chosen, axis=0))
+
+    of_parts = [steps_of_part(*each) for each in enumerate(parts)]
+    return of_parts[0].map(draw) if len(parts) == 1 else tf.data.Dataset.zip(*of_parts).map(draw_of_parts)
 
 
 def rows_at(identities, args, step):

@@ -1,11 +1,10 @@
 """Validation while training: the weights of the moment embed and rank queries and galleries."""
 import dataclasses
-import os
 
 import numpy as np
 
 import excluders
-from reid.dataset import Dataset, check_files, load_dataset
+from reid.dataset import Dataset, check_files, load_dataset, set_name
 from reid.errors import InputError
 from reid.evaluation import ranking
 from reid.experiment.best_checkpoint import results
@@ -16,16 +15,18 @@ QUERIES_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSet:
-    """Queries and the gallery to search: one of --eval_query and what of --eval_gallery and --eval_excluder is its.
+    """Queries and the gallery to search: one of --eval_query and what of the other flags is its.
 
     name: the queries' csv file, without folder and ending.
     query, gallery: `Dataset`s of the images.
     excluder: what `excluders.load` returns.
+    image_root: folder of the images of both.
     """
     name: str
     query: Dataset
     gallery: Dataset
     excluder: object
+    image_root: str
 
     @property
     def pools_tracklets(self):
@@ -62,16 +63,18 @@ class Validation:
         self._args = args
         self._network = self._strategy = None
         self._sets = []
-        of_sets = args.eval_excluder if len(args.eval_excluder) > 1 else args.eval_excluder * len(args.eval_query)
-        for query_path, gallery_path, excluder in zip(args.eval_query, args.eval_gallery, of_sets, strict=True):
-            name = os.path.splitext(os.path.basename(query_path))[0]
+        of_sets = [values if len(values) > 1 else values * len(args.eval_query)
+                   for values in (args.eval_excluder, args.eval_image_root or [args.image_root])]
+        files = zip(args.eval_query, args.eval_gallery, *of_sets, strict=True)
+        for query_path, gallery_path, excluder, image_root in files:
+            name = set_name(query_path)
             if name in [other.name for other in self._sets]:
                 raise InputError(f'Two files of --eval_query are called {name}, by which the log names their validation '
                                  f'sets. Rename one of them.')
             query, gallery = load_dataset(query_path), load_dataset(gallery_path)
             for images in (query, gallery):
-                check_files(images, args.image_root, args.allow_outside_root)
-            self._sets.append(ValidationSet(name, query, gallery, excluders.load(excluder)))
+                check_files(images, image_root, args.allow_outside_root)
+            self._sets.append(ValidationSet(name, query, gallery, excluders.load(excluder), image_root))
             if not self._sets[-1].any_match():
                 raise InputError(f'No query of {query_path} has a match in {gallery_path} that the excluder {excluder} '
                                  f'leaves.')
@@ -128,7 +131,7 @@ class Validation:
         for each in self._sets:
             embs = []
             for images in (each.query, each.gallery):
-                embs.append(self._embed(images, each.pools_tracklets, interruption))
+                embs.append(self._embed(images, each, interruption))
                 if embs[-1] is None:
                     return None
             query, gallery = each.rows()
@@ -143,14 +146,14 @@ class Validation:
         means = {key: float(np.mean([of_set[key] for of_set in of_sets.values()])) for key in ('mAP', 'top1')}
         return {**means, 'sets': of_sets}
 
-    def _embed(self, images, pools_tracklets, interruption):
-        """The embeddings [N, D] of a `Dataset` of images or, pooled, of its tracklets; None when interrupted."""
+    def _embed(self, images, of_set, interruption):
+        """The embeddings [N, D] of the images of a set or, pooled, of its tracklets; None when interrupted."""
         from reid.modeling import inference
         args = self._args
         crop = inference_flags.validation_crop(args)
         of_rows = inference.embed_rows(
-            self._network, images, args.image_root, inference_flags.sizes(args, crop).load,
-            pool_tracklets=pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip, crop=crop,
+            self._network, images, of_set.image_root, inference_flags.sizes(args, crop).load,
+            pool_tracklets=of_set.pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip, crop=crop,
             strategy=self._strategy)
         batches = []
         for embs in of_rows:

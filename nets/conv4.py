@@ -1,0 +1,16 @@
+"""Four convolutions, the net of Matching Networks and what followed it (Vinyals et al., arXiv 1606.04080, section 4.1)."""
+import keras
+
+from reid.modeling.batch_norm import BatchNorm
+
+
+def body(input_shape):
+    """images [B, H, W, 3] of RGB 0..255 -> {'conv4': feature map, 'model_output': that, flattened}; H and W are fixed."""
+    images = keras.Input(input_shape, name='images')
+    net = images / 255
+    for name in ('conv1', 'conv2', 'conv3', 'conv4'):
+        net = keras.layers.Conv2D(64, 3, padding='same', use_bias=False, kernel_initializer='he_normal',
+                                  name=f'conv4.{name}')(net)
+        net = keras.layers.ReLU()(BatchNorm(name=f'conv4.{name}.BatchNorm')(net))
+        net = keras.layers.MaxPooling2D(2, 2, 'same')(net)
+    return keras.Model(images, {'conv4': net, 'model_output': keras.layers.Flatten()(net)}, name='conv4')
