@@ -4,7 +4,8 @@ A loss is computed in two visible steps: `cdist` gives the distances of anchors 
 turns them into one loss an anchor. The mean over anchors is taken where the training step is.
 
 Column i of the distances is anchor i itself: on one device the batch is its own anchors (B1 = B2); with several, the
-anchors of one replica come first and the rest of the batch behind them (B1 < B2).
+anchors of one replica come first and the rest of the batch behind them (B1 < B2). A memory of earlier batches stands
+behind all of these.
 """
 import tensorflow as tf
 
@@ -86,6 +87,14 @@ def number_margin(name, margin):
 def check_margin(name, margin):
     """Raises InputError when the loss `name` is not defined for a margin; the loss itself tells, on a batch of two."""
     plugins.load('losses', name).loss(tf.zeros([2, 2]), tf.range(2), tf.range(2), margin)
+
+
+def check_metric(name, metric):
+    """Raises InputError when the loss `name` is not defined for a metric: its file names in METRICS those that it is."""
+    metrics = getattr(plugins.load('losses', name), 'METRICS', (metric,))
+    if metric not in metrics:
+        raise InputError(f'--loss {name} is made of the {" or ".join(metrics)} distance, not of {metric}: give --metric '
+                         f'{metrics[0]}.')
 
 
 def cross_entropy(logits, pids, label_smoothing):

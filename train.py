@@ -37,12 +37,13 @@ def main():
 
     # What computes: TensorFlow has to know of several devices before it computes anything.
     with quiet.tensorflow_import():
-        from loss import check_margin
+        from loss import check_margin, check_metric
         from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
     signals.end_the_process()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
+    check_metric(args.loss, args.metric)
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error(strategy):
             train(args, train_set, validator, strategy, train_log.log_of_worker(task.worker))

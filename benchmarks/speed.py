@@ -232,12 +232,14 @@ def measure_losses(args):
         steps = {}
         for name in set(plugins.choices('losses')) - {'none'}:
             loss = plugins.load('losses', name).loss
+            margin = 'soft' if name == 'supervised_contrastive' else 0.2
 
             @tf.function(autograph=False)
-            def step(loss=loss):
+            def step(loss=loss, margin=margin):
                 with tf.GradientTape() as tape:
                     tape.watch(emb)
-                    mean = tf.reduce_mean(loss(cdist(emb, emb, 'euclidean'), pids, pids, 0.2, seed=tf.constant([0, 0])))
+                    dists = cdist(emb, emb, 'euclidean')
+                    mean = tf.reduce_mean(loss(dists, pids, pids, margin, seed=tf.constant([0, 0])))
                 return tape.gradient(mean, emb)
 
             steps[name] = lambda step=step: step().numpy()

@@ -8,7 +8,8 @@ from reid import distribute
 def loss(dists, anchor_pids, pids, margin, seed=None):
     """See `losses/batch_hard.py`. The mean over the anchors is half the mean of [J]₊² over all positive pairs.
 
-    The second end of a pair may be an anchor of another device, which then tells of its negatives.
+    The second end of a pair may be an anchor of another device, which then tells of its negatives. One that is no anchor
+    anywhere, as those of a memory, tells of none: then the first end's are all that the pair has.
 
     Raises:
         InputError: the margin is 'soft' or 'none', for which the square has no sense.
@@ -16,9 +17,11 @@ def loss(dists, anchor_pids, pids, margin, seed=None):
     number_margin('lifted', margin)
     positive, negative = pair_masks(anchor_pids, pids)
     one_end = log_sum_exp(margin - dists, negative)  # [B1]
-    other_end = distribute.own_first(distribute.gather(one_end))  # [B2]
+    other_end = distribute.own_first(distribute.gather(one_end))  # [B], of all that are anchors somewhere
     # log(exp(a) + exp(b)) = b + softplus(a - b)
-    both_ends = other_end + tf.nn.softplus(one_end[:, None] - other_end)  # [B1, B2]
+    both_ends = other_end + tf.nn.softplus(one_end[:, None] - other_end)  # [B1, B]
+    no_anchors = tf.shape(dists)[1] - tf.shape(other_end)[0]
+    both_ends = tf.concat([both_ends, tf.repeat(one_end[:, None], no_anchors, axis=1)], axis=1)  # [B1, B2]
     squares = tf.square(tf.nn.relu(dists + both_ends))
     average_count = distribute.mean(tf.reduce_sum(tf.cast(positive, tf.float32), axis=1))
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, squares, 0.0), axis=1) / 2, average_count)

@@ -110,6 +110,30 @@ def share(text):
     return number
 
 
+def number_up_to(largest):
+    """The type of a number from 0 to `largest`, for argparse."""
+    def number(text):
+        if not 0 <= float(text) <= largest:
+            raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to {largest}')
+        return float(text)
+    return number
+
+
+def color_jitter(text):
+    """Strengths of brightness, contrast, saturation and hue with commas between, for argparse; they stay a text, as
+    args.json holds them."""
+    numbers = [non_negative_float(number) for number in text.split(',')]
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f'{text} is not four numbers with commas between: brightness, contrast, '
+                                         f'saturation and hue')
+    if numbers[3] > 0.5:
+        raise argparse.ArgumentTypeError(f'the last number of {text}, of the hue, is a part of the colour circle: at most '
+                                         f'0.5')
+    if not any(numbers):
+        raise argparse.ArgumentTypeError(f'{text} changes nothing: leave it out')
+    return text
+
+
 def iterations(text):
     """Iterations in ascending order with commas between, for argparse; they stay a text, as args.json holds them."""
     numbers = [positive_int(number) for number in text.split(',')]

@@ -129,7 +129,8 @@ def _losses_and_gradients(replicas, to_parent):
             with tf.GradientTape() as tape:
                 pids, emb = tf.repeat([0, 1, 2], 4), distribute.own_part(variable.value())
                 dists = cdist(emb, distribute.own_first(distribute.gather(emb)), 'euclidean')
-                losses = losses_of(dists, distribute.own_part(pids), distribute.own_first(pids), 0.3, (1, 2))
+                losses = losses_of(dists, distribute.own_part(pids), distribute.own_first(pids),
+                                   'soft' if name == 'supervised_contrastive' else 0.3, (1, 2))
                 share = distribute.share_of_mean(losses)
             return distribute.total([share, tape.gradient(share, variable, unconnected_gradients='zero')])
 

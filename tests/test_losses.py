@@ -24,8 +24,9 @@ def hinge(difference, margin):
     return difference if margin == 'none' else max(difference + margin, 0.0)
 
 
-def naive(name, dists, anchor_pids, pids, margin):
-    """The loss of a batch: what the mean over its anchors has to be."""
+def naive(name, dists, anchor_pids, pids, margin, fixed=None):
+    """The loss of a batch: what the mean over its anchors has to be; `fixed` are distances for what has no gradient."""
+    fixed = dists if fixed is None else fixed
     anchors = range(len(anchor_pids))
     positives = {a: [p for p in range(len(pids)) if p != a and pids[p] == anchor_pids[a]] for a in anchors}
     negatives = {a: [n for n in range(len(pids)) if pids[n] != anchor_pids[a]] for a in anchors}
@@ -47,9 +48,28 @@ def naive(name, dists, anchor_pids, pids, margin):
     if name == 'lifted':
         pairs = [(a, p) for a in anchors for p in positives[a]]
         squares = [max(0.0, dists[a, p] + math.log(sum(math.exp(margin - dists[end, n])
-                                                       for end in (a, p) for n in negatives[end]))) ** 2
+                                                       for end in (a, p) for n in negatives.get(end, [])))) ** 2
                    for a, p in pairs if negatives[a]]
         return sum(squares) / (2 * len(pairs)) if pairs else 0.0
+    if name == 'circle':
+        return sum(math.log1p(sum(math.exp(128 * max(1 - fixed[a, n] + margin, 0) * (1 - dists[a, n] - margin))
+                                  for n in negatives[a])
+                              * sum(math.exp(-128 * max(fixed[a, p] + margin, 0) * (margin - dists[a, p]))
+                                    for p in positives[a])) for a in anchors) / len(anchors)
+    if name == 'multi_similarity':
+        mean = 0.0
+        for a in with_triplet:
+            hardest, nearest = max(dists[a, p] for p in positives[a]), min(dists[a, n] for n in negatives[a])
+            of_positives = [math.exp(-2 * (0.5 - dists[a, p])) for p in positives[a] if dists[a, p] > nearest - margin]
+            of_negatives = [math.exp(50 * (0.5 - dists[a, n])) for n in negatives[a] if dists[a, n] < hardest + margin]
+            mean += (math.log1p(sum(of_positives)) / 2 + math.log1p(sum(of_negatives)) / 50) / len(anchors)
+        return mean
+    if name == 'supervised_contrastive':
+        mean = 0.0
+        for a in anchors:
+            others = sum(math.exp(-10 * dists[a, other]) for other in range(len(pids)) if other != a)
+            mean -= sum(math.log(math.exp(-10 * dists[a, p]) / others) / len(positives[a]) for p in positives[a])
+        return mean / len(anchors)
     raise ValueError(name)
 
 
@@ -76,8 +96,7 @@ def is_defined(name, margin):
 DETERMINED = [(name, margin) for name in plugins.choices('losses') for margin in MARGINS
               if name not in ('none', 'batch_sample') and is_defined(name, margin)]
 
-# Identities of anchors and of the batch. The last two are anchors of a replica before the rest of the batch; `lifted`
-# asks the other replicas about these, see test_distribute.py.
+# Identities of anchors and of the batch. The last two are anchors before others that are none, as a memory has them.
 BATCHES = {
     'pk': (np.repeat(range(4), 3),) * 2,
     'shuffled': (np.array([2, 0, 1, 1, 0, 2, 0, 2]),) * 2,
@@ -87,11 +106,6 @@ BATCHES = {
     'replica': (np.repeat([5, 6], 2), np.repeat([5, 6, 7, 8], 2)),
     'parted': (np.array([5, 5, 6]), np.array([5, 5, 6, 6, 5, 7, 7])),
 }
-
-
-def is_of_a_replica(batch):
-    anchor_pids, pids = BATCHES[batch]
-    return len(anchor_pids) < len(pids)
 
 
 def loss_and_gradient(name, dists, anchor_pids, pids, margin):
@@ -105,15 +119,23 @@ def loss_and_gradient(name, dists, anchor_pids, pids, margin):
     return losses.numpy().astype(np.float64), gradient.numpy().astype(np.float64)
 
 
-def test_every_loss_is_defined_for_numbers_and_tells_for_what_not():
+def test_every_loss_tells_for_what_margin_and_metric_it_is_not_defined():
     undefined = {(name, margin) for name in plugins.choices('losses') for margin in MARGINS
                  if not is_defined(name, margin)}
-    assert undefined == set(itertools.product(('batch_all_nonzero', 'lifted'), ('soft', 'none')))
+    of_numbers = ('batch_all_nonzero', 'lifted', 'circle', 'multi_similarity')
+    assert undefined == {*itertools.product(of_numbers, ('soft', 'none')), ('supervised_contrastive', 0.2),
+                         ('supervised_contrastive', 1.0)}
+    for name in plugins.choices('losses'):
+        loss.check_metric(name, 'cosine')
+        if name in ('circle', 'multi_similarity', 'supervised_contrastive'):
+            with pytest.raises(InputError, match='--metric cosine'):
+                loss.check_metric(name, 'euclidean')
+        else:
+            loss.check_metric(name, 'euclidean')
 
 
 @pytest.mark.parametrize('name, margin, batch', [
-    (name, margin, batch) for name, margin in DETERMINED for batch in BATCHES
-    if not (name == 'lifted' and is_of_a_replica(batch))])
+    (name, margin, batch) for name, margin in DETERMINED for batch in BATCHES])
 def test_loss_and_gradient_are_those_of_a_loop(name, margin, batch):
     anchor_pids, pids = BATCHES[batch]
     random = np.random.default_rng(1)
@@ -121,7 +143,7 @@ def test_loss_and_gradient_are_those_of_a_loop(name, margin, batch):
     losses, gradient = loss_and_gradient(name, dists, anchor_pids, pids, margin)
     assert losses.shape == anchor_pids.shape
     assert losses.mean() == pytest.approx(naive(name, dists, anchor_pids, pids, margin), rel=1e-5, abs=1e-6)
-    expected = differences(lambda dists: naive(name, dists, anchor_pids, pids, margin), dists)
+    expected = differences(lambda moved: naive(name, moved, anchor_pids, pids, margin, dists), dists)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -141,12 +163,11 @@ def test_loss_of_a_collapsed_batch(name, margin):
 def test_loss_is_the_same_in_a_graph_of_unknown_shape(name):
     losses_of = plugins.load('losses', name).loss
     unknown = [tf.TensorSpec([None, None]), tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int64)]
-    in_graph = tf.function(lambda *arguments: losses_of(*arguments, 0.5), input_signature=unknown)
-    for batch, (anchor_pids, pids) in BATCHES.items():
-        if name == 'lifted' and is_of_a_replica(batch):
-            continue
+    margin = 0.5 if is_defined(name, 0.5) else 'soft'
+    in_graph = tf.function(lambda *arguments: losses_of(*arguments, margin), input_signature=unknown)
+    for anchor_pids, pids in BATCHES.values():
         dists = tf.random.stateless_uniform([len(anchor_pids), len(pids)], (5, 6))
-        eager = losses_of(dists, tf.constant(anchor_pids), tf.constant(pids), 0.5)
+        eager = losses_of(dists, tf.constant(anchor_pids), tf.constant(pids), margin)
         np.testing.assert_allclose(in_graph(dists, tf.constant(anchor_pids), tf.constant(pids)), eager, rtol=1e-6)
 
 

@@ -10,12 +10,14 @@ from reid import plugins
 from reid.argument_types import (
     LONGEST_SIDE,
     ArgumentParser,
+    color_jitter,
     dimensions,
     excluder,
     iterations,
     margin,
     non_negative_float,
     non_negative_int,
+    number_up_to,
     positive_float,
     positive_int,
     share,
@@ -105,6 +107,22 @@ def make_parser():
     add('--pre_crop_width', type=side, metavar='W', help='with crop augmentation (9/8 of the net input)')
     add('--random_erasing', type=share, default=0.0, metavar='P', help='blot out a random rectangle of an image with '
         'this probability (%(default)s)')
+    add('--pad_crop', type=non_negative_int, default=0, metavar='N', help='put N rows and columns of black round an image, '
+        'then crop at random (%(default)s)')
+    add('--rotate', type=number_up_to(180), default=0.0, metavar='DEGREES', help='turn an image by up to this, either '
+        'way (%(default)s)')
+    add('--shear', type=number_up_to(60), default=0.0, metavar='DEGREES', help='slant it by up to this, either way '
+        '(%(default)s)')
+    add('--scale', type=number_up_to(0.9), default=0.0, metavar='S', help='change its size by a factor from 1-S to 1+S '
+        '(%(default)s)')
+    add('--color_jitter', type=color_jitter, metavar='B,C,S,H', help='change brightness, contrast and saturation by '
+        'factors from 1-B to 1+B and so on, and turn the hue by up to H of the colour circle, such as 0.2,0.15,0.1,0.05')
+    add('--random_gray', type=share, default=0.0, metavar='P', help='make an image grey with this probability '
+        '(%(default)s)')
+    add('--blur', type=number_up_to(20), default=0.0, metavar='SIGMA', help='blur with a Gaussian of a standard deviation '
+        'of up to this many pixels (%(default)s)')
+    add('--auto_augment', type=share, default=0.0, metavar='P', help="change an image by AutoAugment's policy for "
+        'ImageNet with this probability (%(default)s)')
     add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='with tracklets in the csv file, K are '
         'tracklets, whose embedding is the mean over S frames (%(default)s)')
 
@@ -229,6 +247,11 @@ def check(args, parser):
         parser.error('--jit_compile is for a single device, i.e. --distribute none')
     if args.skip_broken_images and args.distribute == 'multi_worker':
         parser.error('--skip_broken_images is for one host; make a csv file without them first, with make_dataset.py')
+    if args.pad_crop and args.crop_augment:
+        parser.error('--pad_crop and --crop_augment are two ways to crop at random: choose one of them')
+    if args.pad_crop >= min(args.net_input_height, args.net_input_width):
+        parser.error(f'--pad_crop {args.pad_crop} must be smaller than the net input ({args.net_input_height}x'
+                     f'{args.net_input_width}): of some images nothing would be left')
     crop_fits = args.net_input_height <= args.pre_crop_height and args.net_input_width <= args.pre_crop_width
     if args.crop_augment and not crop_fits:
         parser.error(f'with --crop_augment the net input ({args.net_input_height}x{args.net_input_width}) must not be '

@@ -2,8 +2,7 @@
 import numpy as np
 import tensorflow as tf
 
-from reid.input_pipeline import cache, images
-from reid.input_pipeline.augmentation import augment
+from reid.input_pipeline import augmentation, cache, images
 from reid.input_pipeline.sampling import batch_rows
 
 
@@ -25,9 +24,9 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
     slots = np.arange(batch_size) if slots is None else slots
     part_size = part_size or len(slots)
     net_size = (args.net_input_height, args.net_input_width)
-    crop_size = net_size if args.crop_augment else None
     load_size = (args.pre_crop_height, args.pre_crop_width) if args.crop_augment else net_size
     read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads)
+    options = augmentation.options(args)
     pid_numbers = tf.constant(identities.pid_numbers)
 
     def split(step, rows):
@@ -35,7 +34,7 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
 
     def load(step, slot, row):
         image = images.resize(read(row), load_size)
-        return augment(image, args.seed, step, slot, args.flip_augment, crop_size, args.random_erasing)
+        return augmentation.augment(image, args.seed, step, slot, **options)
 
     def whole(step, rows):
         batch = {'rows': tf.ensure_shape(rows, [batch_size]), 'pids': tf.gather(pid_numbers, rows)}
