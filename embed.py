@@ -29,6 +29,7 @@ def make_parser():
     add = parser.add_argument_group('what and where').add_argument
     add('--image_root', metavar='DIR', help='folder that the paths are relative to (that of the training run)')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+    inference_flags.add_weights(add)
     add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
         '_embeddings.h5)')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')
@@ -102,7 +103,8 @@ def main():
     sizes = inference_flags.sizes(trained, args.crop_augment)
     model.set_precision(args.mixed_precision)
     with strategy.scope():
-        network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, sizes.net)
+        network, checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, sizes.net,
+                                                        args.weights)
     if not args.quiet:
         print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
 
