@@ -34,6 +34,7 @@ def make_parser():
     add = parser.add_argument_group('what and where').add_argument
     add('--image_root', metavar='DIR', help='folder that the paths are relative to (that of the training run)')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+    inference_flags.add_weights(add)
     add('--filename', metavar='H5', help="file to write, relative to the experiment root (the dataset's name + "
         '_embeddings.h5)')
     add('--resume', action='store_true', help='go on where an interrupted embedding stopped')

@@ -48,6 +48,7 @@ def make_parser():
     add('--last_stride', type=int, choices=(1, 2), help='as of train.py')
     add('--pooling', choices=('avg', 'gem'), help='as of train.py')
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+    inference_flags.add_weights(add)
 
     add = parser.add_argument_group('the export').add_argument
     add('--frozen_model_path', nargs='+', metavar='PATH', help='what to write: .tflite, .onnx and .pb (a frozen graph) '
@@ -200,13 +201,13 @@ def export(args, trained, root, checkpoint, sizes, targets):
     #    What has no variable (strides, the size of images, a normalisation) is the user's word, and said.
     network = model.build_for(trained, sizes.net)
     if root:
-        reference, path = inference.from_experiment(root, checkpoint, sizes.net)
+        reference, path = inference.from_experiment(root, checkpoint, sizes.net, args.weights)
         compared_with = 'embed.py'
     else:
         reference, path = network, checkpoints.find(args.checkpoint_name)
         compared_with = 'the network of these flags'
     variables = model.named_variables(network)
-    checkpoints.load(path, variables)
+    checkpoints.load_weights(path, variables, args.weights)
     print(f'Exporting {path}.')
     if not root:
         check_all_used(path, variables)

@@ -11,6 +11,8 @@ from reid.errors import InputError, exit_with, sentence_of
 from reid.experiment import arguments, root, train_log
 from reid.training.interruption import Interruption
 
+USED_ENDPOINTS = ('emb', 'emb_raw', 'metric_emb', 'logits')  # In `replica_step`.
+
 
 def main():
     parser = arguments.make_parser()
@@ -105,6 +107,8 @@ def train(args, train_set, validator, strategy, log):
     from reid import distribute
     from reid.experiment import best_checkpoint, checkpoints
     from reid.input_pipeline import batches, images, sampling
+    from reid.modeling import pretrained
+    from reid.training import optimizer
     from reid.training.loop import Loop
     from reid.training.reporter import Reporter
     from reid.training.train_state import TrainState
@@ -137,6 +141,8 @@ def train(args, train_set, validator, strategy, log):
         check_determinism(state.network)
     if validator:
         validator.build(state.names, strategy)
+    for factor, names in optimizer.by_factor(state.rate_factors).items():
+        log.info('The learning rate times %.3g is that of %s.', factor, pretrained.listed(names))
     resumed = state.restore(args, strategy, log)
     first_step = state.step
     if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
@@ -211,31 +217,35 @@ def make_train_step(args, state, strategy):
         state: `TrainState`, which every call changes.
         strategy: the `tf.distribute.Strategy` of the replicas.
 
-    Returns: function of what `replica_step` takes behind its first three arguments, for all replicas together.
+    Returns: function of what `replica_step` takes behind its first four arguments, for all replicas together.
     """
     import tensorflow as tf
 
     from reid import distribute
+    from reid.modeling import recompute
     losses_of = plugins.load('losses', args.loss).loss
+    forward = recompute.recomputing(state.network, USED_ENDPOINTS) if args.recompute else state.network
 
     @tf.function(autograph=False, jit_compile=args.jit_compile)
     def train_step(*arguments):
-        result = distribute.run(strategy, lambda *given: replica_step(args, state, losses_of, *given), *arguments)
+        result = distribute.run(strategy, lambda *given: replica_step(args, state, forward, losses_of, *given),
+                                *arguments)
         state.global_step.assign_add(1)
         return result
 
     return train_step
 
 
-def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_frozen):
+def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, body_is_frozen):
     """What each replica does with its own part of a batch: forward, distances, losses, gradients, update.
 
     Args:
         args: of the run.
         state: `TrainState`.
+        forward: its network, or what computes the same with --recompute.
         losses_of: the function `loss` of a file in losses/.
         batch: one of `batches.batches`.
-        learning_rate, beta1: float32 scalars, of Adam.
+        learning_rate, beta1: float32 scalars, of the optimizer.
         body_is_frozen: a Python bool: this is traced once for each of its values.
 
     Returns: dict of tensors about the whole batch, the same on each replica.
@@ -250,7 +260,8 @@ def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_fr
     network.body.trainable = not body_is_frozen  # It stops the body's batch norm as well.
     trained = state.trainable_head if body_is_frozen else state.trainable
     with tf.GradientTape() as tape:
-        endpoints = network(batch['images'], training=True)
+        # Of a frozen body nothing is kept anyway.
+        endpoints = (network if body_is_frozen else forward)(batch['images'], training=True)
         emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
         dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
         batch_pids = batch['pids'][::args.frames_per_tracklet]
@@ -270,7 +281,7 @@ def replica_step(args, state, losses_of, batch, learning_rate, beta1, body_is_fr
     gradients = state.loss_scale.unscaled(distribute.total(gradients))
     gradient_norm = tf.linalg.global_norm(gradients)
     clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
-    loss_scale = state.loss_scale.apply(gradient_norm, lambda: state.adam.apply(clipped, learning_rate, beta1))
+    loss_scale = state.loss_scale.apply(gradient_norm, lambda: state.update(clipped, learning_rate, beta1))
 
     # All of the batch, in its own order.
     dists = distribute.gathered(distribute.columns_of_batch(dists))

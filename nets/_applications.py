@@ -10,6 +10,7 @@ from reid.modeling.batch_norm import with_fused_batch_norm
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESNET_STAGES = ('conv1_', 'conv2_', 'conv3_', 'conv4_', 'conv5_')
 
 
 def as_caffe(images):

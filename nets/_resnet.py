@@ -6,6 +6,7 @@ from reid.modeling.batch_norm import BatchNorm
 
 DEPTHS = (256, 512, 1024, 2048)
 RGB_MEAN = (123.68, 116.78, 103.94)
+STAGES = (r'\w+/conv1/', *(rf'\w+/block{block}/' for block in (1, 2, 3, 4)))
 
 
 def conv_bn(net, name, filters, kernel_size, strides=1, activation=keras.ops.relu, use_bias=False):

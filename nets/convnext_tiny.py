@@ -7,6 +7,8 @@ import keras
 from nets import _applications, _pooling
 
 WEIGHTS = "Keras's convnext_tiny_notop.h5"
+STAGES = ('convnext_tiny_stem/', 'convnext_tiny_stage_0_',
+          *(f'convnext_tiny_(downsampling_block_{stage - 1}/|stage_{stage}_)' for stage in (1, 2, 3)))
 
 
 def body(input_shape, pooling='avg'):

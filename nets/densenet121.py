@@ -4,6 +4,7 @@ import keras
 from nets import _applications, _pooling
 
 WEIGHTS = "Keras's densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
+STAGES = ('conv1_', 'conv2_|pool2_', 'conv3_|pool3_', 'conv4_|pool4_', 'conv5_')
 
 
 def body(input_shape, pooling='avg'):

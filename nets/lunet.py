@@ -12,6 +12,7 @@ GROUPS = (
     ((256, 64, 256), (256, 64, 256), (256, 128, 512)),
     ((512, 128, 512), (512, 128, 512)),
 )
+STAGES = ('lunet/conv/', *(f'lunet/block{block}/' for block in range(1, 2 + len(GROUPS))))
 
 
 def body(input_shape):

@@ -1,6 +1,8 @@
 """A small net for small grey or colour images (a grey one has three equal channels): two convolutions, two dense."""
 import keras
 
+STAGES = ('mnist/conv1/', 'mnist/conv2/', 'mnist/fc3/', 'mnist/fc4/')
+
 
 def body(input_shape):
     """images [B, H, W, 3] of RGB 0..255 -> {'conv2': feature map, 'model_output': [B, 128]}; H and W are fixed."""

@@ -7,6 +7,7 @@ from reid.modeling.batch_norm import BatchNorm
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 STRIDED = (2, 4, 6, 12)
 WEIGHTS = "TF-Slim's mobilenet_v1_1.0_224.ckpt"
+STAGES = tuple(rf'MobilenetV1/Conv2d_{i}(_\w+)?/' for i in range(1 + len(WIDTHS)))
 
 
 def body(input_shape, pooling='avg'):

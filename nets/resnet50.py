@@ -4,6 +4,7 @@ import keras
 from nets import _applications, _pooling
 
 WEIGHTS = "Keras's resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+STAGES = _applications.RESNET_STAGES
 
 
 def body(input_shape, pooling='avg'):

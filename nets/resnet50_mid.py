@@ -8,6 +8,7 @@ from nets import _applications, _pooling
 from reid.modeling.batch_norm import BatchNorm
 
 WEIGHTS = "Keras's resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+STAGES = _applications.RESNET_STAGES
 
 
 def body(input_shape):

@@ -2,6 +2,7 @@
 from nets import _resnet
 
 WEIGHTS = "TF-Slim's resnet_v1_101.ckpt"
+STAGES = _resnet.STAGES
 
 
 def body(input_shape, last_stride=2, pooling='avg'):

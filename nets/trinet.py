@@ -10,6 +10,7 @@ from nets import _resnet
 UNIT_COUNTS = (3, 4, 6, 3)
 BGR_MEAN = (103.0626238, 115.90288257, 123.15163084)
 WEIGHTS = "the paper's own .npz"
+STAGES = _resnet.STAGES
 
 
 def body(input_shape):

@@ -134,6 +134,14 @@ def color_jitter(text):
     return text
 
 
+def inner_share(text):
+    """A number between 0 and 1, and neither, for argparse."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a number between 0 and 1')
+    return number
+
+
 def iterations(text):
     """Iterations in ascending order with commas between, for argparse; they stay a text, as args.json holds them."""
     numbers = [positive_int(number) for number in text.split(',')]

@@ -13,6 +13,7 @@ from reid.argument_types import (
     color_jitter,
     dimensions,
     excluder,
+    inner_share,
     iterations,
     margin,
     non_negative_float,
@@ -35,7 +36,7 @@ MOST_IMAGES = 65536  # In a batch: the distances of all their pairs take 17 GB.
 OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 # These belong to the machine: the run has them until a start is given others, for itself alone.
 OF_THE_MACHINE = ('image_root', 'eval_image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency',
-                  'summary_frequency')
+                  'summary_frequency', 'recompute')
 # Of pre-crop size to net input; the original's recipes have 1.125.
 LARGEST_PRE_CROP = 1.5
 
@@ -147,13 +148,24 @@ def make_parser():
     add('--lr_step_factor', type=positive_float, default=0.1, metavar='F', help='by which it does (%(default)s)')
     add('--warmup_iterations', type=non_negative_int, default=0, metavar='N', help='in which the learning rate rises '
         'to its full value (%(default)s)')
+    add('--optimizer', default='adam', choices=('adam', 'adamw', 'sgd'), help='adamw: Adam with decoupled weight decay '
+        '(%(default)s)')
+    add('--momentum', type=share, metavar='M', help='of sgd (0.9)')
+    add('--nesterov', action='store_true', help="Nesterov's momentum, with sgd")
     add('--decay_beta1', type=share, metavar='B', help="Adam's beta1 once the decay has started; the paper has 0.5 "
         '(0.9, as before)')
     add('--weight_decay', type=non_negative_float, default=0.0, metavar='W', help='times each variable is added to its '
-        "gradient, as PyTorch's Adam does (%(default)s)")
+        "gradient, as PyTorch's Adam and SGD do; with adamw, times the learning rate each kernel shrinks by, and norms, "
+        'biases, positions and tokens do not (%(default)s)')
     add('--gradient_clip', type=positive_float, metavar='NORM', help='scale longer gradients to this (never)')
     add('--freeze_body_iterations', type=non_negative_int, default=0, metavar='N', help='train only the head at first; '
         "the body's batch norm stays as it is too (%(default)s)")
+    add('--layer_decay', type=inner_share, metavar='F', help='the learning rate of the last stage of the body is so many '
+        'times that of the head, and so on with each stage or block further below (the same for all)')
+    add('--head_learning_rate_factor', type=positive_float, default=1.0, metavar='F', help="by which the learning rate "
+        'of what is not the body, head and classifier, is multiplied (%(default)s)')
+    add('--ema', type=inner_share, metavar='D', help='also keep a moving average of the weights, of which each step '
+        'leaves so much, as 0.9998; it is what validates and embeds (none)')
 
     add = parser.add_argument_group('validation while training').add_argument
     add('--eval_frequency', type=non_negative_int, default=0, metavar='N', help='iterations between evaluations; the '
@@ -188,6 +200,8 @@ def make_parser():
         'weights, distances, loss and embeddings stay float32 (%(default)s)')
     add('--tf32', action='store_true', help='let GPUs since Ampere round factors of float32 products to 10 bits: faster, '
         'and other numbers; embeddings and validations stay float32')
+    add('--recompute', action='store_true', help='keep only some of the activations and compute the others again for the '
+        'gradients: the same numbers in less memory and a third more time')
     add('--jit_compile', action='store_true', help='compile the training step with XLA: for GPUs')
     add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
         'hosts that the environment variable TF_CONFIG names (%(default)s)')
@@ -220,6 +234,17 @@ def check(args, parser):
     if not args.xent_weight and (args.loss == 'none' or not args.metric_weight):
         parser.error('without a metric loss (--loss, --metric_weight) and without cross-entropy (--xent_weight) there '
                      'is nothing to train with')
+    if args.optimizer != 'sgd' and (args.momentum is not None or args.nesterov):
+        parser.error('--momentum and --nesterov have no effect without --optimizer sgd')
+    if args.nesterov and args.momentum == 0:
+        parser.error('--nesterov has no effect with --momentum 0')
+    if args.optimizer == 'sgd' and args.decay_beta1 is not None:
+        parser.error('--decay_beta1 has no effect with --optimizer sgd: it is of Adam')
+    if args.optimizer == 'adamw' and not args.weight_decay:
+        parser.error('--optimizer adamw has no effect without --weight_decay, which is all in which it differs from adam')
+    if args.freeze_body_iterations >= args.train_iterations and (args.layer_decay or args.recompute):
+        parser.error('--layer_decay and --recompute have no effect on a body that is frozen for the whole training '
+                     '(--freeze_body_iterations)')
     if (args.lr_schedule == 'step') != bool(args.lr_steps):
         parser.error('--lr_schedule step and --lr_steps belong together: give both or neither')
     evaluation = [args.eval_query, args.eval_gallery, args.eval_excluder, args.eval_frequency]

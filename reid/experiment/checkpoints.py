@@ -15,6 +15,7 @@ from reid.experiment import best_checkpoint
 from reid.files import sync_folder, tensorflow_os_errors, written_whole
 
 STATE_FILE = 'checkpoint'
+AVERAGE = '/ExponentialMovingAverage'  # Behind the name of a variable, that of its average over steps, as in TF1.
 DATA_SUFFIX = '.data-00000-of-00001'
 
 
@@ -237,6 +238,24 @@ def load(path, variables):
     values = read(path, {name: variable.shape for name, variable in variables.items()})
     for name, variable in variables.items():
         variable.assign(values[name])
+
+
+def load_weights(path, variables, kind=None):
+    """Set variables from those of a checkpoint that embed: their averages over steps, where it holds any.
+
+    Args:
+        path, variables: of `load`.
+        kind: 'averaged', 'raw', or None for what there is: a variable's average, or else itself.
+
+    Raises:
+        InputError: as `read`, or `averaged` ones are asked for where there are none.
+    """
+    held = open_reader(path).get_variable_to_shape_map()
+    averaged = {name for name in variables if name + AVERAGE in held} if kind != 'raw' else set()
+    if kind == 'averaged' and not averaged:
+        raise InputError(f'The checkpoint {path} holds no averaged weights, since it was trained without --ema: leave '
+                         f'--weights out.')
+    load(path, {name + AVERAGE if name in averaged else name: variable for name, variable in variables.items()})
 
 
 def load_newest(root, variables, log):

@@ -42,7 +42,7 @@ class Job:
         from reid.modeling import inference, model
         model.set_precision(self.args.mixed_precision)
         checkpoint = self.args.checkpoint or os.path.basename(self.checkpoint)
-        return inference.from_experiment(self.experiment_root, checkpoint, self.sizes.net)[0]
+        return inference.from_experiment(self.experiment_root, checkpoint, self.sizes.net, self.args.weights)[0]
 
 
 def write(job, path, part, network, strategy=None, progress=lambda rows: None):

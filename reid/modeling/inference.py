@@ -14,13 +14,14 @@ from reid.modeling.aggregators import AGGREGATORS, pool_rows
 from reid.modeling.model import build_for, named_variables
 
 
-def from_experiment(root, checkpoint=None, input_size=None):
+def from_experiment(root, checkpoint=None, input_size=None, weights=None):
     """The trained model of an experiment root, ours or one that the original wrote.
 
     Args:
         root: experiment root.
         checkpoint: name of a checkpoint in the root; None: the newest one.
         input_size: (height, width) of the images; None: the size that the model was trained with.
+        weights: 'averaged', 'raw' or None, as `checkpoints.load_weights` takes it.
 
     Returns: (model, path of the checkpoint).
 
@@ -31,7 +32,7 @@ def from_experiment(root, checkpoint=None, input_size=None):
     newest = checkpoints.newest_first(root)[0] if checkpoint is None else None
     path = newest or checkpoints.find(os.path.join(root, checkpoint))
     network = build_for(args, input_size)
-    checkpoints.load(path, named_variables(network))
+    checkpoints.load_weights(path, named_variables(network), weights)
     return network, path
 
 

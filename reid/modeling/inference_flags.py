@@ -16,6 +16,12 @@ def add_flags(add):
     add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
 
 
+def add_weights(add):
+    """Add the flag that chooses between the weights of a checkpoint, as `checkpoints.load_weights` takes it."""
+    add('--weights', choices=('averaged', 'raw'), help='of a training with --ema: those averaged over its steps, or the '
+        'last ones (averaged where the checkpoint has them)')
+
+
 def check(args, parser):
     """Several embeddings an image and an aggregator go together; ends through `parser.error` where one is alone."""
     several_variants = args.flip_augment or args.crop_augment == 'five'

@@ -3,9 +3,11 @@ import keras
 import tensorflow as tf
 
 from reid import distribute, plugins
+from reid.errors import InputError
 from reid.experiment import checkpoints
 from reid.modeling import model, pretrained
 from reid.training import optimizer
+from reid.training.weight_average import WeightAverage
 
 
 class TrainState:
@@ -15,7 +17,8 @@ class TrainState:
         network: as `model.build` returns it, with a classifier where there is cross-entropy to train with.
         names: {TensorFlow 1 name: variable} of the network.
         trainable, trainable_head: those that are trained, and those of them that are not the body's.
-        adam: `optimizer.Adam`. loss_scale: `optimizer.LossScale`.
+        optimizer: as `optimizer.build` returns it. loss_scale: `optimizer.LossScale`.
+        average: `WeightAverage`, or None without `--ema`.
         global_step: int64 variable, how many iterations are finished.
     """
 
@@ -31,19 +34,30 @@ class TrainState:
         of_body = model.named_variables(self.network.body)
         self.trainable = {name: variable for name, variable in self.names.items() if variable.trainable}
         self.trainable_head = {name: variable for name, variable in self.trainable.items() if name not in of_body}
+        if args.head_learning_rate_factor != 1 and not self.trainable_head:
+            raise InputError(f'--head_learning_rate_factor has no effect: the head {args.head_name} has nothing to train.')
         late = [name for name in self.trainable if name in of_body] if args.freeze_body_iterations else []
+        stages = getattr(plugins.load('nets', args.model_name), 'STAGES', None) if args.layer_decay else None
+        self.rate_factors = optimizer.rate_factors(args, self.trainable, of_body, stages)
         with strategy.scope():
-            self.adam = optimizer.Adam(self.trainable, args.weight_decay, late)
+            self.optimizer = optimizer.build(args, self.trainable, late, self.rate_factors)
             self.loss_scale = optimizer.LossScale(args.mixed_precision)
+            self.average = WeightAverage(self.names, args.ema) if args.ema else None
         # TensorFlow keeps int32 variables on the host, where a step that XLA compiled for a GPU cannot read them.
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._stored = {**self.names, **self.adam.variables, **self.loss_scale.variables,
-                        'global_step': self.global_step}
+        self._stored = {**self.names, **self.optimizer.variables, **self.loss_scale.variables,
+                        **(self.average.variables if self.average else {}), 'global_step': self.global_step}
 
     @property
     def step(self):
         """How many iterations are finished, an int."""
         return int(self.global_step.numpy())
+
+    def update(self, gradients, learning_rate, beta1):
+        """One step of the optimizer, see `Adam.apply`, and of the average."""
+        self.optimizer.apply(gradients, learning_rate, beta1)
+        if self.average:
+            self.average.update()
 
     def values(self):
         """What a checkpoint holds, {name: tensor}; with several workers all have to call this (`distribute.values`).
@@ -69,12 +83,13 @@ class TrainState:
             beside = pretrained.load_body(self.network, args.initial_checkpoint)
             log.info('Initialised the body from %s%s.', args.initial_checkpoint,
                      f', which also holds {pretrained.listed(beside)}: left there' if beside else '')
-            return False
         # 3. Fresh ones.
-        weights = getattr(plugins.load('nets', args.model_name), 'WEIGHTS', None)
-        if weights:
+        elif hasattr(plugins.load('nets', args.model_name), 'WEIGHTS'):
             small = [name for name in plugins.choices('nets') if not hasattr(plugins.load('nets', name), 'WEIGHTS')]
             log.warning('%s is a large net and starts from random weights, from which it needs many images and '
                         'iterations. Its pre-trained weights are %s (--initial_checkpoint); small nets that are meant '
-                        'to start without: --model_name %s.', args.model_name, weights, ' or '.join(small))
+                        'to start without: --model_name %s.', args.model_name,
+                        plugins.load('nets', args.model_name).WEIGHTS, ' or '.join(small))
+        if self.average:
+            self.average.begin()
         return False

@@ -1,4 +1,4 @@
-"""Validation while training: the weights of the moment embed and rank queries and galleries."""
+"""Validation while training: the weights of the moment, or their average, embed and rank queries and galleries."""
 import dataclasses
 
 import numpy as np
@@ -116,7 +116,7 @@ class Validation:
 
         Args:
             step: after which the weights are what they are.
-            values: dict {TF1 name: array or tensor}, as a checkpoint has them.
+            values: dict {TF1 name: array or tensor}, as a checkpoint has them; where that has averages, these count.
             interruption: `interruption.Interruption`.
 
         Returns: dict of mAP (scikit-learn's), top1 and embed_flags, the flags of embed.py that give just these numbers.
@@ -126,7 +126,8 @@ class Validation:
         from reid.experiment import checkpoints
         from reid.modeling import model
         for name, variable in model.named_variables(self._network).items():
-            variable.assign(values[name])
+            average = name + checkpoints.AVERAGE
+            variable.assign(values[average if average in values else name])
         of_sets = {}
         for each in self._sets:
             embs = []
