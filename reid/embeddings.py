@@ -136,6 +136,19 @@ class Embeddings:
                 raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
         return rows
 
+    def array_beside(self, name):
+        """An array that an `EmbeddingWriter` was given to keep beside the rows.
+
+        Raises:
+            InputError: there is none, or the file is damaged.
+        """
+        try:
+            if self._is_own_array(name):
+                return self._file[name][()]
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f'{self.path} is damaged ({error}).') from error
+        raise InputError(f'{self.path} has no "{name}".')
+
     def read_into(self, start, embs):
         """Embeddings of some rows that `rows` has read before, without another look at their values.
 
@@ -312,7 +325,7 @@ class EmbeddingWriter:
     """
 
     def __init__(self, path, dataset, dim, augmentation_types, parameters, provenance=None, resume=False,
-                 pooled=False):
+                 pooled=False, more=None):
         """
         Args:
             path: of the `.h5` file.
@@ -323,6 +336,7 @@ class EmbeddingWriter:
             provenance: JSON-serialisable dict.
             resume: continue an interrupted writer's rows.
             pooled: the rows are tracklets.
+            more: arrays to be kept beside the rows, {name: array}, or None.
         """
         self.path = os.path.abspath(path)
         self.temporary = unfinished(path)
@@ -336,7 +350,7 @@ class EmbeddingWriter:
             self.rows_done = self._rows_of_interrupted(dataset, dim, augmentation_types, parameters)
         if not self.rows_done:
             try:
-                self._create(dataset, dim, augmentation_types, parameters, provenance, pooled)
+                self._create(dataset, dim, augmentation_types, parameters, provenance, pooled, more or {})
             except OSError as error:
                 os.remove(self.temporary)
                 error.filename = error.filename or path
@@ -358,7 +372,7 @@ class EmbeddingWriter:
             return rows if same and rows <= len(dataset) else 0
         return 0
 
-    def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
+    def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled, more):
         variants = len(augmentation_types) if len(augmentation_types) > 1 else 0
         # A disk without room for all of the rows says so now, and not after hours.
         reserve(self._file, (1 + variants) * len(dataset) * dim * 4 + (1 << 16))
@@ -376,6 +390,8 @@ class EmbeddingWriter:
             file['fids'] = _fixed_length(dataset.fids)
             if pooled:
                 file['tracklets'] = _fixed_length(dataset.tracklets)
+            for name, array in more.items():
+                file[name] = array
             file.attrs['parameters'] = _fixed_length([json.dumps(parameters, sort_keys=True)])[0]
             file.attrs['provenance'] = _fixed_length([json.dumps(provenance or {}, sort_keys=True)])[0]
         self._end = os.path.getsize(self.temporary)
