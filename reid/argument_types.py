@@ -16,6 +16,7 @@ LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take ever
 MOST_THREADS = 1024
 LONGEST_SIDE = 16384
 MOST_DIMENSIONS = 16384
+MOST_PORTS = 65535
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -77,6 +78,11 @@ def side(text):
 def dimensions(text):
     """The number of dimensions of an embedding, for argparse."""
     return positive_int(text, MOST_DIMENSIONS)
+
+
+def port(text):
+    """The number of a TCP port, for argparse; 0 is any that is free."""
+    return _int_from(0, text, MOST_PORTS)
 
 
 def _int_from(smallest, text, largest):

@@ -283,7 +283,7 @@ def file_problems(fids, image_root):
 
 def _plain_files(folder, real_root):
     """Names of the files, links left out, in a folder inside of the root; none where it cannot be listed."""
-    if not _is_inside(folder, real_root):
+    if not is_inside(folder, real_root):
         return set()
     try:
         with os.scandir(folder) as entries:
@@ -296,10 +296,11 @@ def _problem(path, real_root):
     """The answer for a file that no listing has: a link, a file under another spelling of its name, or none at all."""
     if not os.path.isfile(path):
         return 'missing'
-    return None if _is_inside(path, real_root) else 'outside'
+    return None if is_inside(path, real_root) else 'outside'
 
 
-def _is_inside(path, real_root):
+def is_inside(path, real_root):
+    """Whether a path leads into a folder (given without links), links followed."""
     return os.path.join(os.path.realpath(path), '').startswith(os.path.join(real_root, ''))
 
 

@@ -179,6 +179,41 @@ class Embeddings(Rows):
                 raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
         return rows
 
+    def array_beside(self, name):
+        """An array that an `EmbeddingWriter` was given to keep beside the rows.
+
+        Raises:
+            InputError: there is none, or the file is damaged.
+        """
+        try:
+            if self._is_own_array(name):
+                return self._file[name][()]
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f'{self.path} is damaged ({error}).') from error
+        raise InputError(f'{self.path} has no "{name}".')
+
+    def read_into(self, start, embs):
+        """Embeddings of some rows that `rows` has read before, without another look at their values.
+
+        Args:
+            start: the first row.
+            embs: float32 [n, D], a contiguous array that they are read into, where the file allows.
+
+        Returns: that array, or another one with the rows.
+
+        Raises:
+            InputError: a damaged file.
+        """
+        place = self.emb.id.get_offset()
+        if place is None or self.emb.dtype != np.dtype('<f4') or self._file.driver != 'sec2':
+            return self.rows(start, start + len(embs))
+        content = memoryview(embs).cast('B')
+        # HDF5 itself takes several times as long for it.
+        read = os.preadv(self._file.id.get_vfd_handle(), [content], place + start * embs.itemsize * self.shape[1])
+        if read < len(content):
+            raise InputError(f'{self.path} is damaged: it was truncated since it was opened. Embed again.')
+        return embs
+
 
 class Shards(Rows):
     """Several open embedding files whose rows are read as those of one, the first row of a file behind the last of the
@@ -251,6 +286,17 @@ class Shards(Rows):
         """As of `Embeddings`."""
         parts = [file.rows(*rows) for file, *rows in self._parts(start, min(stop, len(self)))]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.shape[1]), np.float32), *parts])
+
+    def read_into(self, start, embs):
+        """As of `Embeddings`."""
+        done = 0
+        for file, first, last in self._parts(start, start + len(embs)):
+            part = embs[done:done + last - first]
+            read = file.read_into(first, part)
+            if read is not part:
+                part[:] = read
+            done += last - first
+        return embs
 
 
 def _facts(embeddings):
@@ -453,7 +499,7 @@ class EmbeddingWriter:
     """
 
     def __init__(self, path, dataset, dim, augmentation_types, parameters, provenance=None, resume=False,
-                 pooled=False):
+                 pooled=False, more=None):
         """
         Args:
             path: of the `.h5` file.
@@ -464,6 +510,7 @@ class EmbeddingWriter:
             provenance: JSON-serialisable dict.
             resume: continue an interrupted writer's rows.
             pooled: the rows are tracklets.
+            more: arrays to be kept beside the rows, {name: array}, or None.
         """
         self.path = os.path.abspath(path)
         self.temporary = unfinished(path)
@@ -477,7 +524,7 @@ class EmbeddingWriter:
             self.rows_done = self._rows_of_interrupted(dataset, dim, augmentation_types, parameters)
         if not self.rows_done:
             try:
-                self._create(dataset, dim, augmentation_types, parameters, provenance, pooled)
+                self._create(dataset, dim, augmentation_types, parameters, provenance, pooled, more or {})
             except OSError as error:
                 os.remove(self.temporary)
                 error.filename = error.filename or path
@@ -494,7 +541,7 @@ class EmbeddingWriter:
         rows = int.from_bytes(os.pread(self._file.fileno(), COUNT_BYTES, self._end), 'little')
         return rows if rows <= len(dataset) else 0
 
-    def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled):
+    def _create(self, dataset, dim, augmentation_types, parameters, provenance, pooled, more):
         variants = len(augmentation_types) if len(augmentation_types) > 1 else 0
         # A disk without room for all of the rows says so now, and not after hours.
         reserve(self._file, (1 + variants) * len(dataset) * dim * 4 + (1 << 16))
@@ -512,6 +559,8 @@ class EmbeddingWriter:
             file['fids'] = _fixed_length(dataset.fids)
             if pooled:
                 file['tracklets'] = _fixed_length(dataset.tracklets)
+            for name, array in more.items():
+                file[name] = array
             file.attrs['parameters'] = _fixed_length([json.dumps(parameters, sort_keys=True)])[0]
             file.attrs['provenance'] = _fixed_length([json.dumps(provenance or {}, sort_keys=True)])[0]
         self._end = os.path.getsize(self.temporary)

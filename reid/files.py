@@ -171,10 +171,10 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
-def lock(file):
-    """Lock an open file until it is closed. Returns False when another process holds it."""
+def lock(file, wait=False):
+    """Lock an open file until it is closed. Returns False when another process holds it, or waits until that is done."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:

@@ -93,6 +93,10 @@ def called(tmp_path, monkeypatch, capfd):
     (['visualize.py', 'report', 'a.json', '--topk', '3'], ['--topk', '--top_k']),
     (['visualize.py', 'reprot', 'a.json'], ['reprot', 'report']),
     (['make_dataset.py', 'folder', 'a', '--val_fractoin=0.2'], ['--val_fractoin', '--val_fraction']),
+    (['search.py', '--experiment_root', 'run', '--gallery', 'a'], ['PHOTO', '--serve']),
+    (['search.py', '--experiment_root', 'run', '--gallery', 'a', '--serve', 'b.jpg'], ['--serve']),
+    (['search.py', '--experiment_root', 'run', '--gallery', 'a', 'b.jpg', '--port', '80'], ['--port', '--serve']),
+    (['search.py', '--experiment_root', 'run', '--gallery', 'a', 'b.jpg', '--fpr', '.1'], ['--threshold_from', '--fpr']),
     (['trinet_embed.py', 'a.txt', 'b.npz', '--batchsize', '3'], ['--batchsize', '--batch_size']),
 ])
 def test_usage_errors_are_a_sentence_that_guesses_what_was_meant(called, command, parts):
@@ -105,7 +109,7 @@ def test_usage_errors_are_a_sentence_that_guesses_what_was_meant(called, command
 
 @pytest.mark.parametrize('command', [
     'train.py', 'embed.py', 'evaluate.py', 'freeze.py', 'visualize.py', 'visualize.py curves', 'make_dataset.py',
-    'make_dataset.py folder', 'make_dataset.py check', 'trinet_embed.py'])
+    'make_dataset.py folder', 'make_dataset.py check', 'trinet_embed.py', 'search.py'])
 def test_help_ends_in_an_example_that_the_parser_takes(called, command):
     status, shown, _ = called(*command.split(), '--help')
     assert status == 0

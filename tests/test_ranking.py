@@ -1,6 +1,7 @@
 """Ranks, average precisions and neighbours against brute force; re-ranking against the paper's dense form."""
 from unittest import mock
 
+import h5py
 import hypothesis
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.metrics import average_precision_score
 
 import excluders
 from reid.dataset import Dataset
+from reid.embeddings import Embeddings
 from reid.errors import InputError
 from reid.evaluation import chunks, distances, neighbours, ranking, reranking
 from reid.evaluation.distances import METRICS, Distances
@@ -158,6 +160,31 @@ def test_neighbours_are_those_of_brute_force(problem, k, keep_excluded):
         assert found.excluded[q].tolist() == [*ignored[q, rows], *[False] * missing]
         shown = {'euclidean': np.sqrt(distances + 1e-12), 'cosine': distances / 2}.get(problem['metric'], distances)
         assert found.distances[q].tolist() == [*shown[rows], *[np.inf] * missing]
+
+
+@cases(200)
+@hypothesis.given(problems(), st.integers(1, 8), st.integers(1, 50))
+def test_a_prepared_gallery_gives_the_same_neighbours_to_the_last_bit(problem, k, at_once):
+    queries, gallery, metric = problem['queries'], problem['gallery'], problem['metric']
+    expected = neighbours.nearest(queries, problem['query_set'].fids, gallery, problem['gallery_set'].fids, k, metric)
+    with mock.patch.multiple(chunks, **problem['sizes']), mock.patch.object(neighbours, 'IMAGES_AT_ONCE', at_once):
+        found = neighbours.PreparedGallery(gallery, metric).nearest(queries, k, problem['batch_size'])
+    for name in ('rows', 'distances', 'excluded'):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+
+
+@pytest.mark.parametrize('metric', METRICS)
+@pytest.mark.parametrize('dtype, stored', [('<f4', {}), ('<f8', {}), ('<f4', {'chunks': True, 'compression': 'gzip'})])
+def test_a_prepared_gallery_reads_any_embedding_file(metric, dtype, stored, tmp_path):
+    queries, query_set, gallery, gallery_set = scene(4, 9000, 32)
+    gallery[5:8] *= 1e-40  # Where the precision of float32 ends.
+    with h5py.File(tmp_path / 'gallery.h5', 'w') as file:
+        file.create_dataset('emb', data=gallery.astype(dtype), **stored)
+    expected = neighbours.nearest(queries, query_set.fids, gallery, gallery_set.fids, 20, metric)
+    with Embeddings(tmp_path / 'gallery.h5') as embeddings:
+        found = neighbours.PreparedGallery(embeddings, metric).nearest(queries, 20)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 def test_hand_derived_scores():

@@ -10,17 +10,18 @@ import pytest
 from conftest import ROOT
 from reid import plugins
 
-COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed'}
+COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
 PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'data')
 GROUND = {'errors', 'files', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types', 'signals',
           'startup', 'dask_cluster'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of reid/.
 LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'},
-          {'training', 'visualization'}]
+          {'training', 'visualization', 'search'}]
 # Beside the ground: the loss is made of what a file in losses/ is given, and nets and heads have batch norm.
 ALLOWED_IN_PLUGINS = {'nets': {'reid.modeling.batch_norm'}, 'heads': {'reid.modeling.batch_norm'},
                       'losses': {'loss', 'reid.distribute'}, 'excluders': set(), 'data': set()}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'reid.experiment.arguments', 'reid.evaluation.ranking',
+                      'reid.search.index', 'reid.search.images', 'reid.search.gallery', 'reid.search.photos',
                       *(f'data.{name}' for name in plugins.choices('data')),
                       *(f'excluders.{name}' for name in plugins.choices('excluders'))]
 

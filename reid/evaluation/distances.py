@@ -47,13 +47,16 @@ class Distances:
     `sqeuclidean`, that of the embeddings scaled to length one for `cosine` (twice the cosine distance).
     """
 
-    def __init__(self, queries, metric):
-        """Takes embeddings float32 [Q, D] and one of METRICS."""
+    def __init__(self, queries, metric, centred=True):
+        """Takes embeddings float32 [Q, D] and one of METRICS.
+
+        Norms enter the error bound: what all embeddings have in common is better taken away first. But then `Chunk`s are
+        of use for these queries alone; those that are `centred` nowhere are made ready for any.
+        """
         self.queries = queries
         self.metric = metric
-        # Norms enter the error bound: what all embeddings have in common is better taken away first.
         self.centre = np.zeros(queries.shape[1], np.float32)
-        if metric != 'cosine':
+        if centred and metric != 'cosine':
             sizes = np.einsum('nd,nd->n', queries, queries)
             usual = sizes <= OUTLIER * np.median(sizes)  # One that is very long would move the mean away from all.
             self.centre = queries[usual].mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -78,7 +81,9 @@ class Distances:
             largest = self.sizes[batch].astype(np.float64) + chunk.sizes.max()
             roundings = dim
         else:
-            approximate = _sum_of_products(np.matmul, -2 * self.centred[batch], chunk.centred.T)
+            # With one query it takes as long as reading the chunk: threads of BLAS would only wait for each other.
+            product = np.matmul if len(batch) > 1 else functools.partial(np.einsum, 'nd,dm->nm')
+            approximate = _sum_of_products(product, -2 * self.centred[batch], chunk.centred.T)
             approximate += chunk.sizes
             approximate += self.sizes[batch, None]
             largest = (np.sqrt(self.sizes[batch], dtype=np.float64) + np.sqrt(chunk.sizes.max())) ** 2

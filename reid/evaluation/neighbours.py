@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from reid.evaluation import chunks
-from reid.evaluation.distances import Distances, check_dimensions, shown
+from reid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances, check_dimensions, shown
 from reid.evaluation.workers import in_processes
 
 IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
@@ -53,6 +53,61 @@ def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, m
     if reranking is None:
         found.distances = shown(found.distances, metric)
     return found
+
+
+class PreparedGallery:
+    """A gallery that is searched again and again by few queries: what they would all compute anew is kept.
+
+    That is a number or two for each image. The embeddings stay where they are, and a search reads them once.
+    """
+
+    def __init__(self, embeddings, metric):
+        """Takes open `Embeddings` or an array [G, D], and one of METRICS.
+
+        Raises:
+            InputError: embeddings that cannot be compared.
+        """
+        self.embeddings = embeddings
+        self.metric = metric
+        self.sizes, self.scales = (np.ones(embeddings.shape[0], np.float32) for _ in range(2))
+        self.odd_lengths = False
+        of_any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
+        for rows, embs in chunks.of_gallery(embeddings, 0, embeddings.shape[0]):
+            self.sizes[rows] = of_any_query.prepare(rows, embs).sizes
+            if metric == 'cosine':
+                lengths = np.sqrt(np.einsum('nd,nd->n', embs, embs, dtype=np.float64))
+                self.scales[rows] = 1 / lengths.clip(SMALLEST, LARGEST)
+                odd = (lengths < SMALLEST) | (lengths > LARGEST)  # Their scales would not be exact to a rounding.
+                self.odd_lengths |= bool(odd.any())
+
+    def nearest(self, queries, k, batch_size=256):
+        """The k nearest images of queries float32 [Q, D]: the `Neighbours` that `nearest` finds, to the last bit.
+
+        Raises:
+            InputError: queries that cannot be compared with this gallery.
+        """
+        check_dimensions(queries, self.embeddings)
+        distances = Distances(queries, self.metric, centred=False)
+        best = _Nearest(distances, len(queries), k)
+        for chunk in self._chunks(distances):
+            for batch in _batches(len(queries), batch_size):
+                best.look_at(batch, chunk, *distances.approximate(batch, chunk))
+        return Neighbours(best.rows, shown(best.distances, self.metric), best.excluded)
+
+    def _chunks(self, distances):
+        count, dim = self.embeddings.shape
+        into = np.empty((min(count, IMAGES_AT_ONCE), dim), np.float32)
+        for some in chunks.slices(count, IMAGES_AT_ONCE):
+            if hasattr(self.embeddings, 'read_into'):
+                embs = self.embeddings.read_into(some.start, into[:some.stop - some.start])
+            else:
+                embs = chunks.read(self.embeddings, some.start, some.stop)
+            rows = np.arange(some.start, some.stop)
+            if self.odd_lengths:
+                yield distances.prepare(rows, embs)
+            else:
+                scaled = embs if self.metric != 'cosine' else embs * self.scales[some, None]
+                yield Chunk(rows, embs, scaled, self.sizes[some])
 
 
 def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):

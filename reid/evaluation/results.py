@@ -3,12 +3,48 @@ import dataclasses
 import json
 import math
 import pathlib
+import typing
 
 import numpy as np
 
 from reid.errors import InputError
 from reid.evaluation import distances
 from reid.files import check_file, written_whole
+
+
+class OperatingPoint(typing.NamedTuple):
+    """What a threshold does to pairs of images: distances up to it mean one person.
+
+    fpr: share of the pairs of different identities that are as near or nearer.
+    tpr: share of the pairs of one identity that are.
+    threshold: a distance in the metric's own unit; None where no distance has so small an `fpr`.
+    """
+    fpr: float
+    tpr: float
+    threshold: float | None
+
+
+@dataclasses.dataclass
+class Verification:
+    """How well distances tell whether two images are of one person, as `evaluate.py --verification` writes it.
+
+    genuine_pairs, impostor_pairs: how many pairs are of one identity, and of two.
+    auc, eer: area under the ROC, and its equal error rate.
+    tpr_at_fpr: a list of `OperatingPoint`, at `fpr` 1e-1, 1e-2, … at most.
+    curve: points of the ROC, a list of `OperatingPoint`, nearest first.
+    edges: distances [N + 1], ascending.
+    genuine, impostor: how many pairs are as near as each edge or nearer, and not in the bin before; int64 [N]. Those in
+        the last bin may be further.
+    """
+    genuine_pairs: int
+    impostor_pairs: int
+    auc: float
+    eer: float
+    tpr_at_fpr: list
+    curve: list
+    edges: np.ndarray
+    genuine: np.ndarray
+    impostor: np.ndarray
 
 
 @dataclasses.dataclass
@@ -23,6 +59,7 @@ class Evaluation:
     ap_sklearn, ap_market1501, first, last: AP of each query by two definitions, and ranks of its first and last match,
         float [Q], NaN without a match.
     matches: how many matches each query has, int64 [Q].
+    verification: `Verification`, None without --verification.
     query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened; with multi-query the queries' are an
         array [Q, D].
     reranking: then also what `k_reciprocal` returns for them, where evaluate.py re-ranked; else None.
@@ -38,6 +75,7 @@ class Evaluation:
     first: np.ndarray
     last: np.ndarray
     matches: np.ndarray
+    verification: Verification | None = None
     query_embeddings: object = None
     gallery_embeddings: object = None
     reranking: object = None
@@ -117,7 +155,34 @@ def _checked(path, content):
     if not possible.all():
         raise ValueError(f'the ranks of query {np.argmin(possible)}, counted from 0, are not possible')
     fids, pids = ([str(query[key]) for query in queries] for key in ('fid', 'pid'))
-    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches)
+    verification = _verification(content['verification']) if 'verification' in content else None
+    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, verification)
+
+
+def _verification(content):
+    """The `Verification` that a file describes; any of Python's errors where it is of another form."""
+    at_rates = [OperatingPoint(_share(point['fpr']), _share(point['tpr']),
+                               None if point['threshold'] is None else _distance(point['threshold']))
+                for point in content['tpr_at_fpr']]
+    columns = content['curve']
+    curve = [OperatingPoint(_share(fpr), _share(tpr), _distance(threshold)) for fpr, tpr, threshold in
+             zip(columns['fpr'], columns['tpr'], columns['threshold'], strict=True)]
+    if any(later < earlier for one, next_one in zip(curve, curve[1:]) for earlier, later in zip(one, next_one)):
+        raise ValueError('its curve falls')
+    histogram = content['histogram']
+    edges = np.array([_distance(edge) for edge in histogram['edges']])
+    genuine, impostor = (np.array([_count(count) for count in histogram[kind]]) for kind in ('genuine', 'impostor'))
+    if not len(genuine) == len(impostor) == len(edges) - 1 > 0 or not (np.diff(edges) > 0).all():
+        raise ValueError('its histogram is none')
+    return Verification(_count(content['genuine_pairs']), _count(content['impostor_pairs']), _share(content['auc']),
+                        _share(content['eer']), at_rates, curve, edges, genuine, impostor)
+
+
+def _distance(value):
+    """A finite number that is not below zero."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f'{value} is not a distance')
+    return float(value)
 
 
 def _check_text(parameters, flag):

@@ -35,6 +35,20 @@ def load(path, size):
     return resize(decode(tf.io.read_file(path)), size)
 
 
+def load_content(content, size):
+    """As `load`, of the bytes of an image file, eagerly.
+
+    Raises:
+        InputError: why they cannot be decoded, in words without a full stop.
+    """
+    try:
+        return resize(decode(content), size)
+    except tf.errors.OpError as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(_reason(error)) from error
+
+
 def decode(content):
     """Decode an image file's bytes to uint8 [H, W, 3].
 
@@ -127,12 +141,11 @@ def without_broken(dataset, image_root, list_path, resume, warn):
         InputError: there are no others.
     """
     if not (resume and os.path.isfile(list_path)):
-        with multiprocessing.pool.ThreadPool() as pool:
-            reasons = pool.imap(_why_unreadable, paths(dataset, image_root), chunksize=16)
-            reasons = list(tqdm.tqdm(reasons, 'Looking at images', len(dataset), delay=2, leave=False))
+        reasons = why_broken(paths(dataset, image_root))
         with written_whole(list_path) as temporary:
             with open(temporary, 'w', encoding='utf-8', newline='') as file:
-                csv.writer(file).writerows(entry for entry in zip(dataset.fids, reasons) if entry[1])
+                csv.writer(file).writerows((fid, reasons[path]) for fid, path in
+                                           zip(dataset.fids, paths(dataset, image_root)) if path in reasons)
     with open(list_path, encoding='utf-8', newline='') as file:
         broken = dict(csv.reader(file))
     for fid, reason in broken.items():
@@ -141,6 +154,14 @@ def without_broken(dataset, image_root, list_path, resume, warn):
     if not readable.any():
         raise InputError(f'Not one image of {dataset.path} can be read.')
     return dataset.take(readable)
+
+
+def why_broken(image_paths):
+    """Of some image files, those that cannot be read or decoded: {path: reason}. All cores look at them."""
+    with multiprocessing.pool.ThreadPool() as pool:
+        reasons = pool.imap(_why_unreadable, image_paths, chunksize=16)
+        reasons = list(tqdm.tqdm(reasons, 'Looking at images', len(image_paths), delay=2, leave=False))
+    return {path: reason for path, reason in zip(image_paths, reasons) if reason}
 
 
 def _why_unreadable(path):

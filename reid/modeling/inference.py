@@ -118,6 +118,30 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
         yield embs
 
 
+def embed_content(network, content, load_size=None, flip=False, crop=None):
+    """Embed one image that is not in a file.
+
+    Args:
+        content: bytes of an image file.
+        The others are those of `embed_files`.
+
+    Returns: float32 [A, 1, D].
+
+    Raises:
+        InputError: why the image cannot be decoded, in words without a full stop; or an embedding that is not finite.
+    """
+    input_size = network.input_shape[1:3]
+    loaded = images.load_content(content, load_size or input_size)
+    batch = augmentation.variants(loaded, flip, crop, input_size)[None]
+    strategy = tf.distribute.get_strategy()
+    embed = _embedding_function(network, strategy, tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))
+    with _float32_products():
+        embs = embed(batch).numpy()
+    if not np.isfinite(embs).all():
+        raise InputError('its embedding is not finite, the weights of this checkpoint cannot be used')
+    return embs
+
+
 @contextlib.contextmanager
 def _float32_products():
     """Inside of this block float32 is float32, also while a training with --tf32 validates."""

@@ -1,0 +1,451 @@
+"""search.py: the index of a gallery, what is found in it and in which order, and bad input."""
+import hashlib
+import json
+import os
+import pathlib
+import resource
+import shutil
+import threading
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from _runs import Fault, Run, ended_in_one_sentence, make_people, train_arguments
+from reid.dataset import load_dataset
+from reid.embeddings import Embeddings, save_embeddings
+from reid.errors import InputError
+from reid.search import gallery, images, index, photos
+
+DIM = 3
+
+
+class Maker:
+    """In place of a net: an embedding is made of the bytes of a file, and what begins with 'broken' is no image."""
+
+    def __init__(self, checkpoint='one', batch=2, interrupted_at=None):
+        self.made_by = {'checkpoint_sha256': checkpoint, 'flip_augment': False}
+        self.dim, self.batch, self.interrupted_at = DIM, batch, interrupted_at
+        self.embedded = []
+
+    @staticmethod
+    def row(path):
+        content = pathlib.Path(path).read_bytes()
+        if content.startswith(b'broken'):
+            raise InputError(f'{path} is broken')
+        return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)[:DIM].astype(np.float32)
+
+    def files(self, paths):
+        for start in range(0, len(paths), self.batch):
+            if self.interrupted_at is not None and len(self.embedded) >= self.interrupted_at:
+                raise KeyboardInterrupt
+            some = paths[start:start + self.batch]
+            rows = [self.row(path) for path in some]
+            self.embedded += [os.path.basename(path) for path in some]
+            yield np.stack(rows)
+
+    def why_broken(self, paths):
+        return {path: 'it is broken' for path in paths
+                if not os.path.exists(path) or pathlib.Path(path).read_bytes().startswith(b'broken')}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder `images` with a.png to j.png, two of them in a sub-folder, which are no images but to a `Maker`."""
+    for number, letter in enumerate('abcdefghij'):
+        path = tmp_path / 'images' / ('sub' if letter in 'bh' else '') / f'{letter}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]) * (number + 1))
+    return tmp_path / 'images'
+
+
+def update(folder, maker=None, path=None, say=None):
+    """Bring the index up to date and check its rows. Returns names of what was embedded, and what was said."""
+    maker, said = maker or Maker(), []
+    found, _ = images.in_folder(folder)
+    embeddings, broken = index.up_to_date(path or folder.parent / 'index.h5', found, maker, say or said.append)
+    with embeddings:
+        here = [fid for fid in found.fids if not (folder / fid).read_bytes().startswith(b'broken')]
+        assert embeddings.fids.tolist() == here == sorted(here)
+        assert sorted(broken) == sorted(set(found.fids) - set(here))
+        expected = [Maker.row(folder / fid) for fid in here]
+        np.testing.assert_array_equal(embeddings.rows(0, len(here)), expected)
+    left = {each.name for each in folder.parent.iterdir()} - {'images', 'index.h5'}
+    assert not left, left
+    return sorted(maker.embedded), ' '.join(said)
+
+
+def names(letters):
+    return [f'{letter}.png' for letter in letters]
+
+
+def test_only_what_is_new_or_changed_is_embedded(folder):
+    embedded, said = update(folder)
+    assert embedded == names('abcdefghij') and '10 images, 10 new.' in said
+    embedded, said = update(folder)
+    assert embedded == [] and 'none of them new' in said
+    (folder / 'aa.png').write_bytes(b'new')
+    (folder / 'sub' / 'z.png').write_bytes(b'another')
+    (folder / 'c.png').write_bytes(b'changed')
+    os.utime(folder / 'd.png', ns=(0, 0))
+    (folder / 'j.png').unlink()
+    embedded, said = update(folder)
+    assert embedded == ['aa.png', 'c.png', 'd.png', 'z.png'] and '11 images, 2 new, 2 changed, 1 gone.' in said
+    assert update(folder)[0] == []
+
+
+def test_broken_images_are_left_out_until_they_are_mended(folder):
+    for name in ('c.png', 'k.png'):
+        (folder / name).write_bytes(b'broken')
+    assert update(folder)[0] == names('abdefghij')
+    assert update(folder)[0] == []
+    (folder / 'c.png').write_bytes(b'mended')
+    (folder / 'a.png').write_bytes(b'broken too')
+    assert update(folder)[0] == names('c')
+    (folder / 'k.png').unlink()
+    assert update(folder)[0] == []
+    for path in folder.rglob('*.png'):
+        path.write_bytes(b'broken as all')
+    with pytest.raises(InputError, match='Not one image .* a.png: it is broken'):
+        update(folder)
+    assert Embeddings(folder.parent / 'index.h5').shape == (9, DIM)
+
+
+def test_an_interrupted_embedding_goes_on_whatever_became_of_the_folder(folder):
+    with pytest.raises(KeyboardInterrupt):
+        update(folder, Maker(interrupted_at=6))
+    (folder / 'a.png').unlink()
+    (folder / 'c.png').write_bytes(b'changed')
+    (folder / 'k.png').write_bytes(b'new')
+    # Those of sub/ come last; `a` and `c` to `g` were done.
+    embedded, said = update(folder)
+    assert embedded == names('bchijk') and '(4 were embedded before an interruption)' in said
+
+
+@pytest.mark.parametrize('lost', [1, 7, 40, 100, 10 ** 6])
+def test_a_torn_journal_costs_no_more_than_its_end(folder, lost):
+    with pytest.raises(KeyboardInterrupt):
+        update(folder, Maker(interrupted_at=8))
+    journal = folder.parent / '.index.h5.journal'
+    size = journal.stat().st_size
+    os.truncate(journal, max(0, size - lost))
+    if lost == 40:
+        os.truncate(journal, size)  # Zeros in its length, as after a power loss.
+    embedded, _ = update(folder)
+    assert len(embedded) == 10 if lost == 10 ** 6 else 4 <= len(embedded) < 10
+
+
+def test_a_file_that_goes_away_while_it_is_embedded_is_left_out(folder):
+    class Removing(Maker):
+        def files(self, paths):
+            yield np.stack([self.row(path) for path in paths[:1]])
+            self.embedded += paths[:1]
+            (folder / 'd.png').unlink(missing_ok=True)
+            yield from super().files(paths[1:]) if (folder / 'd.png').exists() else self._missing()
+
+        def _missing(self):
+            raise InputError('d.png is not there')
+            yield
+
+    maker = Removing()
+    found, _ = images.in_folder(folder)
+    maker.files = lambda paths, files=maker.files: files(paths) if (folder / 'd.png').exists() else Maker.files(maker, paths)
+    embeddings, broken = index.up_to_date(folder.parent / 'index.h5', found, maker, print)
+    with embeddings:
+        assert [pathlib.Path(fid).stem for fid in embeddings.fids] == list('acefgij') + list('bh')
+    assert list(broken) == ['d.png']
+    assert update(folder)[0] == []
+
+
+def test_two_at_once_embed_everything_once(folder):
+    started, waits = threading.Event(), threading.Event()
+
+    class Slow(Maker):
+        def files(self, paths):
+            started.set()
+            assert waits.wait(60)
+            yield from super().files(paths)
+
+    slow, fast, said = Slow(), Maker(), []
+
+    def say(sentence):
+        said.append(sentence)
+        if 'waiting' in sentence:
+            waits.set()
+
+    found, _ = images.in_folder(folder)
+    first = threading.Thread(target=lambda: index.up_to_date(folder.parent / 'index.h5', found, slow, print))
+    first.start()
+    assert started.wait(60)
+    embeddings, _ = index.up_to_date(folder.parent / 'index.h5', found, fast, say)
+    first.join(60)
+    assert len(slow.embedded) == 10 and fast.embedded == [] and len(embeddings) == 10
+    assert 'waiting' in ' '.join(said)
+    assert update(folder)[0] == []
+
+
+def test_another_checkpoint_or_another_place_of_the_folder(folder):
+    update(folder)
+    embedded, said = update(folder, Maker('two'))
+    assert len(embedded) == 10 and 'made anew, since it is by another checkpoint; 10 images, 10 new' in said
+    with pytest.raises(KeyboardInterrupt):
+        update(folder, Maker('three', interrupted_at=4))
+    embedded, said = update(folder, Maker('four'))  # Nothing of the third one is taken.
+    assert len(embedded) == 10 and 'interruption' not in said
+    moved = folder.parent.parent / f'{folder.parent.name} moved'
+    moved.mkdir()
+    for name in ('images', 'index.h5'):
+        (folder.parent / name).rename(moved / name)
+    assert update(moved / 'images', Maker('four'))[0] == []
+
+
+def test_what_is_no_index_of_this_gallery_stays_as_it_is(folder):
+    path = folder.parent / 'index.h5'
+    update(folder)
+    whole = path.read_bytes()
+
+    def refused(content, match):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=match):
+            update(folder)
+        assert path.read_bytes() == content
+
+    refused(whole[:len(whole) // 2], 'damaged one: remove it')
+    refused(b'', 'damaged one: remove it')
+    refused(b'my notes', 'no index of search.py')
+    refused(whole.replace(b'"search_index": 1', b'"search_index": 7'), 'version 7, and this is version 1')
+    dataset = load_dataset_of(folder.parent, ['x.png'])
+    save_embeddings(path, dataset, np.ones((1, DIM), np.float32))
+    refused(path.read_bytes(), 'not an index of search.py')
+    path.write_bytes(whole)
+    with h5py.File(path, 'r+') as file:
+        del file['stamps']
+    refused(path.read_bytes(), 'damaged index')
+    path.write_bytes(whole)
+    shutil.copytree(folder, folder.parent / 'others')
+    found, _ = images.in_folder(folder.parent / 'others')
+    with pytest.raises(InputError, match='index of another gallery.*give another --index'):
+        index.up_to_date(path, found, Maker(), print)
+
+
+def load_dataset_of(folder, fids):
+    (folder / 'some.csv').write_text(''.join(f'0,{fid}\n' for fid in fids))
+    dataset = load_dataset(folder / 'some.csv')
+    (folder / 'some.csv').unlink()
+    return dataset
+
+
+def test_rows_of_a_csv_file_stay_in_its_order_and_may_repeat(folder):
+    fids = ['j.png', 'a.png', 'sub/b.png', 'j.png', 'c.png']
+    path = folder.parent / 'set.csv'
+    path.write_text(''.join(f'0,{fid}\n' for fid in fids))
+    for expected, add in ((4, 'e.png'), (1, 'a.png'), (0, None)):
+        maker = Maker()
+        embeddings, _ = index.up_to_date(folder.parent / 'index.h5', images.in_dataset(path, folder), maker, print)
+        with embeddings:
+            assert embeddings.fids.tolist() == fids and len(maker.embedded) == expected
+            np.testing.assert_array_equal(embeddings.rows(0, len(fids)), [Maker.row(folder / fid) for fid in fids])
+        if add:
+            fids.insert(1, add)
+            path.write_text(''.join(f'0,{fid}\n' for fid in fids))
+
+
+def test_what_a_folder_holds(tmp_path):
+    root = tmp_path / 'images'
+    for name in ('b.PNG', 'a b\'"<é>.jpg', 'sub/c.jpeg', 'sub/.hidden.png', '.git/d.png', 'notes.txt', 'e.gif'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b'.')
+    (tmp_path / 'secret.png').write_bytes(b'.')
+    (root / 'inside.png').symlink_to('b.PNG')
+    (root / 'outside.png').symlink_to(tmp_path / 'secret.png')
+    (root / 'nowhere.png').symlink_to(root / 'gone.png')
+    (root / 'linked').symlink_to(tmp_path)
+    os.mkfifo(root / 'pipe.png')
+    taken = ['a b\'"<é>.jpg', 'b.PNG', 'e.gif', 'inside.png', 'sub/c.jpeg']
+    try:
+        (root / os.fsdecode(b'\xff.png')).write_bytes(b'.')
+        odd = True
+    except OSError:
+        odd = False  # A file system that has only names in UTF-8.
+    found, sentences = images.in_folder(root)
+    assert found.fids == taken and found.stamps.shape == (5, 2)
+    told = ' '.join(sentences)
+    assert 'outside.png' in told and 'linked' in told and '1 .txt' in told and ('udcff' in told) == odd
+    found, _ = images.in_folder(root, allow_outside_root=True)
+    assert found.fids == sorted([*taken, 'outside.png'])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InputError, match='no image'):
+        images.in_folder(tmp_path / 'empty')
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder with people.csv and images of 6 identities, `photos` of each, a copy of one, and the experiment `run`."""
+    root = make_people(tmp_path_factory.mktemp('search'))
+    for folder in ('gallery', 'photos', 'all'):
+        (root / folder).mkdir()
+    for path in root.glob('*.png'):
+        number = int(path.stem[-1])
+        shutil.copy(path, root / ('photos' if number == 0 else 'gallery') / path.name)
+        path.rename(root / 'all' / path.name)
+    shutil.copy(root / 'gallery' / '2_1.png', root / 'gallery' / '0_copy_of_2.png')
+    for name, fids in (('train', sorted((root / 'all').iterdir())), ('query', sorted((root / 'photos').iterdir())),
+                       ('test', sorted((root / 'gallery').iterdir(), reverse=True))):
+        (root / f'{name}.csv').write_text(''.join(
+            f'{path.stem[-1] if "copy" in path.stem else path.stem[0]},{path.parent.name}/{path.name}\n' for path in fids))
+    flags = train_arguments(root, root / 'run', iterations=6, checkpoint_frequency=3)
+    flags[flags.index(root / 'people.csv')] = root / 'train.csv'
+    assert (run := Run('train.py', *flags)).wait() == 0, run.output
+    return root
+
+
+def search(root, *flags, gallery='gallery'):
+    run = Run('search.py', '--experiment_root', root / 'run', '--gallery', root / gallery, *flags)
+    assert run.wait() == 0, run.output
+    return run.output
+
+
+def test_the_order_is_that_of_evaluate(trained, tmp_path):
+    """With an image twice in the gallery, of another name the second time: they are as near, to the last bit."""
+    for subset in ('query', 'test'):
+        run = Run('embed.py', '--experiment_root', trained / 'run', '--dataset', trained / f'{subset}.csv',
+                  '--filename', tmp_path / f'{subset}.h5', '--flip_augment', '--aggregator', 'mean', '--quiet')
+        assert run.wait() == 0, run.output
+    run = Run('evaluate.py', '--excluder', 'diagonal', '--metric', 'euclidean', '--filename', tmp_path / 'found.json',
+              '--query_dataset', trained / 'query.csv', '--query_embeddings', tmp_path / 'query.h5',
+              '--gallery_dataset', trained / 'test.csv', '--gallery_embeddings', tmp_path / 'test.h5')
+    assert run.wait() == 0, run.output
+    evaluated = json.loads((tmp_path / 'found.json').read_text())['queries']
+    pids = dict(zip(*(getattr(load_dataset(trained / 'test.csv'), name).tolist() for name in ('fids', 'pids'))))
+    queries = [trained / query['fid'] for query in evaluated]
+    with Embeddings(tmp_path / 'query.h5') as query_file, Embeddings(tmp_path / 'test.h5') as test_file:
+        pairs = query_file.rows(0, 6)[:, None].astype(float) - test_file.rows(0, 19).astype(float)
+        dists = np.sqrt(np.square(pairs).sum(axis=2) + 1e-12)
+        expected = [test_file.fids[np.argsort(row, kind='stable')].tolist() for row in dists]
+
+    def found(gallery, *flags):
+        search(trained, *queries, '--flip_augment', '--aggregator', 'mean', '--count', 30, *flags,
+               '--filename', tmp_path / 'search.json', gallery=gallery)
+        content = json.loads((tmp_path / 'search.json').read_text())
+        assert [each['query'] for each in content] == list(map(str, queries))
+        assert all([each['rank'] for each in one['results']] == [*range(1, 20)] for one in content)
+        for one, by_hand in zip(content, dists):
+            np.testing.assert_allclose([each['distance'] for each in one['results']], np.sort(by_hand), atol=1e-4)
+            assert {each['same'] for each in one['results']} == {None}
+        return [[each['fid'] for each in one['results']] for one in content]
+
+    assert found(tmp_path / 'test.h5') == found('test.csv', '--image_root', trained) == expected
+    for query, ranked in zip(evaluated, expected):
+        hits = [rank for rank, fid in enumerate(ranked, 1) if pids[fid] == query['pid']]
+        assert (query['first_match_rank'], query['last_match_rank']) == (hits[0], hits[-1])
+    # In a folder the order of names decides between equal distances, and the csv file has them the other way round.
+    in_folder = found('gallery')
+    assert in_folder != [[fid.split('/')[1] for fid in ranked] for ranked in expected]
+    assert [sorted(ranked) for ranked in in_folder] == [sorted(fid.split('/')[1] for fid in ranked) for ranked in expected]
+    for ranked in in_folder:
+        first, second = ranked.index('0_copy_of_2.png'), ranked.index('2_1.png')
+        assert second == first + 1
+
+
+def test_threshold_together_and_nobody(trained, tmp_path):
+    two = [trained / 'photos' / f'{pid}_0.png' for pid in (1, 4)]
+    flags = ['--index', tmp_path / 'index.h5', '--filename', tmp_path / 'found.json', '--count', 4]
+
+    def found(*more):
+        output = search(trained, *two, *flags, *more)
+        return json.loads((tmp_path / 'found.json').read_text()), output
+
+    apart, _ = found()
+    distances = [[each['distance'] for each in one['results']] for one in apart]
+    middle = distances[0][1]
+    judged, output = found('--threshold', middle)
+    assert [each['same'] for each in judged[0]['results']] == [True, True, False, False]
+    assert f'{two[0]}: the same identity in 2 of the 4 nearest' in output and 'none of them new' in output
+    nobody, output = found('--threshold', min(map(min, distances)) / 2)
+    assert not any(each['same'] for one in nobody for each in one['results'])
+    assert output.count(': nobody. The nearest, ') == 2
+    # Together: the mean of both embeddings.
+    joined, _ = found('--together')
+    assert len(joined) == 1 and joined[0]['query'] == f'{two[0]} + {two[1]}'
+    with Embeddings(tmp_path / 'index.h5') as file:
+        embs, fids = file.rows(0, len(file)).astype(float), file.fids
+    run = Run('embed.py', '--experiment_root', trained / 'run', '--dataset', trained / 'query.csv', '--quiet',
+              '--filename', tmp_path / 'query.h5')
+    assert run.wait() == 0, run.output
+    with Embeddings(tmp_path / 'query.h5') as file:
+        mean = file.rows(0, 6)[[1, 4]].astype(float).mean(axis=0)
+    by_hand = np.sqrt(np.square(embs - mean).sum(axis=1))
+    assert [each['fid'] for each in joined[0]['results']] == fids[np.argsort(by_hand)[:4]].tolist()
+
+
+def stay_small():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_loses_nothing_that_was_embedded(trained, tmp_path):
+    """As on a full disk, for everybody: files cannot grow beyond what the journal needs."""
+    command = ['search.py', '--experiment_root', trained / 'run', '--gallery', trained / 'gallery', '--index',
+               tmp_path / 'index.h5', trained / 'photos' / '0_0.png']
+    ended_in_one_sentence(Run(*command, fault=Fault(stay_small, 'start')), 'index.h5', 'File too large')
+    assert os.listdir(tmp_path) == ['.index.h5.journal']
+    run = Run(*command)
+    assert run.wait() == 0 and '19 new (19 were embedded before an interruption)' in run.output, run.output
+    assert os.listdir(tmp_path) == ['index.h5']
+
+
+def test_bad_input_is_one_sentence(trained, tmp_path):
+    photo = trained / 'photos' / '0_0.png'
+    (tmp_path / 'notes.jpg').write_text('no image')
+    (tmp_path / 'evaluation.json').write_text(json.dumps({'mAP': 1}))
+    (tmp_path / 'empty').mkdir()
+    Image.new('RGB', (28, 28)).save(tmp_path / 'a.webp')
+    dataset = load_dataset_of(tmp_path, ['x.png'])
+    save_embeddings(tmp_path / 'other.h5', dataset, np.ones((1, 7), np.float32))
+    save_embeddings(tmp_path / 'made.h5', dataset, np.ones((1, 4), np.float32), {'checkpoint_sha256': 'another'})
+    with h5py.File(tmp_path / 'nameless.h5', 'w') as file:
+        file['emb'] = np.ones((1, 4), np.float32)
+    shutil.copytree(trained / 'run', tmp_path / 'untrained', ignore=shutil.ignore_patterns('checkpoint*', '*.h5'))
+    for flags, parts in (
+            (['--gallery', trained / 'gallery', tmp_path / 'notes.jpg'], ['notes.jpg', 'neither a JPEG']),
+            (['--gallery', trained / 'gallery', tmp_path / 'a.webp'], ['a.webp', 'neither a JPEG']),
+            (['--gallery', trained / 'gallery', tmp_path / 'none.jpg'], ['There is no photo', 'none.jpg']),
+            (['--gallery', tmp_path / 'empty', photo], ['no image', 'empty']),
+            (['--gallery', tmp_path / 'nowhere', photo], ['nowhere']),
+            (['--gallery', tmp_path / 'other.h5', photo], ['7 dimensions', 'gives 4']),
+            (['--gallery', tmp_path / 'made.h5', photo], ['another checkpoint']),
+            (['--gallery', tmp_path / 'nameless.h5', photo], ['does not name its images']),
+            (['--gallery', trained / 'gallery', photo, '--filename', photo], ['0_0.png']),
+            (['--gallery', trained / 'gallery', photo, '--threshold_from', tmp_path / 'evaluation.json', '--fpr', '1e-3'],
+             ['evaluation.json']),
+            (['--gallery', trained / 'gallery', photo, '--experiment_root', tmp_path / 'untrained'], ['no checkpoint'])):
+        ended_in_one_sentence(Run('search.py', '--experiment_root', trained / 'run', *flags), *parts)
+    assert not list(tmp_path.rglob('*index.h5')) and not list(tmp_path.rglob('*.journal'))
+
+
+def test_photos_whose_shape_or_marks_promise_nothing_good(trained, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'wide.png')
+    exif = Image.Exif()
+    exif[photos.ORIENTATION] = 6
+    Image.fromarray(pixels[:, :64]).save(tmp_path / 'turned.jpg', exif=exif)
+    output = search(trained, tmp_path / 'wide.png', tmp_path / 'turned.jpg', trained / 'photos' / '0_0.png')
+    assert f'Warning: {tmp_path / "wide.png"} is 128 pixels wide and 64 high' in output
+    assert f'Warning: {tmp_path / "turned.jpg"} is marked as turned (EXIF)' in output
+    assert output.count('Warning') == 2
+    wide = (tmp_path / 'wide.png').read_bytes()
+    for size, is_far in (((64, 128), False), ((48, 64), False), ((64, 64), True), ((256, 128), True), ((32, 128), True)):
+        assert bool(photos.doubts(wide, size)) == is_far, size
+    assert photos.pixels(wide) == 128 * 64
+    assert photos.doubts(b'no image', (64, 128)) == [] and photos.pixels(b'no image') is None
+
+
+def test_words_about_what_is_found():
+    near, far = gallery.Found(1, 7, 'a.png', 0.25, True), gallery.Found(2, 3, 'b.png', 1.5, False)
+    assert gallery.verdict([near, far], 0.5) == 'the same identity in 1 of the 2 nearest, at a distance of 0.5 at most.'
+    assert gallery.verdict([far], 0.5).startswith('nobody. The nearest, b.png, is at a distance of 1.5')
+    assert gallery.verdict([near._replace(same=None)], None) == 'the 1 nearest.'
+    assert [line.split() for line in gallery.table([near, far])] == [
+        ['1', '0.25', 'same', 'a.png'], ['2', '1.5', 'other', 'b.png']]
