@@ -116,8 +116,7 @@ def main():
     from reid import provenance
     from reid.experiment import checkpoints
     from reid.input_pipeline import augmentation
-    checkpoint = (checkpoints.newest_first(args.experiment_root)[0] if args.checkpoint is None else
-                  checkpoints.find(os.path.join(args.experiment_root, args.checkpoint)))
+    checkpoint = checkpoints.of_root(args.experiment_root, args.checkpoint)
     parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
                   'devices': None, 'dask': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
                   'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}

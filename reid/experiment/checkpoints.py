@@ -140,6 +140,11 @@ def newest_first(root):
     return [prefix(root, step) for step in steps]
 
 
+def of_root(root, name=None):
+    """The checkpoint of an experiment root that has a name, as `find` takes it; None: the newest one, by `newest_first`."""
+    return newest_first(root)[0] if name is None else find(os.path.join(root, name))
+
+
 def find(path):
     """The checkpoint that a path means: with or without the files' endings, or the folder that holds it.
 

@@ -1,7 +1,6 @@
 """From an experiment root to its trained model, and from image files to embeddings."""
 import contextlib
 import functools
-import os
 
 import numpy as np
 import tensorflow as tf
@@ -29,8 +28,7 @@ def from_experiment(root, checkpoint=None, input_size=None, weights=None):
         InputError: no experiment, no such checkpoint, or one that does not fit.
     """
     args, _ = arguments.load(root)
-    newest = checkpoints.newest_first(root)[0] if checkpoint is None else None
-    path = newest or checkpoints.find(os.path.join(root, checkpoint))
+    path = checkpoints.of_root(root, checkpoint)
     network = build_for(args, input_size)
     checkpoints.load_weights(path, named_variables(network), weights)
     return network, path
