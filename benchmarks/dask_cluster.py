@@ -14,7 +14,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
+sys.path[:0] = [str(ROOT)]
 FLAGS = ['--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', 16, '--net_input_height', 56,
          '--net_input_width', 56, '--batch_p', 2, '--batch_k', 2, '--train_iterations', 1]
 
