@@ -87,6 +87,7 @@ def main():
 
     # The file to write.
     from reid.dataset import check_files, load_dataset
+    from reid.dataset import parts as parts_of_csv
     from reid.embeddings import is_embeddings, is_made_of, shard_names
     filename = args.filename
     if filename is None:
@@ -98,17 +99,23 @@ def main():
         check_lists_beside(filename, args.dataset)
 
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
-    dataset = load_dataset(args.dataset)
     image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
-    check_files(dataset, image_root, args.allow_outside_root)
-    if args.pool_tracklets and dataset.tracklets is None:
-        raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
+    if args.dask and not (args.pool_tracklets or args.skip_broken_images):
+        parts = parts_of_csv(args.dataset, args.shards)  # Workers read them, and look for the images.
+        images = sum(part.rows for part in parts)
+    else:
+        dataset = load_dataset(args.dataset)
+        check_files(dataset, image_root, args.allow_outside_root)
+        if args.pool_tracklets and dataset.tracklets is None:
+            raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
+        if args.skip_broken_images:
+            with quiet.tensorflow_import():
+                dataset = without_broken_images(dataset, image_root, filename, args)
+        parts = parts_of(dataset, args)
+        images = len(dataset)
     with quiet.tensorflow_import():
         from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
-    if args.skip_broken_images:
-        dataset = without_broken_images(dataset, image_root, filename, args)
-    parts = parts_of(dataset, args)
 
     # What all files have in common, and the model.
     import tqdm
@@ -129,11 +136,11 @@ def main():
         with strategy.scope():
             network = job.network()
     if not args.quiet:
-        print(f'Embedding {len(dataset)} images of {args.dataset} with {checkpoint}.')
+        print(f'Embedding {images} images of {args.dataset} with {checkpoint}.')
 
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
     tasks = [(path, part) for path, part in zip(shard_names(filename, args.shards), parts)
-             if not (args.shards and args.resume and is_made_of(path, *job.content(part)))]
+             if not (args.shards and args.resume and os.path.exists(path) and is_made_of(path, *job.content(part)))]
     if args.dask:
         embed_on_cluster(job, tasks)
     else:
@@ -147,7 +154,8 @@ def main():
 
 
 def parts_of(dataset, args):
-    """The `Dataset`s of --shards files, with as many rows each as can be; of one file the whole."""
+    """The `Dataset`s of --shards files; of one file the whole."""
+    from reid.dataset import bounds
     if args.shards is None:
         return [dataset]
     row_of_image = dataset.tracklet_of_row() if args.pool_tracklets else np.arange(len(dataset))
@@ -155,12 +163,13 @@ def parts_of(dataset, args):
     if args.shards > rows:
         raise InputError(f'--shards {args.shards} is more than the {rows} rows of {args.dataset}: take at most as many.')
     images = np.argsort(row_of_image, kind='stable')
-    firsts = np.searchsorted(row_of_image[images], [rows * number // args.shards for number in range(args.shards + 1)])
+    firsts = np.searchsorted(row_of_image[images], bounds(rows, args.shards))
     return (dataset.take(images[first:last]) for first, last in zip(firsts, firsts[1:]))
 
 
 def embed_on_cluster(job, tasks):
-    """Have the workers of --dask write files, tasks (path, `Dataset`). They see the same files under the same paths."""
+    """Have the workers of --dask write files, tasks (path, `Dataset` or part of the csv file). They see the same files
+    under the same paths."""
     here = {'experiment_root': os.path.abspath(job.experiment_root), 'image_root': os.path.abspath(job.image_root)}
     job = dataclasses.replace(job, **here, args=argparse.Namespace(**{**vars(job.args), 'quiet': True}))
     tasks = [(os.path.abspath(path), part) for path, part in tasks]

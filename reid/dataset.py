@@ -3,9 +3,12 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import io
+import itertools
 import multiprocessing.pool
 import os
 import re
+import typing
 
 import numpy as np
 
@@ -142,25 +145,78 @@ def read_blocks(path):
         yield from _blocks(csv.reader(file, skipinitialspace=True, strict=True), path)
 
 
+class Part(typing.NamedTuple):
+    """Successive rows of a csv file, of which nobody has to read the others.
+
+    path: of the file.
+    offset: where the first row begins, in bytes.
+    rows: how many they are.
+    """
+    path: str
+    offset: int
+    rows: int
+
+    def load(self):
+        """The `Dataset` of these rows. Raises InputError as `load_dataset`."""
+        with _open_csv(self.path, self.offset) as file:
+            blocks = list(_blocks(csv.reader(file, skipinitialspace=True, strict=True), self.path, self.rows))
+        columns = (np.array([value for block in blocks for value in block[column]], object)
+                   for column in range(len(blocks[0])))
+        return Dataset(str(self.path), *columns)
+
+
+def bounds(rows, count):
+    """The first row of each of `count` parts of nearly equal length, and the number of rows: ascending ints [count + 1].
+
+    Of millions of rows a part begins at a multiple of a power of two, so that few offsets have to be known.
+    """
+    unit = 1 << max(0, (rows - 1 >> 20).bit_length())
+    return [rows * number // count // unit * unit for number in range(count)] + [rows]
+
+
+def parts(path, count):
+    """Divide the rows of a csv file by `bounds`, without keeping them: a list of `Part`.
+
+    Raises:
+        InputError: no such file, or fewer rows than parts.
+    """
+    offsets, unit, rows, quotes, position = [0], 1, 0, 0, 0
+    with _open_csv(path) as text:
+        for line in text.buffer:
+            position += len(line)
+            quotes += line.count(b'"')
+            if quotes % 2 == 0:  # Inside of quotes a line ends without its row.
+                rows += 1
+                if rows % unit == 0:
+                    offsets.append(position)
+                    if len(offsets) > 1 << 21:
+                        offsets, unit = offsets[::2], 2 * unit
+    if rows < count:
+        raise InputError(f'{path} has {rows} rows, too few for {count} parts.')
+    ends = bounds(rows, count)
+    return [Part(str(path), offsets[start // unit], stop - start) for start, stop in zip(ends, ends[1:])]
+
+
 @contextlib.contextmanager
-def _open_csv(path):
-    """The open csv file, whose errors are told as sentences."""
+def _open_csv(path, offset=0):
+    """The csv file, open at an offset in bytes, whose errors are told as sentences."""
     if os.path.isdir(path):
         raise InputError(f'{path} is a folder, where the csv file of a dataset is expected; make_dataset.py folder '
                          f'{path} writes one for a folder of images.')
     if not os.path.isfile(path):
         raise InputError(f'There is no dataset file {path}.')
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            yield file
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            yield io.TextIOWrapper(file, 'utf-8' if offset else 'utf-8-sig', newline='')
     except UnicodeDecodeError as error:
         raise InputError(f'{path} is not UTF-8 text ({error.reason}).') from error
     except csv.Error as error:
         raise InputError(f'{path} is not a csv file of two or three columns in all lines: {error}.') from error
 
 
-def _blocks(reader, path):
-    """The blocks of `read_blocks`, given a csv reader.
+def _blocks(reader, path, rows=None):
+    """The blocks of `read_blocks`, given a csv reader; of the next `rows` rows, if that is not None.
 
     Raises:
         InputError, csv.Error: not all lines have two or three columns.
@@ -169,7 +225,7 @@ def _blocks(reader, path):
     incomplete = []
     known = {}
     block = ([], [], [])
-    for row in reader:
+    for row in itertools.islice(reader, rows):
         width = width or len(row)
         if width not in (0, 2, 3):
             raise InputError(f'{path} has {width} column(s) where identity,relative/path.jpg (and optionally a '

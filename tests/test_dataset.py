@@ -1,5 +1,6 @@
 """csv files as people's editors, spreadsheets and scripts leave them; and whether the images are where they say."""
 import os
+import pickle
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.dataset import Dataset, check_files, file_problems, load_dataset, save_dataset, save_datasets
+from reid.dataset import Dataset, bounds, check_files, file_problems, load_dataset, parts, save_dataset, save_datasets
 from reid.errors import InputError
 
 
@@ -246,3 +247,29 @@ def test_a_folder_that_may_be_entered_but_not_listed(root):
         assert file_problems(['a/1.jpg', 'a/9.jpg'], root) == [None, 'missing']
     finally:
         (root / 'a').chmod(0o755)
+
+
+@pytest.mark.parametrize('rows', [1, 7, 40])
+def test_parts_of_a_csv_file_are_read_alone(tmp_path, rows):
+    """By their offsets, whatever is quoted, and though not every row's offset is kept."""
+    path = tmp_path / 'a.csv'
+    fids = [f'ä{number}\n"b",{number}.jpg' if number % 3 else f'{number}.jpg' for number in range(rows)]
+    save_datasets({path: [(str(number // 2), fid) for number, fid in enumerate(fids)]})
+    if rows == 7:
+        path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    whole = load_dataset(path)
+    for count in {1, min(3, rows), rows}:
+        found = pickle.loads(pickle.dumps(parts(path, count)))
+        assert [part.rows for part in found] == np.diff(bounds(rows, count)).tolist()
+        loaded = [part.load() for part in found]
+        assert np.concatenate([part.fids for part in loaded]).tolist() == whole.fids.tolist()
+        assert np.concatenate([part.pids for part in loaded]).tolist() == whole.pids.tolist()
+    with pytest.raises(InputError, match=f'has {rows} rows, too few for {rows + 1} parts'):
+        parts(path, rows + 1)
+
+
+def test_parts_of_millions_of_rows_begin_where_offsets_are_known(tmp_path):
+    path = tmp_path / 'a.csv'
+    path.write_text('1,2\n' * 2_500_000)
+    first, *_, last = parts(path, 3)
+    assert (first.offset, last.offset, last.offset // 4 + last.rows) == (0, 1666664 * 4, 2_500_000)

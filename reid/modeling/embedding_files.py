@@ -8,6 +8,7 @@ import os
 import threading
 
 from reid import quiet, signals
+from reid.dataset import Part, check_files
 from reid.embeddings import EmbeddingWriter
 from reid.modeling.inference_flags import Sizes
 
@@ -33,7 +34,9 @@ class Job:
     traces: dict
 
     def content(self, part):
-        """What a file of a `Dataset` is made of: the arguments of `EmbeddingWriter` and `is_made_of` behind the path."""
+        """What the file of a `Dataset`, or of a `dataset.Part`, is made of: the arguments of `EmbeddingWriter` and
+        `is_made_of` behind the path."""
+        part = part.load() if isinstance(part, Part) else part
         rows = part.first_frames() if self.args.pool_tracklets else part
         return rows, self.embedding_dim, self.variant_names, self.parameters
 
@@ -88,7 +91,7 @@ _last = None  # The last job with its network: all tasks of a job come to a work
 
 
 def write_by_worker(job, task):
-    """`write` for a task (path, part). The model is loaded once for all tasks of a job."""
+    """`write` for a task (path, `Dataset` or `dataset.Part`). The model is loaded once for all tasks of a job."""
     global _last
     with _one_at_a_time:
         with quiet.tensorflow_import():
@@ -96,4 +99,7 @@ def write_by_worker(job, task):
         if _last is None or _last[0] != job:
             _last = job, job.network()
         path, part = task
+        if isinstance(part, Part):
+            part = part.load()
+            check_files(part, job.image_root, job.args.allow_outside_root)
         return write(job, path, part, _last[1])
