@@ -118,6 +118,7 @@ def make(name, root, out, options, prefix=None):
                    for subset, rows in subsets.items()}
         refuse_leftovers(paths, subsets)
 
+    excluder = dataset.excluder(**options) if hasattr(dataset, 'excluder') else dataset.EXCLUDER
     os.makedirs(out, exist_ok=True)
     save_datasets({paths[subset]: rows for subset, rows in subsets.items() if rows})
     table = [('subset', 'identities', 'images', 'tracklets', 'cameras', 'file')]
@@ -125,14 +126,15 @@ def make(name, root, out, options, prefix=None):
         if not rows:
             warn(f'There are no images of {subset} in {root}: {paths[subset]} is not written.')
             continue
-        counts = count(rows, dataset.EXCLUDER)
+        counts = count(rows, excluder)
         table.append((subset, *(number or '-' for number in counts.values()), paths[subset]))
         for what, known in dataset.TOTALS.get(subset, {}).items():
             if counts[what] != known:
                 difference = 'missing' if counts[what] < known else 'too many'
                 warn(f'{subset} has {counts[what]} of {known} {what}: {abs(known - counts[what])} {difference}.')
     print_table(table)
-    print(f'Evaluate with --excluder {dataset.EXCLUDER}.')
+    why = ', since no cameras are known' if excluder == 'diagonal' else ''
+    print(f'Evaluate with --excluder {shlex.quote(excluder)}{why}.')
     print(f'The images are in {convert or root}: train with --image_root {shlex.quote(convert or root)}.')
 
 
@@ -153,8 +155,9 @@ def refuse_leftovers(paths, subsets):
 
 def count(rows, excluder):
     """Numbers of identities, images, tracklets and cameras among rows; 0 tracklets or cameras where there are none."""
-    pattern = getattr(plugins.load('excluders', excluder).Excluder, 'pattern', None)
-    names = [os.path.basename(row[1]) for row in rows] if pattern else []
+    kind, _, pattern = excluder.partition(':')
+    pattern = pattern if kind == 'regex' else getattr(plugins.load('excluders', excluder).Excluder, 'pattern', None)
+    names = [row[1] if '/' in pattern else os.path.basename(row[1]) for row in rows] if pattern else []
     return {
         'identities': len({row[0] for row in rows}),
         'images': len(rows),

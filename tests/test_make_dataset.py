@@ -1,5 +1,6 @@
 """Each dataset from its folder as distributed, here with tiny generated files of the real names, to csv files."""
 import gzip
+import itertools
 import os
 import re
 import shutil
@@ -493,6 +494,83 @@ def test_more_queries_than_images(root, tmp_path, capsys):
     assert not (tmp_path / 'none').exists()
 
 
+def put_cameras(root):
+    """Two identities in three cameras, one in one camera with three images, one of one image."""
+    put(root, *(f'{pid}/{camera}/{image}.png' for pid in ('anna', 'bo b') for camera in ('left', 'right', 'c 3')
+                for image in range(2)))
+    put(root, 'carl/left/1.png', 'carl/left/2.png', 'carl/left/3.png', 'dora/right/1.png')
+
+
+@pytest.mark.parametrize('options', [{'camera_folders': True}, {'camera_pattern': r'/(?P<cid>[a-z]+|c 3)/\d+\.png$'}])
+def test_folder_with_cameras(root, capsys, options):
+    put_cameras(root)
+    csv = make('folder', root, query_per_identity=3, **options)
+    assert [len(csv[subset]) for subset in ('query', 'test')] == [2 * 3, 2 * 3 + 4]
+    output = capsys.readouterr()
+    assert 'Of 4 held-out identities these have one image, which is for the test set only: 1 (dora).' in output.err
+    assert 'these are seen by one camera, and are for the test set only: 1 (carl).' in output.err
+    assert [line.split()[1:5] for line in output.out.splitlines()[1:3]] == [['2', '6', '-', cameras_in(csv['query'])],
+                                                                           ['4', '10', '-', '3']]
+    # What is printed finds, for each query, images of its identity in other cameras, and leaves strangers.
+    [name] = re.findall(r"--excluder '(.*)'\.$", output.out, re.MULTILINE)
+    gallery = [line.split(',')[1] for line in csv['test']]
+    for line in csv['query']:
+        pid, fid = line.split(',')
+        own = [each for each in gallery if each.startswith(f'{pid}/')]
+        same_camera = [each for each in own if each.split('/')[1] == fid.split('/')[1]]
+        assert ignored(name, fid, gallery) == same_camera and len(own) > len(same_camera)
+
+
+def cameras_in(lines):
+    return str(len({line.split('/')[1] for line in lines}))
+
+
+def test_a_query_leaves_something_to_find_in_another_camera():
+    from data.folder import queries_of
+    camera_of = {'a1': 'a', 'a2': 'a', 'b1': 'b', 'b2': 'b', 'c1': 'c'}
+    for fids in itertools.permutations(camera_of):
+        for wanted in (1, 2, 3, 5):
+            queries = queries_of(list(fids), wanted, camera_of)
+            rest = [camera_of[fid] for fid in fids if fid not in queries]
+            assert 1 <= len(queries) <= wanted and all(set(rest) - {camera_of[fid]} for fid in queries)
+            assert len(queries) == wanted or wanted > 2
+    assert queries_of(['a1', 'a2'], 2, camera_of) == [] and queries_of(['a1', 'b1'], 2, camera_of) == ['a1']
+    assert queries_of(['a1', 'b1', 'b2'], 2, camera_of) == ['a1'] and queries_of(['b1', 'b2'], 5, {}) == ['b1']
+
+
+@pytest.mark.parametrize('options, part', [
+    ({'camera_pattern': r'cam(?P<cid>\d)'}, 'tells no camera of 16 of 16 images: anna/c 3/0.png, anna'),
+    ({'camera_pattern': r'/(?P<cid>left)/'}, 'tells no camera of 9 of 16 images: anna/c 3/0.png'),
+    ({'camera_pattern': r'/(?P<cid>left'}, 'is not a regular expression'),
+    ({'camera_pattern': r'(?i)/(?P<cid>.*?)/'}, 'is not a regular expression, or not one that can be a part'),
+    ({'camera_pattern': r'/(.*)/'}, r'needs one named group, \(\?P<cid>…\)'),
+    ({'camera_pattern': r'/(?P<cid>.*?)/', 'camera_folders': True}, 'leave one of them out'),
+])
+def test_camera_patterns_that_cannot_be(root, options, part):
+    put_cameras(root)
+    with pytest.raises(InputError, match=part):
+        make('folder', root, **options)
+
+
+def test_no_identity_in_two_cameras(root):
+    put(root, 'a/1/x.jpg', 'a/1/y.jpg', 'b/2/x.jpg', 'b/2/y.jpg')
+    with pytest.raises(InputError, match='No held-out identity is seen by two cameras'):
+        make('folder', root, query_per_identity=1, camera_folders=True)
+
+
+def test_cameras_of_converted_pictures(root, tmp_path, capsys):
+    put_picture(root, *(f'{pid}/{camera}.{ending}' for pid in 'ab' for camera, ending in (('l', 'webp'), ('r', 'jpg'))))
+    csv = make('folder', root, query_per_identity=1, convert=str(tmp_path / 'jpeg'), camera_pattern=r'/(?P<cid>.)\.')
+    assert sorted(csv['query'] + csv['test']) == ['a,a/l.webp.jpg', 'a,a/r.jpg', 'b,b/l.webp.jpg', 'b,b/r.jpg']
+    assert len(csv['query']) == 2 and "--excluder 'regex:^" in capsys.readouterr().out
+
+
+def test_a_pattern_that_means_something_else_as_a_part_of_another(root):
+    put(root, 'ab/cc1.jpg', 'ab/dd2.jpg')
+    with pytest.raises(InputError, match='for ab/cc1.jpg when it is a part of an excluder; write it without numbered references'):
+        make('folder', root, camera_pattern=r'/(.)\1(?P<cid>\d)')
+
+
 def test_folder_says_what_it_leaves_out(root, capsys):
     put_folder(root)
     put(root, 'person 1/a.WEBP', 'person 1/b.webp', 'person 2/c.bmp', 'webps/1.webp', 'person 2/README', '2.webp',
@@ -744,7 +822,7 @@ def test_command_line(root, tmp_path):
     assert process.returncode == 0 and 'warning' not in process.stderr, process.stderr
     assert process.stdout.splitlines()[0].split() == ['subset', 'identities', 'images', 'tracklets', 'cameras', 'file']
     assert process.stdout.splitlines()[3].split()[::5] == ['test', 'my/csv/folder_test.csv']
-    assert process.stdout.splitlines()[4:] == ['Evaluate with --excluder diagonal.',
+    assert process.stdout.splitlines()[4:] == ['Evaluate with --excluder diagonal, since no cameras are known.',
                                                f'The images are in {root}: train with --image_root {root}.']
     assert sorted(path.name for path in (tmp_path / 'my/csv').iterdir()) == [
         'folder_query.csv', 'folder_test.csv', 'folder_train.csv']
