@@ -567,7 +567,7 @@ def test_cameras_of_converted_pictures(root, tmp_path, capsys):
 
 def test_a_pattern_that_means_something_else_as_a_part_of_another(root):
     put(root, 'ab/cc1.jpg', 'ab/dd2.jpg')
-    with pytest.raises(InputError, match='for ab/cc1.jpg when it is a part of an excluder; write it without numbered references'):
+    with pytest.raises(InputError, match='for ab/cc1.jpg when it is a part of an excluder; write it without numbered'):
         make('folder', root, camera_pattern=r'/(.)\1(?P<cid>\d)')
 
 
@@ -1012,3 +1012,79 @@ def test_join_of_what_does_not_fit(sets, given, part):
     with pytest.raises(InputError, match=part):
         make_dataset.join(str(sets / 'both.csv'), csv_files, None)
     assert not (sets / 'both.csv').exists()
+
+
+def put_sequence(root, name, lines, frames=range(1, 10), size=(40, 30), info=None):
+    """A sequence whose frame number n has the value 10 n + x / 4 in its column x."""
+    put(root, f'{name}/gt/gt.txt', content='\n'.join(lines).encode())
+    folder, ending = ('frames', '.png') if info else ('img1', '.png')
+    put(root, f'{name}/seqinfo.ini', content=f'[Sequence]\nname={name}\nimDir={folder}\nimExt={ending}\n'.encode())
+    for frame in frames:
+        pixels = np.broadcast_to(10 * frame + np.arange(size[0]) // 4, size[::-1]).astype(np.uint8)
+        path = root / name / folder / f'{frame:06}{ending}'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+MOT = [f'{frame},7,5,3,8,20,1,1,1' for frame in (1, 2, 3, 4, 7, 8)] + [
+    '1,12,-3,20,10,40,1,1,0.6', '2,12,1,1,4,4,1,1,0.4', '3,12,1,1,4,4,0,1,1', '4,12,1,1,4,4,1,8,1', '5,12,100,1,4,4,1,1,1']
+
+
+def test_mot(root, capsys):
+    put_sequence(root, 'A-02', MOT)
+    put_sequence(root, 'A-04', [*MOT[:2], '5,9,1,1,2,2,1,1,1'], info=True)
+    csv = make('mot', root, test_sequences=['A-02'], every=1, tracklet_frames=3)
+    folder = 'crops_every_1_visibility_0.5'
+    assert csv['train'] == [f'A-04_7,{folder}/A-04/7_000001.png,A-04_7_0', f'A-04_7,{folder}/A-04/7_000002.png,A-04_7_0',
+                            f'A-04_9,{folder}/A-04/9_000005.png,A-04_9_0']
+    # Frames 1 to 3 are a whole tracklet, 4 is one since it is followed by a gap, and 7 and 8 are the third.
+    assert csv['query'] == [f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_0' for frame in (1, 2, 3)]
+    assert csv['test'] == [f'A-02_12,{folder}/A-02/12_000001.png,A-02_12_0'] + [
+        f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_{number}' for frame, number in ((4, 1), (7, 2), (8, 2))]
+    assert '1 boxes of A-02 lie outside of their frames' in capsys.readouterr().err
+    crop = np.asarray(Image.open(root / folder / 'A-02' / '7_000004.png'))
+    assert crop.shape == (20, 8, 3)
+    assert crop[0, :, 0].tolist() == [10 * 4 + x // 4 for x in range(4, 12)]  # The fifth pixel is the first one.
+    assert Image.open(root / folder / 'A-02' / '12_000001.png').size == (6, 11)  # From -4 to 6, from 19 to the end at 30.
+    assert load_dataset(root.parent / 'out' / 'mot_test.csv').tracklets is not None
+
+    fewer = make('mot', root, root.parent / 'fewer', every=2, min_visibility=0.7)
+    assert list(fewer) == ['train'] and sum('A-02' in line for line in fewer['train']) == 3  # Frames 1, 3 and 7.
+    assert sorted(path.name for path in root.iterdir()) == [
+        'A-02', 'A-04', folder, 'crops_every_2_visibility_0.7']
+
+
+def test_mot_takes_one_of_the_detectors(root, capsys):
+    for name in ('MOT17-02-DPM', 'MOT17-02-FRCNN', 'MOT17-02-SDP', 'MOT17-04-SDP'):
+        put_sequence(root, name, MOT[:2])
+    assert len(make('mot', root, every=1)['train']) == 4
+    assert 'left out: 2 (MOT17-02-FRCNN, MOT17-02-SDP)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('line, frames, options, part', [
+    ('1,7,5,3,8,20,1,-1,-1,-1', [1], {}, "gt.txt has '1,7,5,3,8,20,1,-1,-1,-1' in line 1, where nine numbers"),
+    ('1,7,5,3,8,x,1,1,1', [1], {}, 'in line 1, where nine numbers are expected: frame, id, left'),
+    ('1,7,5,3,8,9,1,1,nan', [1], {}, 'in line 1, where'), ('inf,7,5,3,8,9,1,1,1', [1], {}, 'in line 1, where'),
+    ('1,7,5,3,8,nan,1,1,1', [1], {}, 'in line 1, where'),
+    ('1,7,5,3,8,9,1,1,1', [2], {}, 'No box of the ground truth'),
+    ('1,7,5,3,8,9,1,1,1', [1], {'test_sequences': ['B']}, '--test_sequences: there is no sequence B .* but A-02'),
+])
+def test_mot_damaged(root, line, frames, options, part):
+    put_sequence(root, 'A-02', [line], frames)
+    with pytest.raises(InputError, match=part):
+        make('mot', root, **options)
+    assert [path.name for path in root.iterdir()] == ['A-02']
+
+
+def test_mot_with_a_damaged_frame_and_a_wrong_folder(root):
+    put_sequence(root, 'train/A-02', MOT[:3])
+    with pytest.raises(InputError, match='but in its folder train: give that one'):
+        make('mot', root)
+    frame = root / 'train' / 'A-02' / 'img1' / '000002.png'
+    frame.write_bytes(frame.read_bytes()[:60])
+    with pytest.raises(InputError, match='000002.png is no whole JPEG or PNG image'):
+        make('mot', root / 'train', root / 'out', every=1)
+    assert [path.name for path in (root / 'train').iterdir()] == ['A-02']
+    (root / 'train' / 'A-02' / 'seqinfo.ini').write_text('[Sequence]\nimDir=../../x\n')
+    with pytest.raises(InputError, match='seqinfo.ini names ../../x'):
+        make('mot', root / 'train', root / 'out', every=1)
