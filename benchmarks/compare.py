@@ -47,7 +47,7 @@ class Setting(typing.NamedTuple):
 
 
 DATASETS = {
-    # That of recipes/omniglot.sh, with a shorter schedule.
+    # recipes/omniglot.sh with the triplet loss alone, without what is beside it, and with a shorter schedule.
     'omniglot': Setting(
         '--model_name conv4 --head_name fc1024 --embedding_dim 128 --net_input_height 48 --net_input_width 48 '
         '--crop_augment --batch_p 18 --batch_k 4 --learning_rate 3e-3', 300,
@@ -67,6 +67,9 @@ FACTORS = {
     'batch_sample': '--loss batch_sample',
     'lifted': '--loss lifted --margin 1.0',
     'lifted_general': '--loss lifted_general',
+    'circle': '--loss circle --margin 0.25 --metric cosine',
+    'multi_similarity': '--loss multi_similarity --margin 0.1 --metric cosine',
+    'supervised_contrastive': '--loss supervised_contrastive --metric cosine',
     'cross-entropy alone': '--loss none --xent_weight 1',
     'cross-entropy beside it': '--xent_weight 1',
     'cross-entropy beside it, bnneck': '--xent_weight 1 --head_name bnneck',
@@ -74,12 +77,21 @@ FACTORS = {
     'head direct': '--head_name direct',
     'squared distances, margin 1.0': '--metric sqeuclidean --margin 1.0',
     'mirrored': '--flip_augment',
+    'rotated': '--rotate 10',
+    'sheared': '--shear 10',
+    'scaled': '--scale 0.1',
+    'rotated, sheared and scaled': '--rotate 10 --shear 10 --scale 0.1',
+    'padded crop': '--pad_crop 4',
+    'blurred': '--blur 1',
+    'brightness and contrast': '--color_jitter 0.2,0.2,0,0',
+    'AutoAugment': '--auto_augment 0.5',
     'random erasing': '--random_erasing 0.5',
     'batches of 9x8': '--batch_p 9 --batch_k 8',
     'warm-up': '--warmup_iterations 50',
     'cosine': '--lr_schedule cosine',
     'beta1 0.5': '--decay_beta1 0.5',
     'weight decay': '--weight_decay 5e-4',
+    'moving average of the weights': '--ema 0.98',
 }
 
 
