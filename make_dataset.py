@@ -20,11 +20,12 @@ import shlex
 import statistics
 import typing
 
-from data import _convert, _join
+from data import _convert
 from reid import plugins, quiet
 from reid.argument_types import ArgumentParser
 from reid.errors import InputError, exit_with, some, warn
 from reid.files import check_output
+from reid.provenance import file_hash
 
 
 def main():
@@ -49,7 +50,7 @@ def main():
     command = commands.add_parser('join', help='Make one csv file of several.', description=join.__doc__,
                                   example='python make_dataset.py join both.csv market=market_train.csv duke=duke_train.csv')
     command.add_argument('out', metavar='OUT', help='the csv file to write')
-    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=_join.named_csv, help='what is joined')
+    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=named_csv, help='what is joined')
     command.add_argument('--image_root', metavar='DIR', help='the folder with the folders NAME: look at the images as well')
     options = vars(parser.parse_args())
 
@@ -68,6 +69,14 @@ def file_name(text):
     if not text or text != os.path.basename(text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a name; the folder is given by --out')
     return text
+
+
+def named_csv(text):
+    """('market', 'a.csv') of 'market=a.csv', for argparse."""
+    name, _, path = text.partition('=')
+    if not name or not path or '/' in name or os.sep in name or name in ('.', '..'):
+        raise argparse.ArgumentTypeError(f'{text!r} is not NAME=CSV, with a NAME that a folder can have')
+    return name, path
 
 
 def make(name, root, out, options, prefix=None):
@@ -118,6 +127,7 @@ def make(name, root, out, options, prefix=None):
                    for subset, rows in subsets.items()}
         refuse_leftovers(paths, subsets)
 
+    excluder = dataset.excluder(**options) if hasattr(dataset, 'excluder') else dataset.EXCLUDER
     os.makedirs(out, exist_ok=True)
     save_datasets({paths[subset]: rows for subset, rows in subsets.items() if rows})
     table = [('subset', 'identities', 'images', 'tracklets', 'cameras', 'file')]
@@ -125,14 +135,15 @@ def make(name, root, out, options, prefix=None):
         if not rows:
             warn(f'There are no images of {subset} in {root}: {paths[subset]} is not written.')
             continue
-        counts = count(rows, dataset.EXCLUDER)
+        counts = count(rows, excluder)
         table.append((subset, *(number or '-' for number in counts.values()), paths[subset]))
         for what, known in dataset.TOTALS.get(subset, {}).items():
             if counts[what] != known:
                 difference = 'missing' if counts[what] < known else 'too many'
                 warn(f'{subset} has {counts[what]} of {known} {what}: {abs(known - counts[what])} {difference}.')
     print_table(table)
-    print(f'Evaluate with --excluder {dataset.EXCLUDER}.')
+    why = ', since no cameras are known' if excluder == 'diagonal' else ''
+    print(f'Evaluate with --excluder {shlex.quote(excluder)}{why}.')
     print(f'The images are in {convert or root}: train with --image_root {shlex.quote(convert or root)}.')
 
 
@@ -153,8 +164,9 @@ def refuse_leftovers(paths, subsets):
 
 def count(rows, excluder):
     """Numbers of identities, images, tracklets and cameras among rows; 0 tracklets or cameras where there are none."""
-    pattern = getattr(plugins.load('excluders', excluder).Excluder, 'pattern', None)
-    names = [os.path.basename(row[1]) for row in rows] if pattern else []
+    kind, _, pattern = excluder.partition(':')
+    pattern = pattern if kind == 'regex' else getattr(plugins.load('excluders', excluder).Excluder, 'pattern', None)
+    names = [row[1] if '/' in pattern else os.path.basename(row[1]) for row in rows] if pattern else []
     return {
         'identities': len({row[0] for row in rows}),
         'images': len(rows),
@@ -222,7 +234,31 @@ def join(out, sets, image_root):
     already, images with the same content in two sets are told of. (`train.py --train_set A.csv B.csv` joins as well,
     each with an image root of its own.)
     """
-    datasets, both = _join.join(out, sets, image_root)
+    from reid.dataset import check_files, is_dataset, joined, load_dataset, save_dataset
+    names = [name for name, _ in sets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f'Two csv files are called {twice}, so that their identities would merge: give each its own NAME.')
+    if len(sets) < 2:
+        raise InputError('There are two csv files at least to be joined, each as NAME=CSV.')
+    check_output(out, 'OUT', 'a csv file of images', is_dataset, [path for _, path in sets])
+    datasets = {name: load_dataset(path) for name, path in sets}
+    for dataset in datasets.values():
+        outside = [fid for fid in dataset.fids if os.path.isabs(fid) or '..' in fid.split('/')]
+        if outside:
+            raise InputError(f'{dataset.path} has paths that lead out of its folder: {some(outside)}.')
+    both = joined(list(datasets.values()), names)
+    if image_root is not None:
+        check_files(both, image_root, allow_outside_root=True)  # Its folders may well be links.
+    for first, second in itertools.combinations(datasets, 2):
+        pids = set(datasets[first].pids) & set(datasets[second].pids)
+        if pids:
+            warn(f'{first} and {second} have identities that are called alike: {some(pids)}. They stay apart, as '
+                 f'{first}/{min(pids)} and {second}/{min(pids)}; if both count the same persons, put the rows of both '
+                 f'into one csv file instead.')
+    if image_root is not None:
+        warn_of_copies(both, image_root)
+    save_dataset(out, both)
     table = [('set', 'identities', 'images', 'tracklets', 'file')]
     for name, dataset in [*datasets.items(), ('together', both)]:
         rows = list(zip(dataset.pids, dataset.fids, *([] if dataset.tracklets is None else [dataset.tracklets])))
@@ -232,6 +268,30 @@ def join(out, sets, image_root):
     print_table(table)
     print(f'The images of each set belong into its folder of the image root: {", ".join(f"{name}/" for name in datasets)}.')
     print('Evaluate each set by itself: in file names, where excluders look, equal identities of two sets would merge.')
+
+
+def warn_of_copies(dataset, image_root):
+    """Warn of images with the same content in several sets of a joined `Dataset`."""
+    # Only what is as large as an image of another set can be a copy of it.
+    as_large = alike(dataset.fids, image_root, os.path.getsize)
+    copies = alike(as_large, image_root, file_hash)
+    if copies:
+        warn(f'Images with the same content are in several sets: {some(copies)}. As images of two identities they teach '
+             f'that a picture differs from itself.')
+
+
+def alike(fids, image_root, look):
+    """Those file ids for which `look`, a function of a path, answers the same as for one of another set; sorted."""
+    import tqdm
+
+    from reid.dataset import image_path
+    fids_of_answer = collections.defaultdict(list)
+    with multiprocessing.pool.ThreadPool(16) as pool:
+        answers = pool.imap(lambda fid: look(image_path(image_root, fid)), fids, chunksize=16)
+        for fid, answer in zip(fids, tqdm.tqdm(answers, 'Comparing images', len(fids), delay=2, leave=False)):
+            fids_of_answer[answer].append(fid)
+    return sorted(fid for same in fids_of_answer.values() if len({each.partition('/')[0] for each in same}) > 1
+                  for fid in same)
 
 
 def are_of_one_side(*csv_paths):

@@ -30,8 +30,11 @@ def main():
             arguments.check_stored_image_roots(args.experiment_root, args)
     arguments.check(args, parser)
     notices += arguments.notices(args)
+    from reid.dataset import load_sets
     from reid.training.validation import Validation
-    train_set = load_train_set(args)
+    train_set = load_sets(args.train_set, args.image_root, args.allow_outside_root)
+    if args.frames_per_tracklet > 1 and train_set.tracklets is None:
+        raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
     validator = Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:
@@ -76,20 +79,6 @@ def main():
                 raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: when that is put right, go on '
                                  f'with --resume.') from error
             raise
-
-
-def load_train_set(args):
-    """The training `Dataset`, of several csv files a joined one; raises InputError when images are missing."""
-    from reid.dataset import check_files, joined, load_dataset, set_name
-    paths = arguments.as_list(args.train_set)
-    sets = [load_dataset(path) for path in paths]
-    train_set = joined(sets, [set_name(path) for path in paths]) if len(sets) > 1 else sets[0]
-    if args.frames_per_tracklet > 1 and train_set.tracklets is None:
-        raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
-    roots = arguments.as_list(args.image_root)
-    for each, image_root in zip(sets, roots if len(roots) > 1 else roots * len(sets)):
-        check_files(each, image_root, args.allow_outside_root)
-    return train_set
 
 
 def train(args, train_set, validator, strategy, log):

@@ -39,7 +39,7 @@ def convert(root, fids, target):
                          f'earlier run, leave --convert out and give it in place of {root}.')
     if os.path.join(os.path.realpath(target), '').startswith(os.path.join(os.path.realpath(root), '')):
         raise InputError(f'{target} lies in {root}, where its pictures would count as well; choose another folder.')
-    copies = {fid: fid if fid.lower().endswith(('.jpg', '.jpeg')) else f'{fid}.jpg' for fid in fids}
+    copies = {fid: name_of_copy(fid) for fid in fids}
     for fid, copy in copies.items():
         if copy != fid and copy in copies:
             raise InputError(f'The copies of {fid} and {copy} in {root} would have one name; rename one of them.')
@@ -60,6 +60,11 @@ def convert(root, fids, target):
     if broken:
         warn(f'Pictures that cannot be read are left out: {reasons}.')
     return {fid: copy for fid, copy in copies.items() if fid not in broken}
+
+
+def name_of_copy(fid):
+    """What the copy of a picture is called."""
+    return fid if fid.lower().endswith(('.jpg', '.jpeg')) else f'{fid}.jpg'
 
 
 def _convert_one(path, copy):

@@ -2,6 +2,10 @@
 
 Without options all of them train. With --val_fraction that share of the identities is held out: they are seen by the
 query and the test set only. With --query_per_identity alone all identities are, for evaluating a given model.
+Identities of one image are in the test set only, as there is nothing else of them to be found.
+
+With --camera_folders or --camera_pattern a query is to find its identity in other cameras, and gets one image at least
+there; --excluder regex:… is printed that reads both off the paths.
 
 With --convert FOLDER pictures of other formats (.webp, .bmp, .tif and more) take part as well. JPEG copies of all of
 them, turned as EXIF says and on white where they are transparent, go into that new folder, and the csv files name
@@ -9,6 +13,7 @@ those.
 """
 import collections
 import os
+import re
 
 from data import _convert, _files
 from reid.errors import InputError, some, warn
@@ -17,6 +22,7 @@ EXCLUDER = 'diagonal'
 TOTALS = {'train': {}, 'query': {}, 'test': {}}
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif')
 ANIMATED = 'animated .gif'  # Training reads no GIF of several frames.
+CAMERA_FOLDERS = r'^(?P<pid>[^/]+)/(?P<cid>[^/]+)/'
 
 
 def add_arguments(parser):
@@ -24,11 +30,24 @@ def add_arguments(parser):
     parser.add_argument('--query_per_identity', type=int, metavar='N',
                         help='held-out images of an identity that are queries (default 1); the others are the test set')
     parser.add_argument('--seed', type=int, default=0, help='of what is held out and what is a query (default 0)')
+    parser.add_argument('--camera_folders', action='store_true',
+                        help='the folders in the folder of an identity are cameras: IDENTITY/CAMERA/…')
+    parser.add_argument('--camera_pattern', metavar='REGEX',
+                        help='searched in IDENTITY/…/NAME, with a group (?P<cid>…) that is the camera')
     parser.add_argument('--convert', metavar='FOLDER',
                         help='write JPEG copies of the pictures into this new folder, which is the image root then')
 
 
-def splits(root, val_fraction=None, query_per_identity=None, seed=0, convert=None):
+def excluder(camera_folders=False, camera_pattern=None, **_):
+    """The excluder for what `splits` gives with these options."""
+    if camera_folders:
+        return f'regex:{CAMERA_FOLDERS}'
+    # The identity in a look-ahead, so that the camera may stand anywhere; its slash has the excluder look at paths.
+    return f'regex:^(?=(?P<pid>[^/]+)/).*?(?:{camera_pattern})' if camera_pattern else EXCLUDER
+
+
+def splits(root, val_fraction=None, query_per_identity=None, seed=0, convert=None, camera_folders=False,
+           camera_pattern=None):
     """The rows of each subset. What is left out, and why, is a warning.
 
     Args:
@@ -38,12 +57,15 @@ def splits(root, val_fraction=None, query_per_identity=None, seed=0, convert=Non
             the test set, so that there is something to find.
         seed: of the order in which identities are held out and images become queries.
         convert: anything but None: the images are to be converted, so that more formats are taken.
+        camera_folders: whether the folders in the folder of an identity are its cameras.
+        camera_pattern: or a regular expression with a group `cid`.
     """
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise InputError(f'--val_fraction {val_fraction} is not between 0 and 1.')
     if query_per_identity is not None and query_per_identity < 1:
         raise InputError(f'--query_per_identity {query_per_identity} is less than 1.')
     images = images_of_identities(root, convert)
+    camera_of = cameras(images, convert, camera_folders, camera_pattern)
     if val_fraction is not None:
         if len(images) == 1:
             raise InputError(f'{root} has one identity only, which cannot be both trained on and held out.')
@@ -53,21 +75,100 @@ def splits(root, val_fraction=None, query_per_identity=None, seed=0, convert=Non
     identities = _files.shuffled(images, seed)
     subsets = {'train': [(pid, fid) for pid in identities[held_out:] for fid in images[pid]], 'query': [], 'test': []}
     wanted = query_per_identity or 1
-    for pid in identities[:held_out]:
-        rows = [(pid, fid) for fid in _files.shuffled(images[pid], seed)]
-        queries = min(wanted, len(rows) - 1)
-        subsets['query'] += rows[:queries]
-        subsets['test'] += rows[queries:]
+    queries = {pid: queries_of(_files.shuffled(images[pid], seed), wanted, camera_of) for pid in identities[:held_out]}
+    for pid, fids in queries.items():
+        subsets['query'] += [(pid, fid) for fid in fids]
+        subsets['test'] += [(pid, fid) for fid in images[pid] if fid not in fids]
     # That some identities have few images is in the data; a number of queries that none of them has is a mistake.
-    short = [pid for pid in identities[:held_out] if len(images[pid]) <= wanted]
-    if short and len(short) == held_out:
-        most = max(len(images[pid]) for pid in short)
+    most = max((len(images[pid]) for pid in queries), default=0)
+    if queries and most <= wanted:
         raise InputError(f'No held-out identity has {wanted + 1} images, {wanted} to search with and one to be found, '
                          f'but {most} at most; lower --query_per_identity or add images.')
-    if short:
-        warn(f'Of {held_out} held-out identities these have fewer than {wanted + 1} images, {wanted} to search with '
-             f'and one to be found, and so fewer queries: {some(short)}.')
+    if queries and not subsets['query']:
+        raise InputError(f'No held-out identity is seen by two cameras, of which {some(set(camera_of.values()))} are known: '
+                         f'there would be nothing to find.')
+    held = f'Of {held_out} held-out identities these'
+    few = {pid: [] for pid in ('single', 'in one camera', 'short')}
+    for pid, fids in queries.items():
+        if len(images[pid]) == 1:
+            few['single'].append(pid)
+        elif camera_of and not fids:
+            few['in one camera'].append(pid)
+        elif len(fids) < wanted:
+            few['short'].append(pid)
+    if few['single']:
+        warn(f'{held} have one image, which is for the test set only: {some(few["single"])}.')
+    if few['in one camera']:
+        warn(f'{held} are seen by one camera, and are for the test set only: {some(few["in one camera"])}.')
+    if few['short']:
+        warn(f'{held} have fewer than {wanted + 1} images, {wanted} to search with and one to be found'
+             f'{" in another camera" if camera_of else ""}, and so fewer queries: {some(few["short"])}.')
     return {subset: rows for subset, rows in subsets.items() if rows}
+
+
+def queries_of(fids, wanted, camera_of):
+    """Those of the images of one identity that search for the others, a list.
+
+    Args:
+        fids: the images, in the order in which they become queries.
+        wanted: at most so many of them.
+        camera_of: camera of each file id; where it has none, any other image is one to be found, else one of another
+            camera has to stay for each query.
+    """
+    if not camera_of:
+        return fids[:min(wanted, len(fids) - 1)]
+    left = collections.Counter(camera_of[fid] for fid in fids)  # How many of the others each camera has.
+    queries, cameras_of_queries = [], set()
+    for fid in fids:
+        camera = camera_of[fid]
+        left_then = +(left - collections.Counter([camera]))
+        if len(queries) < wanted and all(set(left_then) - {each} for each in {camera, *cameras_of_queries}):
+            queries.append(fid)
+            cameras_of_queries.add(camera)
+            left = left_then
+    return queries
+
+
+def cameras(images, convert, camera_folders, camera_pattern):
+    """The camera of each image, {file id: name}; empty where nothing says what it is.
+
+    Args:
+        images: {pid: file ids}.
+        The others are those of `splits`.
+
+    Raises:
+        InputError: both are given, no such pattern, or one that does not fit all images.
+    """
+    if not camera_folders and not camera_pattern:
+        return {}
+    if camera_folders and camera_pattern:
+        raise InputError('--camera_folders and --camera_pattern both say what the camera is; leave one of them out.')
+    pattern = camera_pattern or CAMERA_FOLDERS
+    try:
+        groups = set(re.compile(pattern).groupindex)
+        of_excluder = re.compile(excluder(camera_folders, camera_pattern).partition(':')[2])
+    except re.error as error:
+        raise InputError(f'--camera_pattern {pattern} is not a regular expression, or not one that can be a part of '
+                         f'another: {error}.') from error
+    if camera_pattern and groups != {'cid'}:
+        raise InputError(f'--camera_pattern {pattern} needs one named group, (?P<cid>…); the identity is the folder.')
+    found, without = {}, []
+    for pid, fid in ((pid, fid) for pid in images for fid in images[pid]):
+        # As they are named in the csv file.
+        name = _convert.name_of_copy(fid) if convert else fid
+        match, again = re.search(pattern, name), of_excluder.search(name)
+        if not match or not match['cid']:
+            without.append(name)
+        elif not again or (again['pid'], again['cid']) != (pid, match['cid']):
+            raise InputError(f'--camera_pattern {pattern} means something else for {name} when it is a part of an '
+                             f'excluder; write it without numbered references.')
+        else:
+            found[fid] = match['cid']
+    if without:
+        flag = '--camera_folders' if camera_folders else f'--camera_pattern {pattern}'
+        raise InputError(f'{flag} tells no camera of {len(without)} of {len(without) + len(found)} images: '
+                         f'{", ".join(without[:3])}{", …" if len(without) > 3 else ""}.')
+    return found
 
 
 def images_of_identities(root, convert=False):

@@ -90,6 +90,27 @@ def joined(datasets, names):
                    tuple(names))
 
 
+def load_sets(paths, image_root, allow_outside_root=False):
+    """Read what `train.py` trains on, and check that its images are there.
+
+    Args:
+        paths: a csv file, or a list of several, which are `joined`; the names of the sets are those of the files.
+        image_root: a folder; of several csv files one for all, or a list with one for each.
+        allow_outside_root: as of `check_files`.
+
+    Returns: a `Dataset`.
+
+    Raises:
+        InputError: as `load_dataset`, `joined` and `check_files`.
+    """
+    paths = paths if isinstance(paths, list) else [paths]
+    roots = image_root if isinstance(image_root, list) else [image_root] * len(paths)
+    datasets = [load_dataset(path) for path in paths]
+    for dataset, root in zip(datasets, roots, strict=True):
+        check_files(dataset, root, allow_outside_root)
+    return joined(datasets, [set_name(path) for path in paths]) if len(paths) > 1 else datasets[0]
+
+
 def image_root_of_sets(dataset, image_root):
     """What `image_path` takes for the file ids of a dataset, be it of one csv file or `joined`.
 

@@ -1,5 +1,6 @@
 """Each dataset from its folder as distributed, here with tiny generated files of the real names, to csv files."""
 import gzip
+import itertools
 import os
 import re
 import shutil
@@ -493,6 +494,83 @@ def test_more_queries_than_images(root, tmp_path, capsys):
     assert not (tmp_path / 'none').exists()
 
 
+def put_cameras(root):
+    """Two identities in three cameras, one in one camera with three images, one of one image."""
+    put(root, *(f'{pid}/{camera}/{image}.png' for pid in ('anna', 'bo b') for camera in ('left', 'right', 'c 3')
+                for image in range(2)))
+    put(root, 'carl/left/1.png', 'carl/left/2.png', 'carl/left/3.png', 'dora/right/1.png')
+
+
+@pytest.mark.parametrize('options', [{'camera_folders': True}, {'camera_pattern': r'/(?P<cid>[a-z]+|c 3)/\d+\.png$'}])
+def test_folder_with_cameras(root, capsys, options):
+    put_cameras(root)
+    csv = make('folder', root, query_per_identity=3, **options)
+    assert [len(csv[subset]) for subset in ('query', 'test')] == [2 * 3, 2 * 3 + 4]
+    output = capsys.readouterr()
+    assert 'Of 4 held-out identities these have one image, which is for the test set only: 1 (dora).' in output.err
+    assert 'these are seen by one camera, and are for the test set only: 1 (carl).' in output.err
+    assert [line.split()[1:5] for line in output.out.splitlines()[1:3]] == [['2', '6', '-', cameras_in(csv['query'])],
+                                                                           ['4', '10', '-', '3']]
+    # What is printed finds, for each query, images of its identity in other cameras, and leaves strangers.
+    [name] = re.findall(r"--excluder '(.*)'\.$", output.out, re.MULTILINE)
+    gallery = [line.split(',')[1] for line in csv['test']]
+    for line in csv['query']:
+        pid, fid = line.split(',')
+        own = [each for each in gallery if each.startswith(f'{pid}/')]
+        same_camera = [each for each in own if each.split('/')[1] == fid.split('/')[1]]
+        assert ignored(name, fid, gallery) == same_camera and len(own) > len(same_camera)
+
+
+def cameras_in(lines):
+    return str(len({line.split('/')[1] for line in lines}))
+
+
+def test_a_query_leaves_something_to_find_in_another_camera():
+    from data.folder import queries_of
+    camera_of = {'a1': 'a', 'a2': 'a', 'b1': 'b', 'b2': 'b', 'c1': 'c'}
+    for fids in itertools.permutations(camera_of):
+        for wanted in (1, 2, 3, 5):
+            queries = queries_of(list(fids), wanted, camera_of)
+            rest = [camera_of[fid] for fid in fids if fid not in queries]
+            assert 1 <= len(queries) <= wanted and all(set(rest) - {camera_of[fid]} for fid in queries)
+            assert len(queries) == wanted or wanted > 2
+    assert queries_of(['a1', 'a2'], 2, camera_of) == [] and queries_of(['a1', 'b1'], 2, camera_of) == ['a1']
+    assert queries_of(['a1', 'b1', 'b2'], 2, camera_of) == ['a1'] and queries_of(['b1', 'b2'], 5, {}) == ['b1']
+
+
+@pytest.mark.parametrize('options, part', [
+    ({'camera_pattern': r'cam(?P<cid>\d)'}, 'tells no camera of 16 of 16 images: anna/c 3/0.png, anna'),
+    ({'camera_pattern': r'/(?P<cid>left)/'}, 'tells no camera of 9 of 16 images: anna/c 3/0.png'),
+    ({'camera_pattern': r'/(?P<cid>left'}, 'is not a regular expression'),
+    ({'camera_pattern': r'(?i)/(?P<cid>.*?)/'}, 'is not a regular expression, or not one that can be a part'),
+    ({'camera_pattern': r'/(.*)/'}, r'needs one named group, \(\?P<cid>…\)'),
+    ({'camera_pattern': r'/(?P<cid>.*?)/', 'camera_folders': True}, 'leave one of them out'),
+])
+def test_camera_patterns_that_cannot_be(root, options, part):
+    put_cameras(root)
+    with pytest.raises(InputError, match=part):
+        make('folder', root, **options)
+
+
+def test_no_identity_in_two_cameras(root):
+    put(root, 'a/1/x.jpg', 'a/1/y.jpg', 'b/2/x.jpg', 'b/2/y.jpg')
+    with pytest.raises(InputError, match='No held-out identity is seen by two cameras'):
+        make('folder', root, query_per_identity=1, camera_folders=True)
+
+
+def test_cameras_of_converted_pictures(root, tmp_path, capsys):
+    put_picture(root, *(f'{pid}/{camera}.{ending}' for pid in 'ab' for camera, ending in (('l', 'webp'), ('r', 'jpg'))))
+    csv = make('folder', root, query_per_identity=1, convert=str(tmp_path / 'jpeg'), camera_pattern=r'/(?P<cid>.)\.')
+    assert sorted(csv['query'] + csv['test']) == ['a,a/l.webp.jpg', 'a,a/r.jpg', 'b,b/l.webp.jpg', 'b,b/r.jpg']
+    assert len(csv['query']) == 2 and "--excluder 'regex:^" in capsys.readouterr().out
+
+
+def test_a_pattern_that_means_something_else_as_a_part_of_another(root):
+    put(root, 'ab/cc1.jpg', 'ab/dd2.jpg')
+    with pytest.raises(InputError, match='for ab/cc1.jpg when it is a part of an excluder; write it without numbered'):
+        make('folder', root, camera_pattern=r'/(.)\1(?P<cid>\d)')
+
+
 def test_folder_says_what_it_leaves_out(root, capsys):
     put_folder(root)
     put(root, 'person 1/a.WEBP', 'person 1/b.webp', 'person 2/c.bmp', 'webps/1.webp', 'person 2/README', '2.webp',
@@ -744,7 +822,7 @@ def test_command_line(root, tmp_path):
     assert process.returncode == 0 and 'warning' not in process.stderr, process.stderr
     assert process.stdout.splitlines()[0].split() == ['subset', 'identities', 'images', 'tracklets', 'cameras', 'file']
     assert process.stdout.splitlines()[3].split()[::5] == ['test', 'my/csv/folder_test.csv']
-    assert process.stdout.splitlines()[4:] == ['Evaluate with --excluder diagonal.',
+    assert process.stdout.splitlines()[4:] == ['Evaluate with --excluder diagonal, since no cameras are known.',
                                                f'The images are in {root}: train with --image_root {root}.']
     assert sorted(path.name for path in (tmp_path / 'my/csv').iterdir()) == [
         'folder_query.csv', 'folder_test.csv', 'folder_train.csv']
@@ -934,3 +1012,79 @@ def test_join_of_what_does_not_fit(sets, given, part):
     with pytest.raises(InputError, match=part):
         make_dataset.join(str(sets / 'both.csv'), csv_files, None)
     assert not (sets / 'both.csv').exists()
+
+
+def put_sequence(root, name, lines, frames=range(1, 10), size=(40, 30), info=None):
+    """A sequence whose frame number n has the value 10 n + x / 4 in its column x."""
+    put(root, f'{name}/gt/gt.txt', content='\n'.join(lines).encode())
+    folder, ending = ('frames', '.png') if info else ('img1', '.png')
+    put(root, f'{name}/seqinfo.ini', content=f'[Sequence]\nname={name}\nimDir={folder}\nimExt={ending}\n'.encode())
+    for frame in frames:
+        pixels = np.broadcast_to(10 * frame + np.arange(size[0]) // 4, size[::-1]).astype(np.uint8)
+        path = root / name / folder / f'{frame:06}{ending}'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+MOT = [f'{frame},7,5,3,8,20,1,1,1' for frame in (1, 2, 3, 4, 7, 8)] + [
+    '1,12,-3,20,10,40,1,1,0.6', '2,12,1,1,4,4,1,1,0.4', '3,12,1,1,4,4,0,1,1', '4,12,1,1,4,4,1,8,1', '5,12,100,1,4,4,1,1,1']
+
+
+def test_mot(root, capsys):
+    put_sequence(root, 'A-02', MOT)
+    put_sequence(root, 'A-04', [*MOT[:2], '5,9,1,1,2,2,1,1,1'], info=True)
+    csv = make('mot', root, test_sequences=['A-02'], every=1, tracklet_frames=3)
+    folder = 'crops_every_1_visibility_0.5'
+    assert csv['train'] == [f'A-04_7,{folder}/A-04/7_000001.png,A-04_7_0', f'A-04_7,{folder}/A-04/7_000002.png,A-04_7_0',
+                            f'A-04_9,{folder}/A-04/9_000005.png,A-04_9_0']
+    # Frames 1 to 3 are a whole tracklet, 4 is one since it is followed by a gap, and 7 and 8 are the third.
+    assert csv['query'] == [f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_0' for frame in (1, 2, 3)]
+    assert csv['test'] == [f'A-02_12,{folder}/A-02/12_000001.png,A-02_12_0'] + [
+        f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_{number}' for frame, number in ((4, 1), (7, 2), (8, 2))]
+    assert '1 boxes of A-02 lie outside of their frames' in capsys.readouterr().err
+    crop = np.asarray(Image.open(root / folder / 'A-02' / '7_000004.png'))
+    assert crop.shape == (20, 8, 3)
+    assert crop[0, :, 0].tolist() == [10 * 4 + x // 4 for x in range(4, 12)]  # The fifth pixel is the first one.
+    assert Image.open(root / folder / 'A-02' / '12_000001.png').size == (6, 11)  # From -4 to 6, from 19 to the end at 30.
+    assert load_dataset(root.parent / 'out' / 'mot_test.csv').tracklets is not None
+
+    fewer = make('mot', root, root.parent / 'fewer', every=2, min_visibility=0.7)
+    assert list(fewer) == ['train'] and sum('A-02' in line for line in fewer['train']) == 3  # Frames 1, 3 and 7.
+    assert sorted(path.name for path in root.iterdir()) == [
+        'A-02', 'A-04', folder, 'crops_every_2_visibility_0.7']
+
+
+def test_mot_takes_one_of_the_detectors(root, capsys):
+    for name in ('MOT17-02-DPM', 'MOT17-02-FRCNN', 'MOT17-02-SDP', 'MOT17-04-SDP'):
+        put_sequence(root, name, MOT[:2])
+    assert len(make('mot', root, every=1)['train']) == 4
+    assert 'left out: 2 (MOT17-02-FRCNN, MOT17-02-SDP)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('line, frames, options, part', [
+    ('1,7,5,3,8,20,1,-1,-1,-1', [1], {}, "gt.txt has '1,7,5,3,8,20,1,-1,-1,-1' in line 1, where nine numbers"),
+    ('1,7,5,3,8,x,1,1,1', [1], {}, 'in line 1, where nine numbers are expected: frame, id, left'),
+    ('1,7,5,3,8,9,1,1,nan', [1], {}, 'in line 1, where'), ('inf,7,5,3,8,9,1,1,1', [1], {}, 'in line 1, where'),
+    ('1,7,5,3,8,nan,1,1,1', [1], {}, 'in line 1, where'),
+    ('1,7,5,3,8,9,1,1,1', [2], {}, 'No box of the ground truth'),
+    ('1,7,5,3,8,9,1,1,1', [1], {'test_sequences': ['B']}, '--test_sequences: there is no sequence B .* but A-02'),
+])
+def test_mot_damaged(root, line, frames, options, part):
+    put_sequence(root, 'A-02', [line], frames)
+    with pytest.raises(InputError, match=part):
+        make('mot', root, **options)
+    assert [path.name for path in root.iterdir()] == ['A-02']
+
+
+def test_mot_with_a_damaged_frame_and_a_wrong_folder(root):
+    put_sequence(root, 'train/A-02', MOT[:3])
+    with pytest.raises(InputError, match='but in its folder train: give that one'):
+        make('mot', root)
+    frame = root / 'train' / 'A-02' / 'img1' / '000002.png'
+    frame.write_bytes(frame.read_bytes()[:60])
+    with pytest.raises(InputError, match='000002.png is no whole JPEG or PNG image'):
+        make('mot', root / 'train', root / 'out', every=1)
+    assert [path.name for path in (root / 'train').iterdir()] == ['A-02']
+    (root / 'train' / 'A-02' / 'seqinfo.ini').write_text('[Sequence]\nimDir=../../x\n')
+    with pytest.raises(InputError, match='seqinfo.ini names ../../x'):
+        make('mot', root / 'train', root / 'out', every=1)

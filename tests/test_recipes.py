@@ -6,6 +6,7 @@ import subprocess
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from _forked_python import forking_python
 from _people import write_market1501
@@ -35,7 +36,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp('project')
     for name in ('data', 'recipes'):
         (folder / name).mkdir()
-    scripts = ('train.py', 'embed.py', 'visualize.py', 'make_dataset.py')
+    scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py')
     for name in (*scripts, *(f'recipes/{recipe}' for recipe in RECIPES)):
         (folder / name).symlink_to(ROOT / name)
     return folder
@@ -70,7 +71,7 @@ def run_recipe(project, tmp_path_factory):
 
 
 def test_there_is_a_test_of_every_recipe():
-    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'slurm.sh'])
+    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'omniglot.sh', 'slurm.sh'])
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -126,3 +127,20 @@ def test_mnist_recipe_draws_the_embedding_of_each_checkpoint(run_recipe, project
     pictures = sorted(path.name for path in (tmp_path / 'run').glob('*.png'))
     assert pictures == ['mnist_test_checkpoint-0.png', 'mnist_test_checkpoint-2.png']
     assert (project / 'data' / 'mnist_train.csv').exists()
+
+
+def test_omniglot_recipe_chooses_by_one_alphabet_and_tests_on_others(run_recipe, tmp_path):
+    random = np.random.default_rng(0)
+    for number, alphabet in enumerate(('Greek', 'Latin', 'Sanskrit', 'Tagalog')):
+        for character in (1, 2, 3):
+            folder = tmp_path / 'images' / alphabet / f'character{character:02}'
+            folder.mkdir(parents=True)
+            strokes = np.kron(random.integers(0, 2, (7, 7)), np.ones((15, 15))) > 0
+            for drawer in range(1, 21):
+                Image.fromarray(np.roll(strokes, drawer % 3)).save(folder / f'{3 * number + character:04}_{drawer:02}.png')
+    process = run_recipe('omniglot.sh', tmp_path / 'images', tmp_path / 'run', *SMALL, '--eval_frequency', 1)
+    assert process.returncode == 0, process.stderr
+    evaluation = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+    assert evaluation['counts'] == {'queries': 2 * 3 * 5, 'queries_without_match': 0, 'gallery': 2 * 3 * 15, 'junk': 0}
+    assert 'Training on 60 images of 3 identities' in process.stderr
+    assert json.loads((tmp_path / 'run' / 'checkpoint-best').read_text())['checkpoint'] == 'checkpoint-1'

@@ -60,6 +60,12 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
     expected, found = left_behind(whole, STEPS), left_behind(stopped, STEPS)
     assert all(found[what] == expected[what] for what in expected)
 
+    mirrored = tmp_path / 'mirrored'
+    run = Run('train.py', *joint(sets, mirrored, '--distribute', 'mirrored', '--devices', 2))
+    assert run.wait() == 0, run.output
+    assert np.array_equal(fids, np.load(mirrored / 'log_fids.npy'))
+    np.testing.assert_allclose(*(np.load(root / 'log_losses.npy') for root in (whole, mirrored)), rtol=0, atol=1e-5)
+
     stored = json.loads((whole / 'args.json').read_text())
     assert stored['train_set'] == [str(sets / 'ours.csv'), str(sets / 'theirs.csv')] and stored['batch_per_set'] is True
     start = json.loads((whole / 'provenance.json').read_text())[-1]

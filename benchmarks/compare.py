@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""What one thing changes: a plain recipe with one factor after another, on a small dataset; a table of mAP.
+
+    benchmarks/compare.py omniglot ~/omniglot/images_background_small2 --out compared --table docs/factors.md
+    benchmarks/compare.py digits digits --out compared_digits
+
+On Omniglot characters of an alphabet that is not trained on are searched: that by which choices are made, and not those
+of the test. Of the digits of scikit-learn new images are. Every factor of FACTORS is added to the plain recipe and
+trained with some seeds, each run being one of train.py. What is in the folder --out is not run again, so that a table
+that was interrupted, or got a further factor, is completed.
+
+Three numbers tell whether a difference is more than noise. A factor and the plain recipe with the same seed are held
+beside each other, query by query: one interval says how far the difference would move with other characters, for these
+very models; the other one how far with other seeds, for these characters (Student's t of a handful of differences).
+Where either holds 0, nothing is shown.
+"""
+import argparse
+import json
+import os
+import pathlib
+import resource
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import typing
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # Not this folder: `evaluate` is the project's.
+
+import make_dataset
+from reid import argument_types, quiet
+from reid.errors import InputError, exit_with
+from reid.files import check_replaceable, write_json, written_whole
+
+
+class Setting(typing.NamedTuple):
+    """What is trained on and searched."""
+    plain: str  # flags of train.py
+    iterations: int
+    options: dict  # of make_dataset.make
+    query: str  # names of subsets
+    gallery: str
+    searched: str  # what is, in words
+
+
+DATASETS = {
+    # recipes/omniglot.sh with the triplet loss alone, without what is beside it, and with a shorter schedule.
+    'omniglot': Setting(
+        '--model_name conv4 --head_name fc1024 --embedding_dim 128 --net_input_height 48 --net_input_width 48 '
+        '--crop_augment --batch_p 18 --batch_k 4 --learning_rate 3e-3', 300,
+        {'test_alphabets': ['Greek', 'Tagalog'], 'val_alphabets': ['Latin']}, 'val_query', 'val_test',
+        'characters of Latin'),
+    'digits': Setting(
+        '--model_name mnist --head_name direct --embedding_dim 16 --net_input_height 16 --net_input_width 16 '
+        '--batch_p 10 --batch_k 4 --learning_rate 1e-3', 100, {}, 'query', 'test', 'digits'),
+}
+# What a line of the table is called: flags, which take precedence over the plain ones.
+FACTORS = {
+    'plain': '',
+    'margin 0.2': '--margin 0.2',
+    'margin 1.0': '--margin 1.0',
+    'batch_all': '--loss batch_all',
+    'batch_all_nonzero': '--loss batch_all_nonzero --margin 0.2',
+    'batch_sample': '--loss batch_sample',
+    'lifted': '--loss lifted --margin 1.0',
+    'lifted_general': '--loss lifted_general',
+    'circle': '--loss circle --margin 0.25 --metric cosine',
+    'multi_similarity': '--loss multi_similarity --margin 0.1 --metric cosine',
+    'supervised_contrastive': '--loss supervised_contrastive --metric cosine',
+    'cross-entropy alone': '--loss none --xent_weight 1',
+    'cross-entropy beside it': '--xent_weight 1',
+    'cross-entropy beside it, bnneck': '--xent_weight 1 --head_name bnneck',
+    'normalised, margin 0.2': '--head_name fc1024_normalize --margin 0.2',
+    'head direct': '--head_name direct',
+    'squared distances, margin 1.0': '--metric sqeuclidean --margin 1.0',
+    'mirrored': '--flip_augment',
+    'rotated': '--rotate 10',
+    'sheared': '--shear 10',
+    'scaled': '--scale 0.1',
+    'rotated, sheared and scaled': '--rotate 10 --shear 10 --scale 0.1',
+    'padded crop': '--pad_crop 4',
+    'blurred': '--blur 1',
+    'brightness and contrast': '--color_jitter 0.2,0.2,0,0',
+    'AutoAugment': '--auto_augment 0.5',
+    'random erasing': '--random_erasing 0.5',
+    'batches of 9x8': '--batch_p 9 --batch_k 8',
+    'warm-up': '--warmup_iterations 50',
+    'cosine': '--lr_schedule cosine',
+    'beta1 0.5': '--decay_beta1 0.5',
+    'weight decay': '--weight_decay 5e-4',
+    'moving average of the weights': '--ema 0.98',
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('dataset', choices=DATASETS)
+    parser.add_argument('images', metavar='FOLDER', help='of the dataset, as make_dataset.py takes it')
+    parser.add_argument('--out', required=True, metavar='DIR', help='where the results of the runs are kept')
+    parser.add_argument('--only', nargs='+', metavar='NAME', choices=FACTORS, help='factors (all)')
+    parser.add_argument('--seeds', type=argument_types.positive_int, default=3, help='how many (%(default)s)')
+    parser.add_argument('--iterations', type=argument_types.positive_int,
+                        help=f'({", ".join(f"{name}: {each.iterations}" for name, each in DATASETS.items())})')
+    parser.add_argument('--table', metavar='FILE', help='write the table there, as Markdown')
+    options = parser.parse_args()
+    setting = DATASETS[options.dataset]
+    options.iterations = options.iterations or setting.iterations
+    if options.table:
+        check_replaceable(options.table)
+    os.makedirs(options.out, exist_ok=True)
+    make_dataset.make(options.dataset, options.images, options.out, setting.options)
+    names = list(dict.fromkeys(['plain', *(options.only or FACTORS)]))
+    # Seed by seed: what is there after an interruption is a whole table of fewer seeds.
+    results = {name: [] for name in names}
+    for seed in range(options.seeds):
+        for name in names:
+            results[name].append(result_of(name, seed, setting, options))
+            print(f'{name}, seed {seed}: mAP {mean_ap(results[name][-1]):.2%}, '
+                  f'{results[name][-1]["cpu_seconds"]:.0f} CPU seconds', file=sys.stderr, flush=True)
+    text = table(results, setting, options)
+    print(text)
+    if options.table:
+        with written_whole(options.table) as temporary:
+            pathlib.Path(temporary).write_text(text + '\n', encoding='utf-8')
+
+
+def result_of(name, seed, setting, options):
+    """The result of one run, which is made unless it is there.
+
+    Returns: dict of `flags`, `images`, `aps` (a number a query), `pids` (of the queries), `cpu_seconds` and
+        `seconds` of train.py.
+    """
+    iterations = options.iterations
+    schedule = f'--train_iterations {iterations} --decay_start_iteration {iterations // 2} --seed {seed}'
+    flags = f'{setting.plain} {schedule} {FACTORS[name]}'.strip()
+    stem = os.path.join(options.out, f'{name.replace(" ", "_").replace(",", "")}-{seed}')
+    if os.path.isfile(f'{stem}.json'):
+        with open(f'{stem}.json', encoding='utf-8') as file:
+            result = json.load(file)
+        if (result['flags'], result['images']) != (flags, os.path.abspath(options.images)):
+            raise InputError(f'{stem}.json is of a run with other flags or images ({result["flags"]}); remove it, or choose '
+                             f'another --out.')
+        return result
+    shutil.rmtree(stem, ignore_errors=True)  # Of a run that was interrupted: its seconds would not be known.
+    command = [sys.executable, str(ROOT / 'train.py'), '--experiment_root', stem, '--image_root', options.images,
+               '--train_set', os.path.join(options.out, f'{options.dataset}_train.csv'), '--cache', 'memory',
+               '--checkpoint_frequency', '0', '--log_frequency', '100', '--summary_frequency', '100', *shlex.split(flags)]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    process = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.monotonic() - started
+    if process.returncode:
+        raise InputError(f'{shlex.join(command)} failed: {process.stderr.strip()}')
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = {'flags': flags, 'images': os.path.abspath(options.images), 'seconds': seconds,
+              'cpu_seconds': after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+              **scores(stem, setting, options)}
+    write_json(f'{stem}.json', result)
+    shutil.rmtree(stem)
+    return result
+
+
+def scores(root, setting, options):
+    """What the last checkpoint of an experiment root reaches: `pids` and `aps` of the queries."""
+    with quiet.tensorflow_import():
+        from reid.modeling import inference, inference_flags
+    import numpy as np
+
+    import excluders
+    from reid.dataset import load_dataset
+    from reid.evaluation import ranking
+    from reid.experiment import arguments
+    args, _ = arguments.load(root)
+    network, _ = inference.from_experiment(root)
+    crop = inference_flags.validation_crop(args)
+    query, gallery = (load_dataset(os.path.join(options.out, f'{options.dataset}_{name}.csv'))
+                      for name in (setting.query, setting.gallery))
+    embs = []
+    for dataset in (query, gallery):
+        of_rows = inference.embed_rows(network, dataset, options.images, inference_flags.sizes(args, crop).load, crop=crop)
+        embs.append(np.concatenate([each[0] for each in of_rows]))
+    # Query and gallery are other images, of which no excluder would take any away.
+    ranks = ranking.rank(embs[0], query, embs[1], gallery, excluders.load('diagonal'), args.metric)
+    return {'pids': list(query.pids), 'aps': ranks.ap_sklearn.tolist()}
+
+
+def mean_ap(result):
+    return statistics.fmean(result['aps'])
+
+
+def table(results, setting, options):
+    """The Markdown of {name: results with each seed}."""
+    plain = results['plain']
+    lines = [f'`{shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]])}` printed this: mAP of '
+             f'{len(plain[0]["aps"])} queries, {len(set(plain[0]["pids"]))} {setting.searched}, after {options.iterations} '
+             f'iterations, mean of {len(plain)} seeds (lowest to highest); the difference to the plain recipe with the same '
+             f'seed, in percentage points, and its 95% intervals, with other {setting.searched} and with other seeds; and '
+             f'the CPU seconds of `train.py`.', '', f'Plain is `{setting.plain}`.', '',
+             f'| factor | mAP | difference | other {setting.searched} | other seeds | CPU seconds |',
+             '| --- | --- | --- | --- | --- | --- |']
+    rows = []
+    for name, of_seeds in results.items():
+        means = [mean_ap(result) for result in of_seeds]
+        differences = [mean - mean_ap(other) for mean, other in zip(means, plain)]
+        flags = f' `{FACTORS[name]}`' if FACTORS[name] else ''
+        cells = [f'{name}{flags}', f'{statistics.fmean(means):.1%} ({min(means):.1%} to {max(means):.1%})']
+        cells += ['', '', ''] if name == 'plain' else [
+            points(statistics.fmean(differences)), interval_of_identities(of_seeds, plain), interval_of_seeds(differences)]
+        cells.append(f'{statistics.fmean(result["cpu_seconds"] for result in of_seeds):.0f}')
+        rows.append((name != 'plain', -statistics.fmean(means), f'| {" | ".join(cells)} |'))
+    return '\n'.join([*lines, *(line for *_, line in sorted(rows))])
+
+
+def points(difference):
+    return f'{100 * difference:+.1f}'
+
+
+def interval_of_identities(of_seeds, plain):
+    """By bootstrap over identities, of the queries' mean differences over seeds."""
+    import numpy as np
+
+    from reid.evaluation import bootstrap
+    differences = np.mean([np.subtract(one['aps'], other['aps']) for one, other in zip(of_seeds, plain)], axis=0)
+    [interval] = bootstrap.interval(plain[0]['pids'], differences[:, None], lowest=-1)
+    return 'unknown' if interval is None else f'{points(interval[0])} to {points(interval[1])}'
+
+
+def interval_of_seeds(differences):
+    """Student's t interval of the mean difference."""
+    if len(differences) < 2:
+        return 'unknown'
+    import scipy.stats
+
+    from reid.evaluation import bootstrap
+    half = (scipy.stats.t.ppf((1 + bootstrap.CONFIDENCE) / 2, len(differences) - 1) * statistics.stdev(differences) /
+            len(differences) ** 0.5)
+    mean = statistics.fmean(differences)
+    return f'{points(mean - half)} to {points(mean + half)}'
+
+
+if __name__ == '__main__':
+    exit_with(main)
