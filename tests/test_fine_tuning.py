@@ -17,6 +17,7 @@ from reid.dataset import load_dataset
 from reid.errors import InputError
 from reid.experiment import arguments, checkpoints
 from reid.modeling import inference, inspect_checkpoint, model, pretrained, recompute
+from reid.search import index
 from reid.training import optimizer
 from reid.training.weight_average import WeightAverage
 
@@ -320,12 +321,14 @@ def test_what_a_checkpoint_of_it_is_good_for(run, monkeypatch):
     np.testing.assert_array_equal(network.body.get_layer('mnist.conv1').kernel, reader.get_tensor('mnist/conv1/weights'))
 
 
-def test_averaged_weights_of_a_checkpoint_without_any(tmp_path):
-    network = model.build('mnist', 'direct', 4, (28, 28, 3))
-    variables = model.named_variables(network)
-    checkpoints.save(str(tmp_path), 0, variables)
-    path = str(tmp_path / 'checkpoint-0')
-    for kind in (None, 'raw'):
-        checkpoints.load_weights(path, variables, kind)
-    with pytest.raises(InputError, match='checkpoint-0 holds no averaged weights'):
-        checkpoints.load_weights(path, variables, 'averaged')
+def test_raw_weights_of_a_checkpoint_without_others(tmp_path):
+    variables = model.named_variables(model.build('mnist', 'direct', 4, (28, 28, 3)))
+    path = checkpoints.save(str(tmp_path), 0, variables)
+    checkpoints.load_weights(path, variables)
+    with pytest.raises(InputError, match='--weights raw has no effect: the checkpoint .*checkpoint-0'):
+        checkpoints.load_weights(path, variables, 'raw')
+
+
+def test_a_gallery_of_other_weights_is_told():
+    assert index.difference({'weights': None}, {'weights': 'raw'}) == 'other weights of the checkpoint'
+    assert index.difference({}, {'weights': None}) is None
