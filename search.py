@@ -60,6 +60,7 @@ def make_parser():
 
     add = parser.add_argument_group('more').add_argument
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+    inference_flags.add_weights(add)
     add('--index', metavar='H5', help="file that keeps the gallery's embeddings, so that the next search embeds only what "
         "is new (in the experiment root, the gallery's name + _index.h5)")
     add('--image_root', metavar='DIR', help='folder that the paths of a csv or .h5 file are relative to (that of the '

@@ -33,15 +33,16 @@ def network(precision='none', name='resnet_v1_50'):
     return model.build(name, 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
 
 
-def training(batch_size, precision='none', net=None):
+def training(batch_size, precision='none', net=None, recomputes=False):
     """The training step of train.py: batch hard, soft margin, Adam."""
     net = net or network(precision)
     import tensorflow as tf
 
     from loss import cdist
     from losses import batch_hard
-    from reid.modeling import model
+    from reid.modeling import model, recompute
     from reid.training import optimizer
+    forward = recompute.recomputing(net, ['emb']) if recomputes else net
     images, pids = (tf.constant(array) for array in batch(batch_size))
     trainable = {name: each for name, each in model.named_variables(net).items() if each.trainable}
     adam = optimizer.Adam(trainable)
@@ -49,7 +50,7 @@ def training(batch_size, precision='none', net=None):
     @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
-            emb = net(images, training=True)['emb']
+            emb = forward(images, training=True)['emb']
             loss = tf.reduce_mean(batch_hard.loss(cdist(emb, emb, 'euclidean'), pids, pids, 'soft'))
         gradients = tape.gradient(loss, [variable.value for variable in trainable.values()])
         adam.apply(dict(zip(trainable, gradients)), tf.constant(3e-4))
@@ -60,6 +61,10 @@ def training(batch_size, precision='none', net=None):
 
 def training_bfloat16(batch_size):
     return training(batch_size, 'bfloat16')
+
+
+def training_recompute(batch_size):
+    return training(batch_size, recomputes=True)
 
 
 def training_keras_bn(batch_size):

@@ -23,7 +23,7 @@ CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
 def main():
     measurements = {'step': measure_step, 'embedding': measure_embedding, 'start': measure_start, 'input': measure_input,
                     'draw': measure_draw, 'losses': measure_losses, 'loop': measure_loop,
-                    'memory': measure_memory}
+                    'memory': measure_memory, 'recompute': measure_recompute}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
     parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 (%(default)s)')
@@ -335,6 +335,16 @@ def measure_memory(args):
             peaks.append(peak_memory(ROOT / 'embed.py', '--experiment_root', root, '--dataset',
                                      folder / f'{count}.csv', '--quiet'))
     tell('peak memory of embedding 20,000 images', peaks[1], '2,000 images', peaks[0], 'MiB')
+
+
+def measure_recompute(args):
+    """Time and peak memory of a training step with --recompute."""
+    from tests._memory import peak_memory
+    names, what = ['training_recompute', 'training'], f'training step with --recompute, ResNet-50, {args.batch_size} images'
+    times = best_times(names, args, with_torch=False)
+    tell(what, times[names[0]], 'without', times[names[1]])
+    peaks = [peak_memory(CONTENDER, name, args.batch_size) for name in names]
+    tell(f'peak memory of a {what}', peaks[0], 'without', peaks[1], 'MiB')
 
 
 if __name__ == '__main__':

@@ -3,6 +3,8 @@ import keras
 
 from reid.modeling.batch_norm import BatchNorm
 
+STAGES = ('conv4/conv1/', 'conv4/conv2/', 'conv4/conv3/', 'conv4/conv4/')
+
 
 def body(input_shape):
     """images [B, H, W, 3] of RGB 0..255 -> {'conv4': feature map, 'model_output': that, flattened}; H and W are fixed."""

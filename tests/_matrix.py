@@ -37,17 +37,19 @@ def train_all(strategy, chosen):
     return found
 
 
-def three_steps(strategy, precision, family, loss, jit_compile=False):
+def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags=()):
     """Losses of all images at each step, float32 [STEPS, P·K], and the state behind it, {name: array}, as it is stored."""
     flags = ['--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--head_name',
              'fc1024' if family == 'head with batch norm' else 'direct', '--embedding_dim', '8', '--batch_p', str(P),
              '--batch_k', str(K), '--net_input_height', str(SIZE[0]), '--net_input_width', str(SIZE[1]),
              '--mixed_precision', precision, '--learning_rate', '1e-3', '--deterministic']
     flags += ['--loss', 'none', '--xent_weight', '1'] if loss == 'cross-entropy' else ['--loss', loss, '--margin', '0.3']
-    args = arguments.make_parser().parse_args(flags + ['--jit_compile'] * jit_compile)
+    args = arguments.make_parser().parse_args([*flags, *['--jit_compile'] * jit_compile, *more_flags])
     with _small_nets():
         args.model_name = {'slim': 'small_slim', 'keras': 'small_keras'}.get(family, 'mnist')
         state = TrainState(args, P, strategy)
+    if state.average:
+        state.average.begin()
     step, told = train.make_train_step(args, state, strategy), []
     for number in range(STEPS):
         result = step(_batch(strategy, number), tf.constant(1e-4), tf.constant(0.9), False)
@@ -79,11 +81,12 @@ def _batch(strategy, number):
 @contextlib.contextmanager
 def _small_nets():
     """Inside of this block there are two nets more: in the manner of TF-Slim, and of Keras Applications."""
-    bodies = {'small_slim': _slim_body, 'small_keras': _keras_body}
+    nets = {'small_slim': types.SimpleNamespace(body=_slim_body, STAGES=('small/conv1/', 'small/unit_1/')),
+            'small_keras': types.SimpleNamespace(body=_keras_body)}
     load = plugins.load
 
     def load_small(folder, name):
-        return types.SimpleNamespace(body=bodies[name]) if name in bodies else load(folder, name)
+        return nets[name] if name in nets else load(folder, name)
 
     with mock.patch.object(plugins, 'load', load_small):
         yield

@@ -13,4 +13,5 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 def peak_memory(*command):
     """Peak resident memory of a Python script with its arguments, in MiB."""
     command = [sys.executable, '-c', PEAK_OF_CHILD, sys.executable, *map(str, command)]
-    return int(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, timeout=500).stdout) / 1024
+    return int(subprocess.run(command, check=True, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              timeout=500).stdout) / 1024

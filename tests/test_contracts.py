@@ -1,5 +1,6 @@
 """What every plug-in promises; a new file in one of the folders is tested without touching a test."""
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from reid import plugins
 from reid.errors import InputError
 from reid.modeling import model
 from reid.modeling.aggregators import AGGREGATORS
+from reid.training import optimizer
 
 # Small, and large enough for all the poolings of every net.
 INPUT_SHAPE = (128, 64, 3)
@@ -34,6 +36,27 @@ def test_net(name, photos):
     assert len(names) == len(network.variables)
     assert set(model.named_variables(network.body)) == {name for name in names if not name.startswith('emb/')}
     assert set(model.named_variables(body)) == set(model.named_variables(network.body)), 'a layer has no name of its own'
+    check_stages(getattr(plugins.load('nets', name), 'STAGES', None), list(model.named_variables(body)))
+    check_kernels({name: variable.shape for name, variable in names.items()})
+
+
+def check_stages(stages, names):
+    """What --layer_decay goes by. Variables come in the order in which an image meets them."""
+    if stages is None:
+        return
+    of_names = [[place for place, stage in enumerate(stages) if re.match(stage, name)] for name in names]
+    assert all(len(places) <= 1 for places in of_names), 'a variable is in two stages'
+    found = [places[0] for places in of_names if places]
+    assert found == sorted(found) and set(found) == set(range(len(stages))), 'stages are out of order, or empty'
+    assert all(of_names[:len(found)]), 'a variable in front of the last stage is in none'
+
+
+def check_kernels(shapes):
+    """What decays with --optimizer adamw goes by names: in these nets all but those of norms, biases and tokens do."""
+    kernels = {name for name in shapes if optimizer.is_kernel(name)}
+    assert kernels and all(len(shapes[name]) >= 2 for name in kernels)
+    others = [name for name, shape in shapes.items() if len(shape) >= 2 and name not in kernels]
+    assert all(re.search('position|token|register', name) for name in others), others
 
 
 def test_nets_say_from_which_weights_they_start_or_need_none():

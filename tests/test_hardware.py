@@ -182,25 +182,31 @@ def test_on_one_device_no_worker_has_ended():
 
 # --- Everything with everything ---------------------------------------------------------------------------------------
 
+FINE_TUNING = ['--optimizer', 'adamw', '--weight_decay', '0.05', '--layer_decay', '0.5', '--ema', '0.9',
+               '--head_learning_rate_factor', '2']
+
+
 def _matrix(devices, to_parent):
     import _matrix
     strategy = distribute.strategy('mirrored' if devices > 1 else 'none', devices if devices > 1 else None)
     tf.config.experimental.enable_op_determinism()
     found = _matrix.train_all(strategy, _matrix.combinations(all_of_them=devices == 1))
     again = {each: _matrix.three_steps(strategy, *each) for each in list(found)[:1]}
+    tuned = [_matrix.three_steps(strategy, 'float16', 'slim', 'batch_hard', more_flags=[*FINE_TUNING, *more])
+             for more in ([], ['--recompute'])]
     model.set_precision('none')
-    to_parent.send((found, again))
+    to_parent.send((found, again, tuned))
 
 
 @pytest.fixture(scope='module')
 def matrix():
-    """{devices: ({combination: (losses, state)}, the same of some that ran twice)}."""
+    """{devices: ({combination: (losses, state)}, the same of some that ran twice, fine-tuning and with --recompute)}."""
     received = {devices: in_child(_matrix, devices) for devices in (1, 2)}
     return {devices: result() for devices, result in received.items()}
 
 
 def test_matrix_trains_and_is_near_float32(matrix):
-    for devices, (found, _) in matrix.items():
+    for devices, (found, *_) in matrix.items():
         for (precision, family, loss), (losses, state) in found.items():
             where = (devices, precision, family, loss)
             assert np.isfinite(losses).all() and state['global_step'] == 3, where
@@ -224,10 +230,23 @@ def test_matrix_checkpoints_fit_any_number_of_devices(matrix):
 
 
 def test_matrix_is_deterministic(matrix):
-    for found, again in matrix.values():
+    for found, again, _ in matrix.values():
         for combination, (losses, state) in again.items():
             assert (losses == found[combination][0]).all(), combination
             assert all((state[name] == value).all() for name, value in found[combination][1].items()), combination
+
+
+def test_matrix_of_fine_tuning(matrix):
+    """In 16 bits and on several devices too, what is recomputed has the bits of what is kept; checkpoints fit both."""
+    forms = []
+    for *_, ((losses, state), (losses_again, state_again)) in matrix.values():
+        assert (losses == losses_again).all() and state['global_step'] == 3
+        for name, value in state.items():
+            assert np.isfinite(value).all() and (value == state_again[name]).all(), name
+        average = state['small/conv1/BatchNorm/moving_mean/ExponentialMovingAverage']
+        assert 0 < abs(average).max() < abs(state['small/conv1/BatchNorm/moving_mean']).max()
+        forms.append({name: (value.shape, value.dtype) for name, value in state.items()})
+    assert forms[0] == forms[1]
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------

@@ -37,8 +37,11 @@ OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 # These belong to the machine: the run has them until a start is given others, for itself alone.
 OF_THE_MACHINE = ('image_root', 'eval_image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency',
                   'summary_frequency', 'recompute')
+# What checkpoints hold follows from these.
+OF_THE_CHECKPOINTS = ('optimizer', 'ema')
 # Of pre-crop size to net input; the original's recipes have 1.125.
 LARGEST_PRE_CROP = 1.5
+LARGEST_SHARE_OF_START = 0.1  # Of the weights that a training starts with, in their average at its end.
 
 
 class _Parser(ArgumentParser):
@@ -315,6 +318,10 @@ def notices(args):
         falling += [] if args.decay_beta1 is None else ['--decay_beta1 has no effect']
         sentences.append(f'The decay starts at iteration {args.decay_start_iteration}, behind the end of the run at '
                          f'{args.train_iterations}: {" and ".join(falling)} (--decay_start_iteration).')
+    share_of_start = (args.ema or 0) ** args.train_iterations
+    if share_of_start > LARGEST_SHARE_OF_START:
+        sentences.append(f'At the end of the run {share_of_start:.0%} of the averaged weights will be those that it starts '
+                         f'with: --ema {args.ema} is for more than {args.train_iterations} iterations.')
     return [sentence for sentence in sentences if sentence]
 
 
@@ -446,6 +453,9 @@ def merge_with_stored(args, given):
     for name, value in vars(args).items():
         if name in OF_ONE_START:
             setattr(merged, name, value)
+        elif name not in stored and name in given and name in OF_THE_CHECKPOINTS and value != getattr(merged, name):
+            raise InputError(f'The run to be resumed was started without --{name}, and its checkpoints lack what that '
+                             f'needs. Leave the flag out, or start another run with it.')
         elif name not in stored and name in given:
             setattr(merged, name, value)
             notices.append(f'{FILE} lacks the argument {name}: using the given {value!r}.')

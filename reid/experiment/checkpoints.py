@@ -245,22 +245,23 @@ def load(path, variables):
         variable.assign(values[name])
 
 
-def load_weights(path, variables, kind=None):
-    """Set variables from those of a checkpoint that embed: their averages over steps, where it holds any.
+def load_weights(path, variables, weights=None):
+    """Set variables from the weights of a checkpoint that embed: where it holds averages over the steps, these.
 
     Args:
         path, variables: of `load`.
-        kind: 'averaged', 'raw', or None for what there is: a variable's average, or else itself.
+        weights: 'raw' for the weights of the last step in any case, or None.
 
     Raises:
-        InputError: as `read`, or `averaged` ones are asked for where there are none.
+        InputError: as `read`, or raw weights are asked for where there are no others.
     """
     held = open_reader(path).get_variable_to_shape_map()
-    averaged = {name for name in variables if name + AVERAGE in held} if kind != 'raw' else set()
-    if kind == 'averaged' and not averaged:
-        raise InputError(f'The checkpoint {path} holds no averaged weights, since it was trained without --ema: leave '
-                         f'--weights out.')
-    load(path, {name + AVERAGE if name in averaged else name: variable for name, variable in variables.items()})
+    averaged = {name for name in variables if name + AVERAGE in held}
+    if weights == 'raw' and not averaged:
+        raise InputError(f'--weights raw has no effect: the checkpoint {path} is of a training without --ema and holds no '
+                         f'others.')
+    load(path, {name + AVERAGE if name in averaged and weights != 'raw' else name: variable
+                for name, variable in variables.items()})
 
 
 def load_newest(root, variables, log):

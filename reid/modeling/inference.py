@@ -20,7 +20,7 @@ def from_experiment(root, checkpoint=None, input_size=None, weights=None):
         root: experiment root.
         checkpoint: name of a checkpoint in the root; None: the newest one.
         input_size: (height, width) of the images; None: the size that the model was trained with.
-        weights: 'averaged', 'raw' or None, as `checkpoints.load_weights` takes it.
+        weights: 'raw' or None, as `checkpoints.load_weights` takes it.
 
     Returns: (model, path of the checkpoint).
 

@@ -17,9 +17,8 @@ def add_flags(add):
 
 
 def add_weights(add):
-    """Add the flag that chooses between the weights of a checkpoint, as `checkpoints.load_weights` takes it."""
-    add('--weights', choices=('averaged', 'raw'), help='of a training with --ema: those averaged over its steps, or the '
-        'last ones (averaged where the checkpoint has them)')
+    """Add the flag that chooses among the weights of a checkpoint, as `checkpoints.load_weights` takes it."""
+    add('--weights', choices=('raw',), help='of a training with --ema, those of the last step (their average)')
 
 
 def check(args, parser):

@@ -45,11 +45,19 @@ def describe(path):
         about_nets, variables = _fitting_nets(held, _sizes_trained_with(os.path.dirname(path)))
     lines += about_nets
     moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
-    lines.append(f'optimizer: {f"Adam with the moments of {len(moments)} variables" if moments else "none of Adam"}')
+    momenta = {name for name in variables if f'{name}/Momentum' in held}
+    averaged = {name for name in variables if name + checkpoints.AVERAGE in held}
+    if momenta:
+        lines.append(f'optimizer: SGD with the momentum of {len(momenta)} variables')
+    else:
+        lines.append(f'optimizer: {f"Adam with the moments of {len(moments)} variables" if moments else "none of Adam"}')
+    if averaged:
+        lines.append(f'average over the steps (--ema): of {len(averaged)} variables')
 
     powers = {'beta1_power', 'beta2_power'}
     explained = {*variables, 'global_step', *powers, *(f'late_{name}' for name in powers)}
     explained |= {f'{name}/{slot}' for name in moments for slot in ('Adam', 'Adam_1')}
+    explained |= {f'{name}/Momentum' for name in momenta} | {name + checkpoints.AVERAGE for name in averaged}
     others = [name for name in held if name not in explained]
     if others:
         lines.append(f'besides: {len(others)} tensors, such as {", ".join(others[:5])}')

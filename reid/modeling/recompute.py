@@ -4,15 +4,13 @@ A network is cut where a single tensor connects what is before with what is behi
 ResNet or the blocks of a transformer. Only these tensors are kept; a part between two of them runs once more when the
 gradient comes to it.
 """
-import math
-
 import keras
 import tensorflow as tf
 
 from reid.errors import InputError
 
-# Parts, about: what is kept and what one part needs are of like size in the nets here.
-PARTS = 16
+# How many a part has at least: a bottleneck unit, a block of a transformer.
+KERNELS = 3
 
 
 def recomputing(network, names):
@@ -33,7 +31,7 @@ def recomputing(network, names):
     # Endpoints may be one tensor under several names, which Keras cannot have twice among the outputs of a part.
     ends = list({id(tensor): tensor for tensor in needed.values()}.values())
     places = {name: [id(end) for end in ends].index(id(tensor)) for name, tensor in needed.items()}
-    cuts = _cuts(network.input, ends)
+    cuts = cuts_of(ends)
     if not cuts:
         raise InputError(f'--recompute: the net {network.body.name} has no place where one tensor is all that goes on, so '
                          f'that nothing can be left out. Leave the flag out.')
@@ -71,22 +69,19 @@ def _run(part, inputs):
     return tf.recompute_grad(pure)(inputs, *(tf.convert_to_tensor(variable.value) for variable in learned))
 
 
-def _cuts(start, ends):
-    """The tensors at which to cut a functional model, from the start on, such that parts have activations of like size."""
-    nodes = _in_order(ends)
-    last_use = {}
+def cuts_of(ends):
+    """Where to cut a functional model that ends in these tensors: single tensors that go on, from the start on, a list."""
+    nodes, last_use = _in_order(ends), {}
     for place, node in enumerate(nodes):
         last_use |= {id(tensor): place for tensor in node.input_tensors}
     last_use |= {id(tensor): len(nodes) for tensor in ends}
-    sizes = [sum(math.prod(tensor.shape[1:]) for tensor in node.output_tensors) for node in nodes]
-    cuts, size, alive = [], 0, set()
-    for place, node in enumerate(nodes):
-        alive |= {id(tensor) for tensor in node.output_tensors}
-        alive = {tensor for tensor in alive if last_use.get(tensor, -1) > place}
-        size += sizes[place]
-        if alive == {id(tensor) for tensor in node.output_tensors} and len(alive) == 1 and place < len(nodes) - 1:
-            if size >= sum(sizes) / PARTS and node.output_tensors[0] is not start:
-                cuts, size = [*cuts, node.output_tensors[0]], 0
+    cuts, kernels, alive = [], 0, {}
+    for place, node in enumerate(nodes[:-1]):
+        alive |= {id(tensor): tensor for tensor in node.output_tensors}
+        alive = {key: tensor for key, tensor in alive.items() if last_use.get(key, place) > place}
+        kernels += sum(len(variable.shape) > 1 for variable in getattr(node.operation, 'variables', []))
+        if len(alive) == 1 and kernels >= KERNELS:
+            cuts, kernels = [*cuts, *alive.values()], 0
     return cuts
 
 

@@ -18,13 +18,13 @@ class Embedder:
         checkpoint: path of the checkpoint.
         dim: D.
         size: (height, width) that images are resized to first.
-        made_by: what the embeddings depend on, a JSON-serialisable dict; embed.py has the first four names as well.
+        made_by: what the embeddings depend on, a JSON-serialisable dict; embed.py has the first five names as well.
     """
 
     def __init__(self, args, trained):
         """
         Args:
-            args: `experiment_root`, `checkpoint` (a name or None), `flip_augment`, `crop_augment`, `aggregator`,
+            args: `experiment_root`, `checkpoint` (a name or None), `weights`, `flip_augment`, `crop_augment`, `aggregator`,
                 `batch_size`, `loading_threads`.
             trained: arguments of the training.
 
@@ -33,10 +33,12 @@ class Embedder:
         """
         self.args, self.dim = args, trained.embedding_dim
         self.size, net_size = inference_flags.sizes(trained, args.crop_augment)
-        self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, net_size)
+        self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, net_size,
+                                                                   args.weights)
         self.made_by = {
             'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(self.checkpoint)),
-            'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment, 'aggregator': args.aggregator,
+            'weights': args.weights, 'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment,
+            'aggregator': args.aggregator,
             'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling],
             'sizes': [*self.size, *net_size]}
 

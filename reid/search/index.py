@@ -20,7 +20,8 @@ from reid.evaluation import chunks
 from reid.files import lock, write_at
 
 VERSION = 1
-DIFFERENCES = {'checkpoint_sha256': 'another checkpoint', 'flip_augment': 'other test-time augmentation',
+DIFFERENCES = {'checkpoint_sha256': 'another checkpoint', 'weights': 'other weights of the checkpoint',
+               'flip_augment': 'other test-time augmentation',
                'crop_augment': 'other test-time augmentation', 'aggregator': 'other test-time augmentation'}
 
 
