@@ -105,14 +105,14 @@ def main():
 
     # The gallery.
     embeddings, image_root = open_gallery(args, trained, model)
-    opened = gallery.Gallery(embeddings, metric, threshold, image_root, args.allow_outside_root)
+    opened = gallery.Gallery(args.gallery.rstrip('/'), embeddings, metric, threshold, image_root, args.allow_outside_root)
     if args.serve:
-        return server.serve(listening, opened, model, args.count, curve)
+        return server.serve(listening, opened, model, args.count, curve, args.host)
 
     # Search.
-    names = args.photos
+    names, shown = args.photos, [[path] for path in args.photos]
     if args.together:
-        names, embs = [' + '.join(args.photos)], [gallery.mean_of(embs)]
+        names, shown, embs = [' + '.join(args.photos)], [args.photos], [gallery.mean_of(embs)]
     queries = [(name, opened.search(emb, args.count)) for name, emb in zip(names, embs)]
     for name, found in queries:
         print('\n'.join([f'{name}: {gallery.verdict(found, threshold)}', *gallery.table(found)]))
@@ -120,7 +120,7 @@ def main():
         gallery.write_found(args.filename, queries)
         print(f'Saved {args.filename}.')
     if args.report:
-        page.write_page(args.report, opened, queries, args.photos, args.together, curve)
+        page.write_page(args.report, opened, queries, shown, curve)
         print(f'Saved {args.report}.')
 
 
@@ -162,7 +162,8 @@ def threshold_and_curve(args, metric):
     if args.threshold_from is None:
         return args.threshold, []
     point = verification.threshold_at(args.threshold_from, args.fpr, metric)
-    return point.threshold, verification.operating_points(args.threshold_from, metric)
+    curve = [*verification.operating_points(args.threshold_from, metric), point]
+    return point.threshold, sorted((each for each in curve if each.threshold is not None), key=lambda each: each.threshold)
 
 
 def open_gallery(args, trained, model):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from _runs import Fault, Run, ended_in_one_sentence, make_people, train_arguments
+from _runs import Fault, Run, ended_in_one_sentence
+from _searched import train
 from reid.dataset import load_dataset
 from reid.embeddings import Embeddings, save_embeddings
 from reid.errors import InputError
@@ -283,23 +284,7 @@ def test_what_a_folder_holds(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A folder with people.csv and images of 6 identities, `photos` of each, a copy of one, and the experiment `run`."""
-    root = make_people(tmp_path_factory.mktemp('search'))
-    for folder in ('gallery', 'photos', 'all'):
-        (root / folder).mkdir()
-    for path in root.glob('*.png'):
-        number = int(path.stem[-1])
-        shutil.copy(path, root / ('photos' if number == 0 else 'gallery') / path.name)
-        path.rename(root / 'all' / path.name)
-    shutil.copy(root / 'gallery' / '2_1.png', root / 'gallery' / '0_copy_of_2.png')
-    for name, fids in (('train', sorted((root / 'all').iterdir())), ('query', sorted((root / 'photos').iterdir())),
-                       ('test', sorted((root / 'gallery').iterdir(), reverse=True))):
-        (root / f'{name}.csv').write_text(''.join(
-            f'{path.stem[-1] if "copy" in path.stem else path.stem[0]},{path.parent.name}/{path.name}\n' for path in fids))
-    flags = train_arguments(root, root / 'run', iterations=6, checkpoint_frequency=3)
-    flags[flags.index(root / 'people.csv')] = root / 'train.csv'
-    assert (run := Run('train.py', *flags)).wait() == 0, run.output
-    return root
+    return train(tmp_path_factory.mktemp('search'))
 
 
 def search(root, *flags, gallery='gallery'):

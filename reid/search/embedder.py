@@ -42,12 +42,12 @@ class Embedder:
             'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling],
             'sizes': [*self.size, *net_size]}
 
-    def photo(self, content, name):
+    def photo(self, content, name=''):
         """Embed a photo.
 
         Args:
             content: bytes of the image file.
-            name: what to call it.
+            name: of it, for the message.
 
         Returns: float32 [D].
 
@@ -58,7 +58,7 @@ class Embedder:
             variants = inference.embed_content(self.network, content, self.size, self.args.flip_augment,
                                                self.args.crop_augment)
         except InputError as error:
-            raise InputError(f'The photo {name} cannot be read: {error}.') from error
+            raise InputError(f'The photo {name + " " if name else ""}cannot be read: {error}.') from error
         return self._aggregate(variants)[0]
 
     def files(self, paths):

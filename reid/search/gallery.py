@@ -26,22 +26,23 @@ class Gallery:
     """Open embeddings to be searched with a photo at a time.
 
     Attributes:
+        name: what the user calls it.
         embeddings: open `Embeddings`, which have file ids.
         metric: one of METRICS.
         threshold: the largest distance that means the same identity, or None.
     """
 
-    def __init__(self, embeddings, metric, threshold=None, image_root=None, allow_outside_root=False):
+    def __init__(self, name, embeddings, metric, threshold=None, image_root=None, allow_outside_root=False):
         """
         Args:
-            embeddings, metric, threshold: see above.
+            name, embeddings, metric, threshold: see above.
             image_root: folder of the images, None where it is not known.
             allow_outside_root: whether to show images that lie elsewhere.
 
         Raises:
             InputError: embeddings that cannot be compared.
         """
-        self.embeddings, self.metric, self.threshold = embeddings, metric, threshold
+        self.name, self.embeddings, self.metric, self.threshold = name, embeddings, metric, threshold
         self.image_root, self.allow_outside_root = image_root, allow_outside_root
         self._prepared = PreparedGallery(embeddings, metric)
 

@@ -24,7 +24,11 @@ def read(path):
 
 
 def pixels(content):
-    """How many pixels an image has by its header; None where that cannot be read."""
+    """How many pixels an image has by its header; None where that cannot be read.
+
+    Raises:
+        InputError: so many that Pillow takes it for an attack.
+    """
     with _header(content) as image:
         return image and image.width * image.height
 
@@ -59,5 +63,7 @@ def _header(content):
         warnings.simplefilter('ignore')  # Of many pixels: who decodes them says so.
         try:
             return Image.open(io.BytesIO(content), formats=['JPEG', 'PNG', 'GIF'])
+        except Image.DecompressionBombError as error:
+            raise InputError(f'The photo has far too many pixels ({error}).') from error
         except Exception:  # Likewise.
             return contextlib.nullcontext()

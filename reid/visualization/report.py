@@ -1,7 +1,6 @@
 """The report: one HTML page that needs no server and no network, `report_template.html` with the data inside."""
 import base64
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -13,7 +12,7 @@ import excluders
 from reid.evaluation import neighbours
 from reid.files import holds, written_whole
 from reid.visualization.ranked_lists import cameras, ranked_lists, read_rows
-from reid.visualization.thumbnails import Missing, thumbnails
+from reid.visualization.thumbnails import Missing, jpeg, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
 PLACE_OF_DATA = 'REPORT_DATA'
@@ -132,6 +131,11 @@ def write_page(path, data):
     before, after = TEMPLATE.read_text(encoding='utf-8').split(f'>{PLACE_OF_DATA}<')
     with written_whole(path) as temporary:
         pathlib.Path(temporary).write_text(f'{before}>{text}<{after}', encoding='utf-8')
+
+
+def style():
+    """The stylesheet of the page, which others that should look like it take as well."""
+    return TEMPLATE.read_text(encoding='utf-8').split('<style>\n')[1].split('</style>')[0]
 
 
 def _names(evaluations):
@@ -258,6 +262,4 @@ def _address(path, page):
 
 
 def _base64_jpeg(picture):
-    file = io.BytesIO()
-    picture.save(file, 'jpeg', quality=80)
-    return base64.b64encode(file.getvalue()).decode('ascii')
+    return base64.b64encode(jpeg(picture)).decode('ascii')

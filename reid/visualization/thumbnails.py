@@ -1,5 +1,6 @@
 """Image files as small pictures for the eye; a file that is missing or broken is no error here, but None."""
 import concurrent.futures
+import io
 import itertools
 import typing
 
@@ -28,11 +29,19 @@ def thumbnails(paths, width, height):
     Returns: an iterator over PIL images in RGB, None where there is no path or the file does not decode.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        made = pool.map(_thumbnail, paths, itertools.repeat(width), itertools.repeat(height))
+        made = pool.map(thumbnail, paths, itertools.repeat(width), itertools.repeat(height))
         yield from tqdm.tqdm(made, 'Images', len(paths), delay=2, leave=False)
 
 
-def _thumbnail(path, width, height):
+def jpeg(picture):
+    """The bytes of a PIL image as JPEG."""
+    file = io.BytesIO()
+    picture.save(file, 'jpeg', quality=80)
+    return file.getvalue()
+
+
+def thumbnail(path, width, height):
+    """The small picture of one file, or None; as `thumbnails`."""
     if path is None:
         return None
     try:

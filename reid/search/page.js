@@ -1,0 +1,201 @@
+// The page of search.py. `data` is what page.py says; of a served page, what is asked for comes from the server.
+'use strict';
+const data = JSON.parse(document.getElementById('data').textContent);
+const byId = id => document.getElementById(id);
+const queries = [];  // {name, pictures: [address or null], doubts: [sentence], results: [{rank, row, fid, distance, picture}]}
+let shown = null, threshold = data.threshold;
+
+// An element with attributes and children; a string child becomes text.
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function picture(address, description) {
+  const placeholder = () => element('div', {class: 'thumb gone', role: 'img', 'aria-label': description}, 'no image');
+  if (!address) return placeholder();
+  const image = element('img', {class: 'thumb', alt: description});
+  image.onerror = () => image.replaceWith(placeholder());
+  image.onload = () => takeShape(image);
+  image.src = address;
+  return image;
+}
+
+// The frames of a list have the shape of the first image, since most galleries have but one; a photo has its own.
+let shape = null;
+function takeShape(image) {
+  const own = image.naturalWidth / image.naturalHeight;
+  image.style.setProperty('--own', own);
+  if (shape || !image.closest('.ranked')) return;
+  shape = Math.min(2, Math.max(0.4, own));
+  document.documentElement.style.setProperty('--shape', shape);
+}
+
+const lastName = path => path.split('/').at(-1);
+const isSame = result => threshold === null ? null : result.distance <= threshold;
+const inWords = distance => distance && distance < 1e-3 ? distance.toExponential(1) : String(+distance.toPrecision(4));
+const percent = share => share && share < 1e-3 ? `${+(100 * share).toPrecision(2)}%` : (100 * share).toFixed(1) + '%';
+
+function verdict({results}) {
+  if (!results.length) return 'The gallery has no other image.';
+  if (threshold === null) return `The ${results.length} nearest; no threshold says whether they are the same.`;
+  const same = results.filter(isSame).length;
+  if (!same) return `Nobody: the nearest is at a distance of ${inWords(results[0].distance)}.`;
+  return `The same identity in ${same} of the ${results.length} nearest.`;
+}
+
+// The verdict for who knows what it is about.
+function inShort({results}) {
+  const same = results.filter(isSame).length;
+  return threshold === null ? '' : same ? `${same} of ${results.length}` : 'nobody';
+}
+
+// The threshold, and what it means by the evaluation that it is from.
+function meaning() {
+  if (threshold === null) return 'Not set: move it to mark what is near enough.';
+  if (!data.curve.length) return data.threshold === threshold ? 'As given by --threshold.' : 'Chosen here.';
+  const below = data.curve.findLast(point => point.threshold <= threshold) ?? {tpr: 0};
+  const above = data.curve.find(point => point.threshold >= threshold) ?? {fpr: 1};
+  return `In the evaluation at least ${percent(below.tpr)} of the pairs of one identity are as near, and at most`
+    + ` ${percent(above.fpr)} of the pairs of different ones.`;
+}
+
+function furthest() {
+  const distances = queries.flatMap(({results}) => results.map(({distance}) => distance));
+  return Math.max(1e-9, 2 * (data.threshold ?? 0), ...distances.map(distance => 1.05 * distance),
+    ...data.curve.slice(-1).map(point => point.threshold));
+}
+
+function drawThreshold() {
+  const text = threshold === null ? 'not set' : inWords(threshold);
+  byId('distance').textContent = text;
+  byId('meaning').textContent = meaning();
+  byId('threshold').value = threshold === null ? 1000 : 1000 * threshold / furthest();
+  byId('threshold').setAttribute('aria-valuetext', `${text}. ${meaning()}`);
+}
+
+function drawVisit() {
+  byId('none').hidden = queries.length > 0;
+  const items = queries.map(query => {
+    const item = element('button', {type: 'button', 'aria-current': String(query === shown)},
+      picture(query.pictures[0], ''), element('span', {}, element('span', {title: query.name}, lastName(query.name)),
+        element('span', {class: 'muted'}, inShort(query))));
+    item.onclick = () => show(query);
+    return element('li', {}, item);
+  });
+  // What was asked for last comes first.
+  document.querySelector('#visit ol').replaceChildren(...(data.served ? items.reverse() : items));
+}
+
+function result(each) {
+  const same = isSame(each);
+  const [kind, mark, word] = same === null ? ['', '', ''] : same ? ['match', '✓', ', the same identity']
+    : ['miss', '✗', ', too far'];
+  const image = picture(each.picture, `rank ${each.rank}${word}: ${each.fid}`);
+  const item = element('li', {class: kind}, ...(mark ? [element('span', {class: 'badge', 'aria-hidden': 'true'}, mark)] : []));
+  if (data.served) {
+    const pick = element('button', {type: 'button', class: 'pick', title: 'search with this image'}, image);
+    pick.onclick = () => searchLike(each);
+    item.append(pick);
+  } else item.append(image);
+  item.append(element('p', {}, element('b', {}, `rank ${each.rank}`), element('span', {}, inWords(each.distance))),
+    element('p', {class: 'name', title: each.fid, dir: 'auto'}, lastName(each.fid)));
+  return item;
+}
+
+function drawFound() {
+  byId('found').hidden = shown === null;
+  if (shown === null) return;
+  byId('query').replaceChildren(
+    element('div', {class: 'pictures'}, ...shown.pictures.map(address => picture(address, 'what is searched for'))),
+    element('div', {}, element('h2', {id: 'name', tabindex: '-1'}, shown.name), element('p', {id: 'verdict'}, verdict(shown))));
+  byId('doubts').replaceChildren(...shown.doubts.map(doubt => element('p', {class: 'warning'}, `⚠ This photo ${doubt}.`)));
+  document.querySelector('#found .ranked').replaceChildren(...shown.results.map(result));
+}
+
+function draw() {
+  drawThreshold();
+  drawVisit();
+  drawFound();
+}
+
+function show(query) {
+  shown = query;
+  draw();
+  byId('status').textContent = `${query.name}: ${verdict(query)}`;
+  byId('status').className = 'unseen';  // It is for who hears the page: others see it below.
+  byId('name').focus();
+}
+
+byId('threshold').addEventListener('input', () => {
+  threshold = byId('threshold').value / 1000 * furthest();
+  byId('distance').textContent = inWords(threshold);
+  byId('meaning').textContent = meaning();
+  byId('threshold').setAttribute('aria-valuetext', `${inWords(threshold)}. ${meaning()}`);
+  drawVisit();
+  drawFound();
+});
+
+// Asking the server.
+async function ask(address, body, name, shownAs) {
+  byId('failure').hidden = true;
+  byId('status').textContent = `Searching for ${name} …`;
+  byId('status').className = 'muted';
+  try {
+    const response = await fetch(address, {method: 'POST', body});
+    const content = await response.json();
+    if (!response.ok) throw new Error(content.error);
+    const results = content.results.map(each => ({...each, picture: `gallery/${each.row}`}));
+    const query = {name, pictures: [shownAs], doubts: content.doubts, results};
+    queries.push(query);
+    show(query);
+    return true;
+  } catch (error) {
+    const reason = error instanceof TypeError ? 'the server does not answer; is search.py still running?' : error.message;
+    byId('status').textContent = '';
+    byId('failure').textContent = `${name}: ${reason}`;
+    byId('failure').hidden = false;
+    return false;
+  }
+}
+
+async function searchWith(files) {
+  for (const file of files) {
+    const address = URL.createObjectURL(file);
+    const name = file.name || 'pasted photo';
+    if (!await ask('search', file, name, address)) URL.revokeObjectURL(address);
+  }
+}
+
+const searchLike = each => ask(`search/${each.row}`, null, each.fid, each.picture);
+
+if (data.served) {
+  byId('ask').hidden = byId('click').hidden = false;
+  byId('file').addEventListener('change', () => {
+    searchWith([...byId('file').files]);
+    byId('file').value = '';  // So that the same file may be chosen again.
+  });
+  document.addEventListener('paste', event => searchWith([...event.clipboardData.files]));
+  document.addEventListener('dragover', event => {
+    event.preventDefault();
+    byId('ask').classList.add('over');
+  });
+  document.addEventListener('dragleave', event => {
+    if (!event.relatedTarget) byId('ask').classList.remove('over');
+  });
+  document.addEventListener('drop', event => {
+    event.preventDefault();
+    byId('ask').classList.remove('over');
+    const files = [...event.dataTransfer.files];
+    if (files.length) return searchWith(files);
+    byId('failure').textContent = 'What was dropped is no file: save the picture first, or paste it.';
+    byId('failure').hidden = false;
+  });
+}
+
+byId('about').textContent = data.about;
+queries.push(...data.queries);
+shown = queries[0] ?? null;
+draw();
