@@ -26,26 +26,35 @@ sys.exit(status)
 
 
 @contextlib.contextmanager
-def forking_python(folder):
-    """Puts `python3` into a folder; its output is all on standard error. Gives the environment in which it is found."""
+def forking_python(folder, before=None):
+    """Puts `python3` into a folder; its output is all on standard error. Gives the environment in which it is found.
+
+    `before`: a function that each of its runs calls first.
+    """
     command = pathlib.Path(folder, 'python3')
     command.write_text(PYTHON3)
     command.chmod(0o755)
     listener = multiprocessing.connection.Listener(family='AF_UNIX')
-    threading.Thread(target=_serve, args=[listener], daemon=True).start()
+    threading.Thread(target=_serve, args=[listener, before], daemon=True).start()
     path = os.pathsep.join([str(folder), os.environ['PATH']])
     yield {**os.environ, 'PATH': path, 'FORKING_PYTHON': listener.address}
     with contextlib.suppress(OSError):  # It may have failed.
         multiprocessing.connection.Client(listener.address).close()
 
 
-def _serve(listener):
+def _serve(listener, before):
     """Run what the commands ask for, one after the other, until somebody connects and asks for nothing."""
     with listener, contextlib.suppress(EOFError):
         while True:
             with listener.accept() as connection:
                 folder, script, *arguments = connection.recv()
                 assert pathlib.Path(folder, script).resolve().parent == ROOT, script
-                change_folder = Fault(functools.partial(os.chdir, folder), 'start')
-                run = Run(os.path.basename(script), *arguments, fault=change_folder)
+                start = Fault(functools.partial(_start, folder, before), 'start')
+                run = Run(os.path.basename(script), *arguments, fault=start)
                 connection.send((run.wait(), run.output))
+
+
+def _start(folder, before):
+    os.chdir(folder)
+    if before:
+        before()

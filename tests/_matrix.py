@@ -18,16 +18,21 @@ from reid.training.train_state import TrainState
 PRECISIONS = ('none', 'bfloat16', 'float16')
 FAMILIES = ('slim', 'keras', 'head with batch norm', 'without batch norm')
 LOSSES = ('batch_hard', 'lifted', 'cross-entropy')
-STEPS, P, K, SIZE = 3, 4, 2, (32, 16)
+STEPS, P, K, SIZE = 3, 4, 2, (16, 8)
 
 
-def combinations(all_of_them=True):
-    """All of (precision, family, loss), or each family with one of the losses only, but for the one without batch norm."""
-    found = list(itertools.product(PRECISIONS, FAMILIES, LOSSES))
-    if all_of_them:
-        return found
-    return [each for each in found if each[:2] == ('none', 'without batch norm')
-            or FAMILIES.index(each[1]) % len(LOSSES) == LOSSES.index(each[2])]
+def combinations():
+    """All of (precision, family, loss)."""
+    return list(itertools.product(PRECISIONS, FAMILIES, LOSSES))
+
+
+def pairs(devices):
+    """Fewer: each precision with each family and with each loss, and, on one device, each family with each loss.
+
+    A loss is computed in float32 of embeddings in float32, whatever came before.
+    """
+    return [each for each in combinations() if FAMILIES.index(each[1]) % len(LOSSES) == LOSSES.index(each[2])
+            or each[0] == 'none' and (devices == 1 or each[1] == 'without batch norm')]
 
 
 def train_all(strategy, chosen):

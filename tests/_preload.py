@@ -8,6 +8,7 @@ with quiet.tensorflow_import():
     import tensorflow  # noqa: F401
 import h5py  # noqa: F401
 import keras  # noqa: F401
+import pytest  # noqa: F401
 import tensorboard.plugins.histogram.summary_v2  # noqa: F401
 import tensorboard.plugins.scalar.summary_v2  # noqa: F401
 import tqdm  # noqa: F401

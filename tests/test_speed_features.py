@@ -18,6 +18,8 @@ from reid.modeling import model
 from reid.training import optimizer
 
 ITERATIONS = 8
+# CPUs emulate float16: larger images only take longer.
+SIZE = ['--net_input_height', 12, '--net_input_width', 12]
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +34,7 @@ def plain(people, tmp_path_factory):
 
 
 def train(people, root, *flags):
-    run = Run('train.py', *train_arguments(people, root, ITERATIONS), *flags)
+    run = Run('train.py', *train_arguments(people, root, ITERATIONS), *SIZE, *flags)
     assert run.wait() == 0, run.output
     return root
 
@@ -60,7 +62,7 @@ def test_float16_is_near_float32_and_resumed_exactly(people, plain, tmp_path):
 def test_xla_gives_the_same_losses(people, plain, tmp_path):
     arguments_of_run = train_arguments(people, tmp_path / 'xla', ITERATIONS)
     arguments_of_run.remove('--deterministic')
-    run = Run('train.py', *arguments_of_run, '--jit_compile')
+    run = Run('train.py', *arguments_of_run, *SIZE, '--jit_compile')
     assert run.wait() == 0, run.output
     np.testing.assert_allclose(losses(tmp_path / 'xla'), losses(plain), atol=1e-4)
 
