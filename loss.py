@@ -7,6 +7,8 @@ Column i of the distances is anchor i itself: on one device the batch is its own
 anchors of one replica come first and the rest of the batch behind them (B1 < B2). A memory of earlier batches stands
 behind all of these.
 """
+import math
+
 import tensorflow as tf
 
 from reid import plugins
@@ -36,6 +38,22 @@ def cdist(a, b, metric):
     if metric == 'euclidean':
         return tf.sqrt(squares + 1e-12)
     raise ValueError(f'unknown metric {metric!r}')
+
+
+def cdist_to_memory(a, b, metric):
+    """As `cdist`, for so many b that an array [B1, B2, D] would be too large: by products, |a|² - 2ab + |b|².
+
+    The differences between large numbers that this takes are kept small by taking the mean of b off both.
+    """
+    if metric == 'cosine':
+        return cdist_to_memory(tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1), 'sqeuclidean') / 2
+    if metric == 'cityblock':
+        return cdist(a, b, metric)
+    mean = tf.stop_gradient(tf.reduce_mean(b, axis=0))
+    a, b = a - mean, b - mean
+    squares = tf.reduce_sum(tf.square(a), axis=1)[:, None] + tf.reduce_sum(tf.square(b), axis=1)
+    squares = tf.maximum(squares - 2 * tf.matmul(a, b, transpose_b=True), 0.0)
+    return squares if metric == 'sqeuclidean' else tf.sqrt(squares + 1e-12)
 
 
 def mean_over_frames(embs, frames):
@@ -95,6 +113,45 @@ def check_metric(name, metric):
     if metric not in metrics:
         raise InputError(f'--loss {name} is made of the {" or ".join(metrics)} distance, not of {metric}: give --metric '
                          f'{metrics[0]}.')
+
+
+CLASSIFIER_MARGINS = {'cosface': 0.35, 'arcface': 0.5, 'circle': 0.35}
+
+
+def classifier_logits(outputs, pids, kind, scale, margin):
+    """The logits of a classifier, which has to tell the true identity by a margin.
+
+    With s the cosine of an identity, m the margin and γ the scale, they are γ·s, and
+    `cosface` (Wang et al., CVPR 2018, eq. 4): γ(s − m) of the true identity.
+    `arcface` (Deng et al., CVPR 2019, eq. 3): γ·cos(θ + m) of the true identity, s being cos(θ); where θ + m is more than
+    π and the cosine would rise again, γ(s − m·sin(m)), as the authors' code has it.
+    `circle` (Sun et al., CVPR 2020, eq. 6): γ[1 + m − s]₊(s − 1 + m) of the true identity, γ[s + m]₊(s − m) of the others;
+    the brackets have no gradient.
+
+    Args:
+        outputs: [B, I] float32, cosines; of the kind 'linear' the logits themselves, which stay as they are.
+        pids: [B] int32, numbers of the true identities.
+        kind: 'linear', 'cosface', 'arcface' or 'circle'.
+        scale: float, γ.
+        margin: float, m; None: that of CLASSIFIER_MARGINS.
+
+    Returns: [B, I] float32.
+    """
+    if kind == 'linear':
+        return outputs
+    margin = CLASSIFIER_MARGINS[kind] if margin is None else margin
+    is_true = tf.one_hot(pids, tf.shape(outputs)[1], True, False)
+    if kind == 'cosface':
+        return scale * tf.where(is_true, outputs - margin, outputs)
+    if kind == 'arcface':
+        sines = tf.sqrt(tf.maximum(1 - tf.square(outputs), 1e-12))
+        turned = outputs * math.cos(margin) - sines * math.sin(margin)
+        turned = tf.where(outputs > -math.cos(margin), turned, outputs - margin * math.sin(margin))
+        return scale * tf.where(is_true, turned, outputs)
+    fixed = tf.stop_gradient(outputs)
+    of_true = tf.nn.relu(1 + margin - fixed) * (outputs - (1 - margin))
+    of_others = tf.nn.relu(fixed + margin) * (outputs - margin)
+    return scale * tf.where(is_true, of_true, of_others)
 
 
 def cross_entropy(logits, pids, label_smoothing):

@@ -225,7 +225,8 @@ def make_train_step(args, state, strategy):
     return train_step
 
 
-def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, body_is_frozen):
+def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, body_is_frozen,
+                 memory_is_used=False):
     """What each replica does with its own part of a batch: forward, distances, losses, gradients, update.
 
     Args:
@@ -235,13 +236,13 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
         losses_of: the function `loss` of a file in losses/.
         batch: one of `batches.batches`.
         learning_rate, beta1: float32 scalars, of the optimizer.
-        body_is_frozen: a Python bool: this is traced once for each of its values.
+        body_is_frozen, memory_is_used: Python bools: this is traced once for each of their values.
 
     Returns: dict of tensors about the whole batch, the same on each replica.
     """
     import tensorflow as tf
 
-    from loss import cdist, cross_entropy, mean_over_frames, monitor
+    from loss import cdist, cdist_to_memory, classifier_logits, cross_entropy, mean_over_frames, monitor
     from reid import distribute
     from reid.input_pipeline.sampling import LOSS, stream_seed
     from reid.training import optimizer
@@ -255,14 +256,25 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
         dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
         batch_pids = batch['pids'][::args.frames_per_tracklet]
         pids = distribute.dealt(batch_pids)
-        losses = losses_of(dists, distribute.own_part(pids), distribute.own_first(pids), args.margin,
+        compared, compared_pids = dists, distribute.own_first(pids)
+        if memory_is_used:
+            memory_embs, memory_pids = state.memory.content()
+            compared = tf.concat([dists, cdist_to_memory(emb, memory_embs, args.metric)], axis=1)
+            compared_pids = tf.concat([compared_pids, memory_pids], axis=0)
+        losses = losses_of(compared, distribute.own_part(pids), compared_pids, args.margin,
                            stream_seed(args.seed, LOSS, state.global_step))
-        loss, xent = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([])
+        loss, xent, of_centers = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([]), tf.zeros([])
         if args.xent_weight:
             pids_of_images = distribute.dealt(batch['pids'], args.frames_per_tracklet)
-            of_images = cross_entropy(endpoints['logits'], distribute.own_part(pids_of_images), args.label_smoothing)
+            own_pids = distribute.own_part(pids_of_images)
+            logits = classifier_logits(endpoints['logits'], own_pids, args.classifier, args.classifier_scale,
+                                       args.classifier_margin)
+            of_images = cross_entropy(logits, own_pids, args.label_smoothing)
             xent = distribute.share_of_mean(of_images)
             loss += args.xent_weight * xent
+        if state.centers:
+            of_centers = distribute.share_of_mean(state.centers.losses(emb, distribute.own_part(pids)))
+            loss += args.center_weight * of_centers
         scaled_loss = state.loss_scale.scaled(loss)
     # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
     gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
@@ -270,13 +282,21 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     gradients = state.loss_scale.unscaled(distribute.total(gradients))
     gradient_norm = tf.linalg.global_norm(gradients)
     clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
-    loss_scale = state.loss_scale.apply(gradient_norm, lambda: state.update(clipped, learning_rate, beta1))
 
     # All of the batch, in its own order.
     dists = distribute.gathered(distribute.columns_of_batch(dists))
     losses, emb = distribute.gathered(losses), distribute.gathered(emb)
-    loss, xent = distribute.total([loss, xent])
-    return {'loss': loss, 'cross_entropy': xent, 'losses': losses, 'dists': dists, 'emb': emb,
+    loss, xent, of_centers = distribute.total([loss, xent, of_centers])
+
+    def update():
+        state.update(clipped, learning_rate, beta1)
+        if state.centers:
+            state.centers.follow(emb, batch_pids)
+
+    loss_scale = state.loss_scale.apply(gradient_norm, update)
+    if state.memory:
+        state.memory.remember(emb, batch_pids)
+    return {'loss': loss, 'cross_entropy': xent, 'center_loss': of_centers, 'losses': losses, 'dists': dists, 'emb': emb,
             'emb_raw': distribute.gathered(endpoints['emb_raw'], args.frames_per_tracklet), 'rows': batch['rows'],
             'gradient_norm': gradient_norm, 'loss_scale': loss_scale,
             **monitor(dists, batch_pids, batch_pids, losses, args.batch_k - 1)}

@@ -5,9 +5,10 @@
     visualize.py report evaluation.json        one HTML page with numbers, charts and every query's ranked list
     visualize.py embeddings embeddings.h5      a scatter plot, and data for TensorBoard's projector
     visualize.py curves ROOT [ROOT ...]        loss, precision, active count, learning rate, … of runs
+    visualize.py augmentation ROOT             some training images, as the net of a run gets to see them
 
 An evaluation file says which csv and .h5 files it was made from, and an .h5 file says where its images are; the flags
-are for files that were moved since. Neither TensorFlow nor a display is needed.
+are for files that were moved since. No display is needed, and TensorFlow for the augmentation only.
 """
 if __name__ == '__main__':  # Before all other imports.
     from reid import startup
@@ -33,6 +34,7 @@ from reid.visualization.embedding_plot import (
 from reid.visualization.figures import check_picture_name, save_picture, use_fonts_for
 from reid.visualization.rankings_plot import picture_of_lists
 
+DRAWN_VARIANTS = 8  # Of each image.
 NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # of pictures on a page
 
 
@@ -95,7 +97,16 @@ def make_parser():
     add('--smoothing', type=positive_int, metavar='N', help='mean over N iterations; 1: none (a hundredth of the run)')
     add('--filename', metavar='PNG', help='or .pdf, .svg, … (curves.png in the first experiment root)')
 
-    draw = {'rankings': draw_rankings, 'report': write_report, 'embeddings': draw_embeddings, 'curves': draw_curves}
+    add = commands.add_parser('augmentation', example='python visualize.py augmentation runs/first --count 4',
+                              help='some training images, as the net of a run gets to see them').add_argument
+    add('experiment_root', metavar='ROOT', help='experiment root')
+    add('--count', type=positive_int, default=6, metavar='N', help='how many images, picked at random (%(default)s)')
+    add('--image_root', metavar='DIR', help='folder of the images, if they were moved since')
+    add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
+    add('--filename', metavar='PNG', help='or .pdf, .svg, … (augmentation.png in the experiment root)')
+
+    draw = {'rankings': draw_rankings, 'report': write_report, 'embeddings': draw_embeddings, 'curves': draw_curves,
+            'augmentation': draw_augmentation}
     for name, function in draw.items():
         commands.choices[name].set_defaults(draw=function)
     return parser
@@ -221,6 +232,30 @@ def draw_curves(args):
     figure, count = picture_of_curves(runs, distributions, args.smoothing)
     save_picture(figure, filename)
     print(f'{count} scalars of {len(runs)} run(s): {filename}')
+
+
+def draw_augmentation(args):
+    """A row for each of some training images: as it is, then as it is drawn with the augmentation of a run."""
+    from reid import quiet
+    from reid.dataset import check_files, image_path, load_dataset
+    from reid.experiment import arguments
+    root = args.experiment_root
+    filename = os.path.join(root, 'augmentation.png') if args.filename is None else args.filename
+    run, _ = arguments.load(root)
+    check_picture_name(filename, ())
+    arguments.check_stored_files(root, run)
+    image_root = args.image_root or arguments.stored_image_root(root, run)
+    train_set = load_dataset(run.train_set)
+    rows = np.sort(np.random.default_rng(args.seed).permutation(len(train_set))[:args.count])
+    chosen = train_set.take(rows)
+    check_files(chosen, image_root, run.allow_outside_root)
+    with quiet.tensorflow_import():
+        from reid.visualization.augmentation_plot import drawn_images, flags_of, picture_of_augmentation
+    drawn = drawn_images([image_path(image_root, fid) for fid in chosen.fids], run, DRAWN_VARIANTS, args.seed)
+    warn_of_boxes({root, *chosen.fids})
+    flags = flags_of(run) or 'no augmentation'
+    save_picture(picture_of_augmentation(drawn, chosen.fids, f'{root}: {flags}'), filename)
+    print(f'{len(chosen)} images, each {DRAWN_VARIANTS} times with {flags}: {filename}')
 
 
 def warn_of_missing(missing):

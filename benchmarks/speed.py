@@ -22,8 +22,8 @@ CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
 
 def main():
     measurements = {'step': measure_step, 'embedding': measure_embedding, 'start': measure_start, 'input': measure_input,
-                    'draw': measure_draw, 'losses': measure_losses, 'loop': measure_loop,
-                    'memory': measure_memory, 'recompute': measure_recompute}
+                    'augmentation': measure_augmentation, 'draw': measure_draw, 'losses': measure_losses,
+                    'loop': measure_loop, 'memory': measure_memory, 'recompute': measure_recompute}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
     parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 (%(default)s)')
@@ -185,6 +185,42 @@ def measure_input(args):
     best = {name: 1e6 * min(each[1:]) for name, each in times.items()}
     tell('input pipeline, an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
     tell('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
+
+
+AUGMENTATIONS = (['--flip_augment'], ['--crop_augment'], ['--pad_crop', '10'], ['--random_erasing', '1'],
+                 ['--rotate', '10', '--shear', '5', '--scale', '0.1'], ['--color_jitter', '0.2,0.15,0.1,0'],
+                 ['--color_jitter', '0.2,0.15,0.1,0.05'], ['--random_gray', '1'], ['--blur', '2'], ['--auto_augment', '0.1'],
+                 ['--auto_augment', '1'])
+
+
+def measure_augmentation(args):
+    """What each augmentation costs an image that is decoded already, with the threads of the input pipeline."""
+    from reid import dataset
+    from reid.experiment import arguments
+    from reid.input_pipeline import batches, sampling
+    with tempfile.TemporaryDirectory() as folder:
+        csv = write_images(pathlib.Path(folder), 128)
+        train_set = dataset.load_dataset(csv)
+        names = {'none': [], **{' '.join(flags): flags for flags in AUGMENTATIONS}}
+        pipelines = {}
+        for name, flags in names.items():
+            parsed = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--cache', 'memory', *flags))
+            identities = sampling.Identities(train_set, parsed.batch_p)
+            pipelines[name] = batches.batches(train_set, identities, parsed, 0, 10 ** 6)
+
+        def draw(name):
+            iterator = iter(pipelines[name])
+            for _ in range(4):
+                next(iterator)
+            started = time.perf_counter()
+            for _ in range(8):
+                next(iterator)
+            return (time.perf_counter() - started) / (8 * 128)
+
+        rounds = [{name: draw(name) for name in names} for _ in range(args.repeats)]
+    best = {name: 1e6 * min(times[name] for times in rounds) for name in names}
+    for name in list(names)[1:]:
+        tell(f'{name}, 256x128, {1e6 / best[name]:.0f} images/s', best[name], 'none', best['none'], 'µs')
 
 
 def best_milliseconds(works, rounds, calls):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
+from _runs import Run, ended_in_one_sentence
 from conftest import assert_one_sentence, run_script
 from reid.experiment import arguments
 from reid.input_pipeline import augmentation, auto_augment
@@ -222,6 +223,35 @@ def test_what_is_drawn_of_one_does_not_depend_on_the_others(photo):
         np.testing.assert_allclose(augmentation.augment(image, 1, 2, slot, **grey),
                                    tf.tile(augmentation.gray(moved), [1, 1, 3]), atol=1e-3)
     assert np.array_equal(augmentation.augment(image, 1, 2, 0, **options_of()), image)
+
+
+def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):
+    import argparse
+
+    from reid.visualization import augmentation_plot
+    for name, pixels in (('photo', photo), ('drawing', drawing)):
+        Image.fromarray(pixels).save(tmp_path / f'{name}.png')
+    (tmp_path / 'two.csv').write_text('a,photo.png\nb,drawing.png\n')
+    flags = ['--experiment_root', str(tmp_path / 'run'), '--train_set', str(tmp_path / 'two.csv'), '--image_root',
+             str(tmp_path), '--net_input_height', '24', '--net_input_width', '16', '--pad_crop', '2', '--flip_augment']
+    args = arguments.make_parser().parse_args(flags)
+    drawn = augmentation_plot.drawn_images([str(tmp_path / f'{name}.png') for name in ('photo', 'drawing')], args, 8, 0)
+    assert drawn.shape == (2, 9, 24, 16, 3)
+    for of_image, pixels in zip(drawn, (photo, drawing)):
+        assert np.array_equal(of_image[0], pixels)
+        padded = np.pad(pixels, [(2, 2), (2, 2), (0, 0)])
+        crops = [padded[top:top + 24, left:left + 16] for top in range(5) for left in range(5)]
+        seen = {crop[:, ::way].tobytes() for crop in crops for way in (1, -1)}
+        assert {each.tobytes() for each in of_image[1:]} <= seen and len({each.tobytes() for each in of_image}) > 4
+
+    (tmp_path / 'run').mkdir()
+    arguments.save(argparse.Namespace(**vars(args)))
+    run = Run('visualize.py', 'augmentation', tmp_path / 'run')
+    assert run.wait() == 0 and '2 images, each 8 times with --flip_augment --pad_crop 2: ' in run.output, run.output
+    assert Image.open(tmp_path / 'run' / 'augmentation.png').width > 1000
+    (tmp_path / 'drawing.png').write_bytes(b'no picture')
+    ended_in_one_sentence(Run('visualize.py', 'augmentation', tmp_path / 'run'), 'drawing.png')
+    ended_in_one_sentence(Run('visualize.py', 'augmentation', tmp_path / 'nowhere'), 'nowhere')
 
 
 @pytest.mark.parametrize('flags, parts', [

@@ -39,9 +39,17 @@ OF_THE_MACHINE = ('image_root', 'eval_image_root', 'cache', 'loading_threads', '
                   'summary_frequency', 'recompute')
 # What checkpoints hold follows from these.
 OF_THE_CHECKPOINTS = ('optimizer', 'ema')
+LARGEST_MEMORY = 2 ** 20
+# Of a classifier: the range of a cosine, a right angle, and where the optima of the true identity and the others meet.
+LARGEST_MARGINS = {'cosface': 2.0, 'arcface': 1.57, 'circle': 0.5}
 # Of pre-crop size to net input; the original's recipes have 1.125.
 LARGEST_PRE_CROP = 1.5
 LARGEST_SHARE_OF_START = 0.1  # Of the weights that a training starts with, in their average at its end.
+
+
+def memory_size(text):
+    """How many embeddings a memory holds, for argparse."""
+    return 0 if text == '0' else positive_int(text, LARGEST_MEMORY)
 
 
 class _Parser(ArgumentParser):
@@ -138,6 +146,18 @@ def make_parser():
     add('--xent_weight', type=non_negative_float, default=0.0, metavar='W', help='of the cross-entropy of a classifier '
         'of the training identities, which is beside the embedding; 0: there is none (%(default)s)')
     add('--label_smoothing', type=share, default=0.1, metavar='S', help='of the cross-entropy (%(default)s)')
+    add('--classifier', default='linear', choices=('linear', *LARGEST_MARGINS), help='of the cross-entropy; all but linear '
+        'work with cosines and a margin (%(default)s)')
+    add('--classifier_scale', type=positive_float, default=64.0, metavar='S', help='by which cosines are multiplied '
+        '(%(default)s)')
+    add('--classifier_margin', type=non_negative_float, metavar='M', help='(0.35 of cosface and circle, 0.5 of arcface)')
+    add('--memory', type=memory_size, default=0, metavar='N', help='also compare anchors with the N embeddings before '
+        'their batch; 0: not (%(default)s)')
+    add('--memory_start', type=non_negative_int, metavar='N', help='iterations without the memory (until it is full)')
+    add('--center_weight', type=non_negative_float, default=0.0, metavar='W', help='of the centre loss, the squared '
+        'distance of embeddings to the centres of their identities; 0: there is none (%(default)s)')
+    add('--center_learning_rate', type=positive_float, default=0.5, metavar='R', help='at which the centres follow '
+        '(%(default)s)')
 
     add = parser.add_argument_group('optimisation').add_argument
     add('--train_iterations', type=positive_int, default=25000, metavar='N', help='(%(default)s)')
@@ -248,6 +268,7 @@ def check(args, parser):
     if args.freeze_body_iterations >= args.train_iterations and (args.layer_decay or args.recompute):
         parser.error('--layer_decay and --recompute have no effect on a body that is frozen for the whole training '
                      '(--freeze_body_iterations)')
+    _check_objectives(args, parser)
     if (args.lr_schedule == 'step') != bool(args.lr_steps):
         parser.error('--lr_schedule step and --lr_steps belong together: give both or neither')
     evaluation = [args.eval_query, args.eval_gallery, args.eval_excluder, args.eval_frequency]
@@ -308,6 +329,30 @@ def as_list(given):
     return given if isinstance(given, list) else [given]
 
 
+def _check_objectives(args, parser):
+    """The part of `check` about the classifier, the memory and the centres."""
+    has_metric_loss = args.loss != 'none' and args.metric_weight
+    if args.classifier != 'linear' and not args.xent_weight:
+        parser.error(f'--classifier {args.classifier} has no effect without cross-entropy (--xent_weight)')
+    if args.classifier == 'linear' and (args.classifier_margin is not None or args.classifier_scale != 64):
+        parser.error('--classifier_scale and --classifier_margin have no effect on a linear classifier: name another '
+                     '--classifier')
+    largest = LARGEST_MARGINS.get(args.classifier)
+    if args.classifier_margin is not None and args.classifier_margin > largest:
+        parser.error(f'--classifier_margin {args.classifier_margin} is more than {largest}, the most that has a sense for '
+                     f'{args.classifier}')
+    if args.memory and not has_metric_loss:
+        parser.error('--memory has no effect without a metric loss (--loss, --metric_weight)')
+    filled = batches_in_memory(args)
+    if args.memory_start is not None and not args.memory:
+        parser.error('--memory_start has no effect without --memory')
+    if args.memory_start is not None and args.memory_start < filled:
+        parser.error(f'--memory_start {args.memory_start} is before the memory is full: {args.memory} embeddings are '
+                     f'{filled} batches of {args.batch_p * args.batch_k} (--memory, --batch_p, --batch_k)')
+    if args.center_learning_rate != 0.5 and not args.center_weight:
+        parser.error('--center_learning_rate has no effect without the centre loss (--center_weight)')
+
+
 def notices(args):
     """What the user should know of arguments that are right by themselves, a list of sentences."""
     decays = args.lr_schedule in ('exponential', 'cosine') or args.decay_beta1 is not None
@@ -322,6 +367,9 @@ def notices(args):
     if share_of_start > LARGEST_SHARE_OF_START:
         sentences.append(f'At the end of the run {share_of_start:.0%} of the averaged weights will be those that it starts '
                          f'with: --ema {args.ema} is for more than {args.train_iterations} iterations.')
+    if args.memory and memory_start(args) >= args.train_iterations:
+        sentences.append(f'The memory of {args.memory} embeddings is never used: the run ends at iteration '
+                         f'{args.train_iterations} (--memory, --memory_start).')
     return [sentence for sentence in sentences if sentence]
 
 
@@ -333,6 +381,16 @@ def sentence_of_small_crops(args):
     return (f'Crops of {height}x{width} are a small part of images that are loaded at {args.pre_crop_height}x'
             f'{args.pre_crop_width}, and the net never sees a whole one; usual is 9/8, which is '
             f'{pre_crop(height)}x{pre_crop(width)} here (--pre_crop_height, --pre_crop_width).')
+
+
+def batches_in_memory(args):
+    """How many batches fill the memory, of a run's arguments."""
+    return -(-args.memory // (args.batch_p * args.batch_k))
+
+
+def memory_start(args):
+    """The first iteration (0-based) whose loss has the memory, of a run's arguments: it is full then."""
+    return batches_in_memory(args) if args.memory_start is None else args.memory_start
 
 
 def net_options(args):

@@ -95,6 +95,13 @@ def blur(image, seed, largest):
     return image
 
 
+def load_size(args):
+    """(height, width) at which images are loaded for training, before they are augmented."""
+    if args.crop_augment:
+        return args.pre_crop_height, args.pre_crop_width
+    return args.net_input_height, args.net_input_width
+
+
 def options(args):
     """What `augment` takes beside an image and its place, of the arguments of `train.py`, a dict."""
     net_size = (args.net_input_height, args.net_input_width)

@@ -23,10 +23,8 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
     slots = np.arange(batch_size) if slots is None else slots
     part_size = part_size or len(slots)
-    net_size = (args.net_input_height, args.net_input_width)
-    load_size = (args.pre_crop_height, args.pre_crop_width) if args.crop_augment else net_size
+    load_size, options = augmentation.load_size(args), augmentation.options(args)
     read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads)
-    options = augmentation.options(args)
     pid_numbers = tf.constant(identities.pid_numbers)
 
     def split(step, rows):

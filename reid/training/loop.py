@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from reid import distribute
 from reid.errors import InputError
-from reid.experiment import best_checkpoint, checkpoints
+from reid.experiment import arguments, best_checkpoint, checkpoints
 from reid.training import optimizer
 
 
@@ -41,8 +41,8 @@ class Loop:
         """Train from the state's step on.
 
         Args:
-            train_step: function (batch, learning rate, β1, whether the body is frozen) -> dict of tensors, see
-                `train.replica_step`. It may return before they are computed.
+            train_step: function (batch, learning rate, β1, whether the body is frozen, whether the memory is used) ->
+                dict of tensors, see `train.replica_step`. It may return before they are computed.
             data: iterator over the batches.
             why_unreadable: function (step, error) -> the InputError to end with when a batch cannot be loaded.
 
@@ -65,9 +65,10 @@ class Loop:
                                    self._interruption.requested or 'another worker', step)
                 break
             learning_rate = optimizer.learning_rate(step, args)
+            memory_is_used = bool(args.memory) and step >= arguments.memory_start(args)
             result = train_step(batch, tf.constant(learning_rate, tf.float32),
                                 tf.constant(optimizer.beta1(step, args), tf.float32),
-                                step < args.freeze_body_iterations)
+                                step < args.freeze_body_iterations, memory_is_used)
             self._report(until=started)
             self._unreported = step, learning_rate, result, started
             if step == self._first_step:  # The sign of life, for which nobody should wait a second step.

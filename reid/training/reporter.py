@@ -53,6 +53,8 @@ class Reporter:
                    'active_count': result['active_count'], 'learning_rate': learning_rate, 'secs_per_iter': seconds}
         if args.xent_weight:
             scalars['cross_entropy'] = result['cross_entropy']
+        if args.center_weight:
+            scalars['center_loss'] = result['center_loss']
         self._seconds.append(seconds)
         # The first line is the sign of life, here and for who asks whether this run has trained anything.
         if step == 0 or (step + 1) % args.log_frequency == 0 or step + 1 == args.train_iterations:

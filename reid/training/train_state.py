@@ -7,6 +7,8 @@ from reid.errors import InputError
 from reid.experiment import checkpoints
 from reid.modeling import model, pretrained
 from reid.training import optimizer
+from reid.training.centers import Centers
+from reid.training.memory import Memory
 from reid.training.weight_average import WeightAverage
 
 
@@ -19,6 +21,8 @@ class TrainState:
         trainable, trainable_head: those that are trained, and those of them that are not the body's.
         optimizer: as `optimizer.build` returns it. loss_scale: `optimizer.LossScale`.
         average: `WeightAverage`, or None without `--ema`.
+        memory: `Memory`, or None without `--memory`.
+        centers: `Centers`, or None without `--center_weight`.
         global_step: int64 variable, how many iterations are finished.
     """
 
@@ -29,7 +33,7 @@ class TrainState:
         with strategy.scope():
             self.network = model.build_for(args)
             if args.xent_weight:
-                self.network = model.with_classifier(self.network, num_identities)
+                self.network = model.with_classifier(self.network, num_identities, args.classifier)
         self.names = model.named_variables(self.network)
         of_body = model.named_variables(self.network.body)
         self.trainable = {name: variable for name, variable in self.names.items() if variable.trainable}
@@ -43,10 +47,15 @@ class TrainState:
             self.optimizer = optimizer.build(args, self.trainable, late, self.rate_factors)
             self.loss_scale = optimizer.LossScale(args.mixed_precision)
             self.average = WeightAverage(self.names, args.ema) if args.ema else None
+            self.memory = Memory(args.memory, args.embedding_dim) if args.memory else None
+            self.centers = None
+            if args.center_weight:
+                self.centers = Centers(num_identities, args.embedding_dim, args.center_learning_rate, args.seed)
         # TensorFlow keeps int32 variables on the host, where a step that XLA compiled for a GPU cannot read them.
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._stored = {**self.names, **self.optimizer.variables, **self.loss_scale.variables,
-                        **(self.average.variables if self.average else {}), 'global_step': self.global_step}
+                        **{name: variable for part in (self.average, self.memory, self.centers) if part
+                           for name, variable in part.variables.items()}, 'global_step': self.global_step}
 
     @property
     def step(self):

@@ -1,0 +1,281 @@
+"""What stands beside the metric loss: a memory of earlier batches, classifiers with a margin, the centre loss."""
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.spatial.distance import cdist as scipy_cdist
+
+import loss
+import train
+from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from reid.evaluation import distances
+from reid.experiment import arguments
+from reid.modeling import model
+from reid.training.centers import Centers
+from reid.training.memory import Memory
+from reid.training.train_state import TrainState
+
+
+def gradient_by_differences(function, array, width=1e-6):
+    gradient = np.zeros_like(array)
+    for index in np.ndindex(array.shape):
+        step = np.zeros_like(array)
+        step[index] = width
+        gradient[index] = (function(array + step) - function(array - step)) / (2 * width)
+    return gradient
+
+
+# --- Classifiers ------------------------------------------------------------------------------------------------------
+
+def naive_entropy(cosines, pids, kind, scale, margin, fixed):
+    """The mean cross-entropy, one logit after the other; `fixed` are cosines for what has no gradient."""
+    total = 0.0
+    for row, constants, pid in zip(cosines, fixed, pids):
+        logits = []
+        for identity, (cosine, constant) in enumerate(zip(row, constants)):
+            logit = cosine
+            if kind == 'circle' and identity == pid:
+                logit = max(1 + margin - constant, 0) * (cosine - (1 - margin))
+            elif kind == 'circle':
+                logit = max(constant + margin, 0) * (cosine - margin)
+            elif identity == pid and kind == 'cosface':
+                logit = cosine - margin
+            elif identity == pid:
+                angle = math.acos(cosine) + margin
+                logit = math.cos(angle) if angle < math.pi else cosine - margin * math.sin(margin)
+            logits.append(scale * logit)
+        total += math.log(sum(math.exp(logit - logits[pid]) for logit in logits))
+    return total / len(pids)
+
+
+@pytest.mark.parametrize('kind, margin', [('cosface', None), ('cosface', 0.1), ('arcface', None), ('arcface', 1.2),
+                                          ('circle', None), ('circle', 0.0)])
+def test_classifier_and_its_gradient(kind, margin):
+    random = np.random.default_rng(1)
+    cosines, pids = random.uniform(-0.95, 0.95, (8, 5)), np.array([0, 1, 2, 3, 4, 0, 0, 1])
+    cosines[0, 0], cosines[1, 1] = -0.99, 0.99  # With a margin the first one's angle is beyond 180 degrees.
+    cosines = cosines.astype(np.float32).astype(np.float64)
+    used = {'cosface': 0.35, 'arcface': 0.5, 'circle': 0.35}[kind] if margin is None else margin
+    variable = tf.Variable(cosines, dtype=tf.float32)
+    with tf.GradientTape() as tape:
+        logits = loss.classifier_logits(variable, tf.constant(pids), kind, 4.0, margin)
+        mean = tf.reduce_mean(loss.cross_entropy(logits, tf.constant(pids), 0.0))
+    assert float(mean) == pytest.approx(naive_entropy(cosines, pids, kind, 4.0, used, cosines), rel=1e-5)
+    expected = gradient_by_differences(lambda moved: naive_entropy(moved, pids, kind, 4.0, used, cosines), cosines)
+    np.testing.assert_allclose(tape.gradient(mean, variable), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ('cosface', 'arcface', 'circle'))
+def test_classifier_at_the_ends_has_a_finite_gradient(kind):
+    cosines = tf.Variable([[1.0, -1.0], [-1.0, 1.0000001]])
+    with tf.GradientTape() as tape:
+        logits = loss.classifier_logits(cosines, tf.constant([0, 0]), kind, 64.0, None)
+        mean = tf.reduce_mean(loss.cross_entropy(logits, tf.constant([0, 0]), 0.1))
+    assert np.isfinite(mean) and np.isfinite(tape.gradient(mean, cosines)).all()
+
+
+def test_classifier_of_cosines_is_beside_the_head():
+    network = model.with_classifier(model.build('mnist', 'direct', 4, (28, 28, 3)), 7, 'arcface')
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (3, 28, 28, 3)).astype(np.float32))
+    outputs = network(images)
+    weights = model.named_variables(network)['classifier/weights'].numpy()
+    np.testing.assert_allclose(outputs['logits'], 1 - scipy_cdist(outputs['emb_raw'], weights.T, 'cosine'), atol=1e-5)
+    assert loss.classifier_logits(outputs['logits'], None, 'linear', 64.0, None) is outputs['logits']
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('metric', distances.METRICS)
+def test_distances_to_a_memory_and_their_gradient(metric):
+    """Far from the origin as well, where differences of squares would lose most of their digits."""
+    random = np.random.default_rng(3)
+    for offset in (0.0, 1000.0):
+        if metric == 'cosine' and offset:
+            continue
+        a, b = (np.float32(random.normal(size=(count, 5)) + offset) for count in (4, 9))
+        weights = random.normal(size=(4, 9))
+        variable = tf.Variable(a)
+        with tf.GradientTape() as tape:
+            dists = loss.cdist_to_memory(variable, tf.constant(b), metric)
+            weighted = tf.reduce_sum(dists * weights.astype(np.float32))
+        np.testing.assert_allclose(dists, scipy_cdist(a, b, metric), rtol=1e-4)
+        exact = a.astype(np.float64)
+        expected = gradient_by_differences(lambda a: (scipy_cdist(a, b, metric) * weights).sum(), exact, 1e-4)
+        np.testing.assert_allclose(tape.gradient(weighted, variable), expected, rtol=1e-2, atol=2e-3)
+    same = tf.Variable(tf.ones([2, 3]))
+    with tf.GradientTape() as tape:
+        dists = loss.cdist_to_memory(same, tf.ones([4, 3]), metric)
+    assert (dists.numpy() < 2e-6).all() and np.isfinite(tape.gradient(dists, same)).all()
+
+
+def test_memory_holds_the_newest():
+    memory, told = Memory(7, 2), []
+    for number in range(4):
+        embs = np.random.default_rng(number).normal(size=(3, 2)).astype(np.float32)
+        told = [*zip(embs.tolist(), range(3 * number, 3 * number + 3)), *told]
+        memory.remember(tf.constant(embs), tf.range(3 * number, 3 * number + 3))
+    embs, pids = memory.content()
+    assert list(zip(embs.numpy().tolist(), pids.numpy())) == told[:7]
+
+
+def batch_hard(batch, batch_pids, rest, rest_pids, margin):
+    """Losses [B] of a batch that is compared with itself and a rest, in loops; euclidean."""
+    losses = []
+    for anchor, pid in enumerate(batch_pids):
+        others = [(np.sqrt(((batch[anchor] - other) ** 2).sum()), other_pid)
+                  for number, (other, other_pid) in enumerate(zip([*batch, *rest], [*batch_pids, *rest_pids]))
+                  if number != anchor]
+        furthest = max(dist for dist, other_pid in others if other_pid == pid)
+        nearest = min(dist for dist, other_pid in others if other_pid != pid)
+        losses.append(max(furthest - nearest + margin, 0))
+    return losses
+
+
+@pytest.mark.parametrize('precision, frames, start', [('none', 1, None), ('float16', 1, 4), ('bfloat16', 2, None)])
+def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
+    """The embeddings that each step tells of are the memory of those behind it; what is watched is the batch alone."""
+    args = arguments.make_parser().parse_args([
+        '--experiment_root', 'none', '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', '4', '--batch_p',
+        '3', '--batch_k', '2', '--net_input_height', '20', '--net_input_width', '20', '--margin', '0.5', '--memory', '9',
+        '--mixed_precision', precision, '--frames_per_tracklet', str(frames), '--deterministic',
+        *(['--memory_start', str(start)] if start else [])])
+    try:
+        state = TrainState(args, 6, tf.distribute.get_strategy())
+        step = train.make_train_step(args, state, tf.distribute.get_strategy())
+        embs, pids, with_memory = np.zeros([0, 4], np.float32), np.zeros([0], int), 0
+        for number in range(6):
+            random = np.random.default_rng(number)
+            of_batch = np.repeat(random.permutation(6)[:3], 2)
+            batch = {'images': tf.constant(random.uniform(0, 255, (6 * frames, 20, 20, 3)).astype(np.float32)),
+                     'pids': tf.constant(np.repeat(of_batch, frames), tf.int32),
+                     'rows': tf.range(6 * frames, dtype=tf.int64)}
+            used = number >= arguments.memory_start(args)
+            result = step(batch, tf.constant(1e-3), tf.constant(0.9), False, used)
+            emb = result['emb'].numpy()
+            rest = (embs[:9], pids[:9]) if used else (embs[:0], pids[:0])
+            expected = batch_hard(emb, of_batch, *rest, 0.5)
+            np.testing.assert_allclose(result['losses'], expected, rtol=1e-4, atol=1e-4)
+            if used:
+                with_memory += 1
+                assert len(rest[0]) == 9
+                assert not np.allclose(expected, batch_hard(emb, of_batch, embs[:0], pids[:0], 0.5), rtol=1e-4)
+            assert result['dists'].shape == (6, 6)
+            nearest = [np.argsort(row)[1] for row in scipy_cdist(emb, emb)]
+            assert result['batch_top1'] == np.mean(of_batch[nearest] == of_batch)
+            embs, pids = np.concatenate([emb, embs]), np.concatenate([of_batch, pids])
+        assert with_memory == (2 if start else 4)
+    finally:
+        model.set_precision('none')
+
+
+# --- Centres ----------------------------------------------------------------------------------------------------------
+
+def test_centres_follow_their_identities():
+    random = np.random.default_rng(0)
+    embs, pids = random.normal(size=(6, 3)).astype(np.float32), np.array([2, 2, 0, 4, 4, 4])
+    centers = Centers(5, 3, 0.25, seed=7)
+    before = centers.variables['centers'].numpy().astype(float)
+    assert abs(np.mean(before)) < 1 and 0.5 < np.std(before) < 1.5
+
+    def mean_loss(centers):
+        return np.mean([((emb - centers[pid]) ** 2).sum() for emb, pid in zip(embs, pids)])
+
+    variable = tf.Variable(embs)
+    with tf.GradientTape() as tape:
+        losses = centers.losses(variable, tf.constant(pids))
+        mean = tf.reduce_mean(losses)
+    assert losses.shape == (6,) and float(mean) == pytest.approx(mean_loss(before), rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(mean, variable), [(emb - before[pid]) / 3 for emb, pid in zip(embs, pids)],
+                               rtol=1e-4, atol=1e-6)
+    centers.follow(tf.constant(embs), tf.constant(pids))
+    np.testing.assert_allclose(centers.variables['centers'],
+                               before - 0.25 * gradient_by_differences(mean_loss, before), atol=1e-5)
+
+
+# --- All together -----------------------------------------------------------------------------------------------------
+
+ITERATIONS = 8
+ALL = ['--loss', 'multi_similarity', '--metric', 'cosine', '--margin', '0.1', '--memory', '20', '--xent_weight', '1',
+       '--classifier', 'arcface', '--classifier_scale', '16', '--center_weight', '0.01', '--freeze_body_iterations', '2']
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    return make_people(tmp_path_factory.mktemp('people'))
+
+
+@pytest.fixture(scope='module')
+def one_device(people, tmp_path_factory):
+    root = tmp_path_factory.mktemp('runs') / 'one'
+    run = Run('train.py', *train_arguments(people, root, ITERATIONS), *ALL)
+    assert run.wait() == 0, run.output
+    return root
+
+
+def test_a_resumed_run_has_the_same_bits(one_device, tmp_path):
+    before = left_behind(one_device, ITERATIONS)
+    held = tf.train.load_checkpoint(str(one_device / 'checkpoint-8'))
+    assert held.get_variable_to_shape_map()['memory_embs'] == [20, 4]
+    assert held.get_tensor('memory_pids').dtype == np.int32
+    assert held.get_variable_to_shape_map()['centers'] == held.get_variable_to_shape_map()['classifier/weights'][::-1]
+    assert 'center_loss' in before['curves']
+    for path in one_device.glob('checkpoint-8*'):
+        path.unlink()
+    (one_device / 'checkpoint').unlink()
+    run = Run('train.py', '--experiment_root', one_device, '--resume')
+    assert run.wait() == 0 and 'checkpoint-4' in run.output, run.output
+    after = left_behind(one_device, ITERATIONS)
+    assert all(before[name] == after[name] for name in before if name != 'log')
+
+
+def test_two_devices_train_as_one(people, one_device, tmp_path):
+    run = Run('train.py', *train_arguments(people, tmp_path / 'two', ITERATIONS), *ALL, '--distribute', 'mirrored',
+              '--devices', 2)
+    assert run.wait() == 0 and '2 replicas' in run.output, run.output
+    held = [tf.train.load_checkpoint(str(root / 'checkpoint-8')) for root in (one_device, tmp_path / 'two')]
+    for name in held[0].get_variable_to_shape_map():
+        one, two = (each.get_tensor(name) for each in held)
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=2e-4, err_msg=name)
+    np.testing.assert_array_equal(*(each.get_tensor('memory_pids') for each in held))
+    losses = [np.load(root / 'log_losses.npy') for root in (one_device, tmp_path / 'two')]
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('flags, parts', [
+    (['--classifier', 'arcface'], ['--classifier arcface', '--xent_weight']),
+    (['--xent_weight', '1', '--classifier_margin', '0.3'], ['--classifier_margin', 'linear']),
+    (['--xent_weight', '1', '--classifier_scale', '30'], ['--classifier_scale', 'linear']),
+    (['--xent_weight', '1', '--classifier', 'arcface', '--classifier_margin', '2'], ['2.0', '1.57', 'arcface']),
+    (['--xent_weight', '1', '--classifier', 'softmax'], ['softmax', 'cosface']),
+    (['--memory', '100', '--loss', 'none', '--xent_weight', '1'], ['--memory', '--loss']),
+    (['--memory', '-1'], ['--memory', '-1']), (['--memory', '2000000'], ['--memory', '1048576']),
+    (['--memory_start', '5'], ['--memory_start', '--memory']),
+    (['--memory', '1000', '--memory_start', '7'], ['--memory_start 7', '8 batches of 128']),
+    (['--center_learning_rate', '0.1'], ['--center_learning_rate', '--center_weight']),
+    (['--center_weight', '-1'], ['--center_weight', '-1'])])
+def test_flags_without_sense_or_effect(flags, parts):
+    parser = arguments.make_parser()
+    errors = []
+
+    def refuse(message):
+        errors.append(message)
+        raise SystemExit(2)
+
+    parser.error = refuse
+    with pytest.raises(SystemExit):
+        arguments.check(parser.parse_args(['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
+                                           *flags]), parser)
+    assert all(part in errors[0] for part in parts), errors
+
+
+def test_a_memory_that_is_never_used_is_told_of():
+    args = arguments.make_parser().parse_args(['--experiment_root', 'never', '--memory', '1000', '--train_iterations', '8'])
+    assert any('never used' in sentence for sentence in arguments.notices(args))
+    args.train_iterations = 9
+    assert not any('never used' in sentence for sentence in arguments.notices(args))
+
+
+def test_a_loss_of_cosines_wants_the_cosine_metric(people, tmp_path):
+    run = Run('train.py', *train_arguments(people, tmp_path / 'root'), '--loss', 'circle', '--margin', 0.25)
+    ended_in_one_sentence(run, '--loss circle', '--metric cosine')
