@@ -2,6 +2,8 @@
 
 TensorFlow may be imported before a fork, but not used: nothing here makes a tensor.
 """
+import gc
+
 from reid import quiet
 
 with quiet.tensorflow_import():
@@ -17,3 +19,7 @@ import embed  # noqa: F401
 import train  # noqa: F401
 from reid.modeling import inference  # noqa: F401
 from reid.training import reporter  # noqa: F401
+
+# Or each fork would go through all of these objects again when it collects garbage, and copy their pages.
+gc.collect()
+gc.freeze()
