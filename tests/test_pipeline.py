@@ -169,7 +169,8 @@ def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
     with forking_python(tmp_path) as environment:
         done = subprocess.run(['sh', str(project / 'market1501_train.sh'), str(people / 'images'),
                                str(tmp_path / 'checkpoint-0'), str(tmp_path / 'run'), '--batch_p', '2',
-                               '--train_iterations', '2'], capture_output=True, text=True, timeout=300, env=environment)
+                               '--batch_k', '2', '--train_iterations', '2'],
+                              capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert 'Initialised the body' in done.stderr and 'iter:     2' in done.stderr
     assert checkpoint_steps(tmp_path / 'run') == [0, 2]
