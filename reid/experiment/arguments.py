@@ -224,7 +224,7 @@ def make_parser():
     add('--tf32', action='store_true', help='let GPUs since Ampere round factors of float32 products to 10 bits: faster, '
         'and other numbers; embeddings and validations stay float32')
     add('--recompute', action='store_true', help='keep only some of the activations and compute the others again for the '
-        'gradients: the same numbers in less memory and a third more time')
+        'gradients: less memory, more time, the same numbers but for rounding')
     add('--jit_compile', action='store_true', help='compile the training step with XLA: for GPUs')
     add('--distribute', choices=('none', 'mirrored', 'multi_worker'), default='none', help='the GPUs of this host, or the '
         'hosts that the environment variable TF_CONFIG names (%(default)s)')

@@ -14,9 +14,11 @@ KERNELS = 3
 
 
 def recomputing(network, names):
-    """A function that computes what a network does in training, to the bit, and keeps less for the gradients.
+    """A function that computes what a network does in training, but for rounding, and keeps less for the gradients.
 
-    The random numbers of a part are the same in both runs, and its moving statistics move once.
+    The random numbers of a part are the same in both runs, and its moving statistics move once. TensorFlow may fuse
+    operations between which nothing is kept, which rounds otherwise: transformers' do, those of ResNets have the same
+    bits on a CPU.
 
     Args:
         network: as `model.build` or `model.with_classifier` returns it.
