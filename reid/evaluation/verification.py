@@ -152,7 +152,7 @@ def verification(pairs, query_pids):
         query_pids: identities of the queries [Q].
 
     Returns: a dict: `genuine_pairs`, `impostor_pairs`, `auc`, `eer`, `tpr_at_fpr`, `curve` and `histogram`, as
-        docs/evaluation_file.md has it.
+        the README has it.
     """
     genuine = np.sort(pairs.distance)
     at_level = np.bincount(pairs.levels.searchsorted(genuine), minlength=len(pairs.levels))
