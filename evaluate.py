@@ -12,7 +12,7 @@ import numpy as np
 import excluders
 from reid import argument_types
 from reid.errors import InputError, exit_with
-from reid.evaluation import chunks, distances, multi_query, ranking, reranking
+from reid.evaluation import chunks, distances, multi_query, ranking, reranking, verification
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
 from reid.evaluation.results import is_evaluation, read_evaluation, write_results
 from reid.files import check_output
@@ -66,6 +66,12 @@ def make_parser():
     add('--rerank_k2', type=argument_types.positive_int, default=6, metavar='K2', help='(%(default)s)')
     add('--rerank_lambda', type=argument_types.share, default=0.3, metavar='L', help='(%(default)s)')
     add('--by_camera', action='store_true', help='also mAP per pair of query and gallery camera')
+    add('--verification', action='store_true', help='also judge all pairs of a query and a gallery image: which distance '
+        'means one person, how often that errs, and for queries without a match how often somebody is found')
+    add('--threshold_from', metavar='JSON', help='apply the threshold that another evaluation with --verification has; '
+        'verifies as well')
+    add('--fpr', type=argument_types.share, default=1e-3, metavar='F', help='the one for this share of pairs of different '
+        'identities accepted (%(default)s)')
 
     add = parser.add_argument_group('instead of evaluating').add_argument
     add('--compare', nargs=2, metavar='JSON', help='is the second result better than the first, or is that noise?')
@@ -87,10 +93,16 @@ def main():
     if not args.rerank:
         argument_types.refuse_given(parser, {'rerank_k1', 'rerank_k2', 'rerank_lambda'}, 'nothing is re-ranked without '
                                     '--rerank')
+    if args.rerank and (args.verification or args.threshold_from):
+        parser.error('--verification judges pairs by their distance, and a re-ranked distance is not one of two images '
+                     'alone: leave out --rerank')
+    if not args.threshold_from:
+        argument_types.refuse_given(parser, {'fpr'}, 'no threshold is applied without --threshold_from')
     if args.filename is not None:
         check_output(args.filename, '--filename', 'an evaluation as evaluate.py writes it', is_evaluation, [
             args.query_dataset, args.query_embeddings, args.gallery_dataset, args.gallery_embeddings,
-            args.multi_query_dataset, args.multi_query_embeddings])
+            args.multi_query_dataset, args.multi_query_embeddings, args.threshold_from])
+    chosen = args.threshold_from and verification.threshold_at(args.threshold_from, args.fpr, args.metric)
 
     from reid import provenance
     from reid.dataset import load_dataset
@@ -117,7 +129,12 @@ def main():
         # The processes have shared the neighbours of all images, nearly all of the work. To hand them what re-ranking
         # knows of the queries would take longer than to rank.
         how['workers'] = 1
-    ranks = ranking.rank(queries, query_set, gallery, gallery_set, **how)
+    verify = args.verification or chosen is not None
+    if verify:
+        thresholds = [] if chosen is None else [chosen.threshold]
+        ranks, pairs = verification.measure(queries, query_set, gallery, gallery_set, thresholds, how)
+    else:
+        ranks = ranking.rank(queries, query_set, gallery, gallery_set, **how)
     unmatched = int((~ranks.matched).sum())
     if unmatched == len(query_set):
         raise InputError(f'No query of {args.query_dataset} has a match in {args.gallery_dataset} that the excluder '
@@ -145,6 +162,16 @@ def main():
         'embedding_parameters': embedding_parameters,
         'versions': provenance.versions(),
     }
+    if verify:
+        results['verification'] = verification.verification(pairs, query_set.pids)
+        places = verification.first_places(pairs, ranks, queries, query_set, gallery, gallery_set, how)
+        if unmatched:
+            results['open_set'] = verification.open_set(places)
+        if chosen is not None:
+            applied = verification.at_threshold(pairs, query_set.pids, chosen.threshold)
+            if unmatched:
+                applied |= verification.open_set_at(places, chosen.threshold)
+            results['threshold_applied'] = {'threshold_from': args.threshold_from, 'chosen_at_fpr': args.fpr, **applied}
     if args.by_camera:
         results['by_camera'] = by_camera(queries, query_set, gallery, gallery_set, how, args.use_market_ap)
     try:
@@ -231,6 +258,8 @@ def print_results(results):
         print(f'{name:18}{score:9.2%}{between.get(name, "")}')
     if 'by_camera' in results:
         print_cameras(results['by_camera'])
+    if 'verification' in results:
+        print_verification(results)
     top = {k: cmc[min(k, len(cmc)) - 1] for k in (1, 2, 5, 10)}
     print(f'mAP: {results["mAP"]:.2%} | top-1: {top[1]:.2%} top-2: {top[2]:.2%} | top-5: {top[5]:.2%} | '
           f'top-10: {top[10]:.2%}')
@@ -250,6 +279,44 @@ def print_cameras(table):
         print(f'These are {shown} of {len(table)} pairs, of the {CAMERAS_SHOWN} cameras on either side with most queries; '
               f'the JSON file of --filename has all.')
     print()
+
+
+def print_verification(results):
+    """Print how well distances tell whether two images are of one person, and whether a query is in the gallery."""
+    found = results['verification']
+    print(f'\nIs it the same person? {found["genuine_pairs"]} pairs of one identity, {found["impostor_pairs"]} of two: '
+          f'AUC {found["auc"]:.4%}, equal error rate {found["eer"]:.2%}')
+    if found['tpr_at_fpr']:
+        print(f'{"of two accepted":18}{"distance up to":>15}{"of one accepted":>17}')
+    else:
+        print('These are too few pairs of two identities for a threshold.')
+    for point in found['tpr_at_fpr']:
+        ends = point['interval']
+        between = f'{CONFIDENCE:.0%} interval {ends[0]:.2%} to {ends[1]:.2%}' if ends else TOO_FEW
+        print(f'{at_most(point["fpr"]):18}{shown(point["threshold"]):>15}{point["tpr"]:17.2%}   {between}')
+    if 'open_set' in results:
+        found = results['open_set']
+        print(f'Is it anybody of the gallery? {found["queries"]} queries have a match, {found["unmatched_queries"]} have '
+              f'none')
+        print(f'{"of these accepted":18}{"distance up to":>15}{"found at rank 1":>17}')
+        for point in found['dir_at_far']:
+            print(f'{at_most(point["far"]):18}{shown(point["threshold"]):>15}{point["dir"]:17.2%}')
+    if 'threshold_applied' in results:
+        here = results['threshold_applied']
+        print(f'The threshold {shown(here["threshold"])} accepts {at_most(here["chosen_at_fpr"])} of two in '
+              f'{here["threshold_from"]}; here it accepts {here["fpr"]:.4%} of two and {here["tpr"]:.2%} of one')
+        if 'far' in here:
+            print(f'    and finds {here["dir"]:.2%} of the queries with a match at rank 1, and somebody for '
+                  f'{here["far"]:.2%} of those without')
+    print()
+
+
+def at_most(share):
+    return f'at most {100 * share:g}%'
+
+
+def shown(threshold):
+    return 'none' if threshold is None else f'{threshold:.6g}'
 
 
 def most_frequent(table, side):

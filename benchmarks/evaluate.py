@@ -3,6 +3,7 @@
 
     benchmarks/evaluate.py                         the size of Market-1501, some minutes
     benchmarks/evaluate.py --gallery 500000 --references
+    benchmarks/evaluate.py --gallery 500000 --verification --references
     benchmarks/evaluate.py --rerank --references   re-ranking too; --references dense does it with matrices of all pairs
     benchmarks/evaluate.py --queries 11659 --gallery 82161 --identities 3060 --rerank --references   as large as MSMT17
     benchmarks/evaluate.py --queries 10000 --gallery 10000 --dim 2 --identities 10 --references scikit-learn
@@ -44,6 +45,7 @@ def main():
     add('--workers', type=int, help='also with this number of processes')
     add('--rerank', action='store_true', help='also with re-ranking')
     add('--by_camera', action='store_true', help='also by pairs of cameras')
+    add('--verification', action='store_true', help='also with verification of all pairs')
     add('--references', nargs='*', choices=[*sorted(REFERENCES), *DENSE], default=sorted(REFERENCES),
         help=f'(all of them but {", ".join(DENSE)}, which takes 24 bytes a pair of images)')
     add('--folder', help='where to make the embeddings, and find them the next time (a temporary folder)')
@@ -80,6 +82,11 @@ def measure(args, folder):
         runs[f'evaluate.py --rerank --workers {args.workers}'] = [*evaluate, '--rerank', '--workers', args.workers]
     if args.by_camera:
         runs['evaluate.py --by_camera'] = [*evaluate, '--by_camera']
+    if args.verification:
+        runs['evaluate.py --verification'] = [*evaluate, '--verification']
+    if args.verification and args.workers:
+        runs[f'evaluate.py --verification --workers {args.workers}'] = [*evaluate, '--verification', '--workers',
+                                                                        args.workers]
     runs.update({name: [__file__, '--run', name, folder] for name in args.references})
 
     print(f'{args.queries} queries, {args.gallery} gallery images, {args.dim} dimensions, {os.cpu_count()} cores\n')

@@ -387,6 +387,27 @@ def test_comparison(root, look):
     assert shown_list(page, second) == as_shown(lists_by_hand(root, 'old')[fid])[:10]
 
 
+def test_verification(root, look):
+    _evaluated.evaluate(root, 'new', '--verification', '--filename', root / 'verified.json')
+    process = run_script('visualize.py', 'report', root / 'verified.json', '--filename', root / 'verified.html')
+    assert process.returncode == 0, process.stderr
+    points = json.loads((root / 'verified.json').read_text())['verification']['tpr_at_fpr']
+    assert [point['fpr'] for point in points] == [0.1, 0.01]
+    counts = []
+    for point, name in zip(points, ('10%', '1%')):
+        page = look(root / 'verified.html')
+        assert 'ROC' in page.inner_text('#charts') and 'of others (sample)' not in page.inner_text('#charts')
+        page.select_option('#show', f'accepted wrongly at FPR {name}')
+        expected = set()
+        for fid, ranked in lists_by_hand(root).items():
+            _, distance, kind = next(entry for entry in ranked if entry[2] != 'excluded')
+            if kind == 'miss' and distance <= point['threshold']:
+                expected.add(fid)
+        assert set(rows(page)) == expected
+        counts.append(len(expected))
+    assert counts[0] > counts[1]
+
+
 def test_a_page_holds_all_it_needs(root, browser):
     """It asks for itself and for linked images, which have relative addresses; a policy forbids anything else."""
     asked = {}

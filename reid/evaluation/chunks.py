@@ -15,6 +15,16 @@ def read(source, start, stop):
     return np.asarray(source[start:stop], dtype=np.float32)
 
 
+def read_rows(source, rows, block=65536):
+    """Some rows of open `Embeddings` or an array, float32 [len(rows), D]; a file is read a block at a time."""
+    found = np.empty((len(rows), source.shape[1]), np.float32)
+    for start in range(0, len(source), block):
+        here = (rows >= start) & (rows < start + block)
+        if here.any():
+            found[here] = read(source, start, start + block)[rows[here] - start]
+    return found
+
+
 def of_gallery(gallery, start, stop, keep=None):
     """Rows int64 [C] and embeddings [C, D] of the gallery from `start` to `stop`, a chunk at a time.
 

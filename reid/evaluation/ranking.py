@@ -15,7 +15,8 @@ import functools
 import numpy as np
 
 from reid.evaluation import chunks
-from reid.evaluation.distances import Chunk, Distances, check_dimensions, similar_in_size
+from reid.evaluation.distances import ROUNDING, Chunk, Distances, PreciseDistances, check_dimensions, similar_in_size
+from reid.evaluation.pairs import Counter, Tally
 from reid.evaluation.retrieval_metrics import joined, ranks_of
 from reid.evaluation.workers import pool
 
@@ -54,11 +55,13 @@ class Counts:
     up_to: int64 [M], strangers in the match's part that are nearer or as near.
     ignored: bool [M], whether the match is one of these images and its query ignores it.
     junk: int64 [P], images that no query looks at.
+    tally: `Tally` of all pairs of a query and a stranger, where one was asked for.
     """
     in_front: np.ndarray
     up_to: np.ndarray
     ignored: np.ndarray
     junk: np.ndarray
+    tally: Tally | None = None
 
     @classmethod
     def zero(cls, matches, parts):
@@ -74,7 +77,7 @@ class Counts:
 
 
 def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder, metric, batch_size=256, workers=1,
-         reranking=None):
+         reranking=None, census=None):
     """Rank the gallery for every query.
 
     Args:
@@ -85,6 +88,7 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
         batch_size: queries at a time.
         workers: number of processes that share the gallery.
         reranking: what `k_reciprocal` returns for these embeddings; None: rank by distance.
+        census: a `Census`, to which all pairs are told. Re-ranked distances it does not understand.
 
     Returns: `Ranks`.
 
@@ -93,11 +97,11 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
     """
     one_part = np.zeros(len(gallery_set), np.int8)
     return rank_parts(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder, metric, one_part, batch_size,
-                      workers, reranking)[0]
+                      workers, reranking, census)[0]
 
 
 def rank_parts(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder, metric, parts, batch_size=256,
-               workers=1, reranking=None):
+               workers=1, reranking=None, census=None):
     """Rank every part of the gallery for every query, as if it were all of the gallery, in one pass.
 
     Args:
@@ -110,26 +114,36 @@ def rank_parts(query_embeddings, query_set, gallery_embeddings, gallery_set, exc
     """
     check_dimensions(query_embeddings, gallery_embeddings)
     part_count = int(parts.max(initial=0)) + 1
-    number_of = {}
-    query_pids = np.array([number_of.setdefault(pid, len(number_of)) for pid in query_set.pids], np.int32)
-    gallery_pids = np.fromiter((number_of.get(pid, -1) for pid in gallery_set.pids), np.int32, len(gallery_set))
-    most_matches = np.bincount(gallery_pids[gallery_pids >= 0], minlength=len(number_of))[query_pids]
+    query_pids, gallery_pids = numbered(query_set, gallery_set)
     blocks = []  # Of each, the `Ranks` of all parts.
     with pool(workers) as in_processes:
-        for block in _query_blocks(most_matches, chunks.queries_at_once(reranking)):
-            distances = Distances(chunks.read(query_embeddings, block.start, block.stop), metric)
+        for block in query_blocks(query_pids, gallery_pids, chunks.queries_at_once(reranking)):
+            kind = Distances if census is None else PreciseDistances
+            distances = kind(chunks.read(query_embeddings, block.start, block.stop), metric)
             if reranking is not None:
                 distances = reranking.applied_to(distances, block)
-            matches = _matches(distances, query_pids[block], gallery_embeddings, gallery_pids, parts, part_count)
+            matches = matches_of(distances, query_pids[block], gallery_embeddings, gallery_pids, parts, part_count)
             count = functools.partial(_count, distances, matches, query_set.fids[block], gallery_embeddings, excluder,
-                                      part_count, batch_size)
+                                      part_count, batch_size, census and census.plan, block.start)
             tasks = [_Task(some.start, gallery_set.fids[some], parts[some])
                      for some in chunks.even_slices(len(parts), chunks.GALLERY_AT_ONCE, workers)]
             counts = Counts.zero(len(matches), part_count)
             for counts_of_task in in_processes(count, tasks, 'Gallery'):
                 counts.add(counts_of_task)
+                if census is not None:
+                    census.tally.add(counts_of_task.tally)
+            if census is not None:
+                valid = matches.take(~counts.ignored)
+                census.add_matches(block.start + valid.query, valid.distance)
             blocks.append(_ranks_of_parts(len(query_pids[block]), matches, counts))
     return [joined(blocks_of_part) for blocks_of_part in zip(*blocks)]
+
+
+def numbered(query_set, gallery_set):
+    """The identities of queries and gallery as numbers, int32 [Q] and [G]: -1 where no query has it."""
+    number_of = {}
+    query_pids = np.array([number_of.setdefault(pid, len(number_of)) for pid in query_set.pids], np.int32)
+    return query_pids, np.fromiter((number_of.get(pid, -1) for pid in gallery_set.pids), np.int32, len(gallery_set))
 
 
 def _ranks_of_parts(query_count, matches, counts):
@@ -142,9 +156,9 @@ def _ranks_of_parts(query_count, matches, counts):
             for part in range(part_count)]
 
 
-def _query_blocks(most_matches, at_once):
-    """Slices of `at_once` queries or fewer, for each of which the gallery is read once, given upper bounds of their
-    matches int64 [Q]."""
+def query_blocks(query_pids, gallery_pids, at_once):
+    """Slices of `at_once` queries or fewer, for each of which the gallery is read once, given `numbered` identities."""
+    most_matches = np.bincount(gallery_pids[gallery_pids >= 0], minlength=query_pids.max() + 1)[query_pids]
     total = np.cumsum(most_matches)
     blocks = []
     start = 0
@@ -157,7 +171,7 @@ def _query_blocks(most_matches, at_once):
     return blocks
 
 
-def _matches(distances, query_pids, gallery, gallery_pids, parts, part_count):
+def matches_of(distances, query_pids, gallery, gallery_pids, parts, part_count):
     """The `Matches` of all queries in the gallery, be they valid or not."""
     found = [Matches(np.zeros(0, np.int64), parts[:0], np.zeros(0, np.int64), np.zeros(0))]
     wanted = np.isin(gallery_pids, query_pids)
@@ -215,10 +229,11 @@ class _Standing:
     up_to: np.ndarray
 
 
-def _count(distances, matches, query_fids, gallery, excluder, part_count, batch_size, task):
-    """The `Counts` of all matches from the images of a task."""
+def _count(distances, matches, query_fids, gallery, excluder, part_count, batch_size, plan, first_query, task):
+    """The `Counts` of all matches from the images of a task; with a `Plan` also the tally."""
     counts = Counts.zero(len(matches), part_count)
-    queries = _different(matches.query)
+    counter = plan and Counter(distances, plan, first_query)
+    queries = np.arange(len(query_fids)) if plan else _different(matches.query)
     for rows, embs in chunks.of_gallery(gallery, task.start, task.start + len(task.fids)):
         of_chunk = slice(rows[0] - task.start, rows[-1] + 1 - task.start)
         order, groups = _grouped(distances.prepare(rows, embs), task.parts[of_chunk])
@@ -240,11 +255,22 @@ def _count(distances, matches, query_fids, gallery, excluder, part_count, batch_
                 chosen = of_batch.start + np.flatnonzero(matches.part[of_batch] == group.part)
                 asking = _different(matches.query[chosen])
                 of_group = passed_over[:, group.columns]
+                if counter:
+                    approximate, error = counter.count(batch, group.chunk, of_group)
+                    # In front of the furthest match they are rounded by this much.
+                    error = error + 2 * ROUNDING * (matches.distance[of_batch].max(initial=0) + error)
                 if len(asking) < len(batch):
-                    of_group = of_group[np.searchsorted(batch, asking)]
-                standing = _count_in_group(distances, group.chunk, matches.take(chosen), asking, of_group)
+                    of_asking = np.searchsorted(batch, asking)
+                    of_group = of_group[of_asking]
+                    if counter:
+                        approximate, error = approximate[of_asking], error[of_asking]
+                if not counter:
+                    approximate, error = distances.approximate(asking, group.chunk)
+                standing = _count_in_group(distances, group.chunk, matches.take(chosen), asking, of_group, approximate,
+                                           error)
                 counts.in_front[chosen] += standing.in_front
                 counts.up_to[chosen] += standing.up_to
+    counts.tally = counter and counter.result()
     return counts
 
 
@@ -271,15 +297,15 @@ def _grouped(chunk, parts):
     return order, [_Group(part, columns, chunk.take(columns)) for part, columns in keys]
 
 
-def _count_in_group(distances, chunk, matches, batch, passed_over):
+def _count_in_group(distances, chunk, matches, batch, passed_over, approximate, error):
     """The `_Standing` of some matches among the images of a chunk [C].
 
     Args:
         matches: `Matches` [M] of one part.
         batch: numbers of their queries, each once, int64 [B].
         passed_over: bool [B, C], images that are not counted.
+        approximate, error: what `Distances.approximate` returns for them.
     """
-    approximate, error = distances.approximate(batch, chunk)
     query = np.searchsorted(batch, matches.query)  # Here and below: the position in the batch.
     # Images between these two bounds may be nearer than the match or not: they are the candidates.
     bounds = matches.distance[:, None] + error[query, None] * [-1, 1]  # [M, 2]

@@ -144,16 +144,6 @@ def stated(embeddings, name):
     return value if isinstance(value, str) else None
 
 
-def read_rows(embeddings, rows, block=65536):
-    """Some rows of open `Embeddings` or an array, float32 [len(rows), D]; a file is read a block at a time."""
-    found = np.empty((len(rows), embeddings.shape[1]), np.float32)
-    for start in range(0, len(embeddings), block):
-        here = (rows >= start) & (rows < start + block)
-        if here.any():
-            found[here] = chunks.read(embeddings, start, start + block)[rows[here] - start]
-    return found
-
-
 def ranked_lists(evaluation, query, gallery, queries, top_k):
     """The nearest gallery images of some queries.
 
@@ -168,7 +158,7 @@ def ranked_lists(evaluation, query, gallery, queries, top_k):
     """
     top_k = min(top_k, len(gallery.dataset))
     excluder = excluders.load(evaluation.parameters['excluder'])
-    find = functools.partial(neighbours.nearest, read_rows(evaluation.query_embeddings, queries),
+    find = functools.partial(neighbours.nearest, chunks.read_rows(evaluation.query_embeddings, queries),
                              query.dataset.fids[queries], evaluation.gallery_embeddings, gallery.dataset.fids,
                              metric=evaluation.parameters['metric'], excluder=excluder,
                              reranking=evaluation.reranking_of(queries))

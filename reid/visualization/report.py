@@ -9,9 +9,9 @@ import urllib.parse
 import numpy as np
 
 import excluders
-from reid.evaluation import neighbours
+from reid.evaluation import chunks, neighbours
 from reid.files import holds, written_whole
-from reid.visualization.ranked_lists import cameras, ranked_lists, read_rows
+from reid.visualization.ranked_lists import cameras, ranked_lists
 from reid.visualization.thumbnails import Missing, jpeg, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
@@ -167,6 +167,27 @@ def _run(evaluation, query, gallery, top_k, seed):
         'further': [[(int(row), round(float(distance), 4)) for row, distance in ranked] for ranked in further],
         'distances': {'edges': edges.round(6).tolist(), 'same': np.histogram(same, edges)[0].tolist(),
                       'different': np.histogram(different, edges)[0].tolist()},
+        'verification': evaluation.verification and _verification(
+            evaluation.verification, lists, query.dataset.pids, gallery.dataset.pids),
+    }
+
+
+def _verification(verification, lists, query_pids, gallery_pids):
+    """What the page shows of a `Verification`, given the ranked lists of all queries and the identities."""
+    points = [point for point in verification.tpr_at_fpr if point.threshold is not None]
+    accepted_at = []  # Of each query the smallest FPR at which its nearest image, of another identity, is accepted.
+    for pid, ranked in zip(query_pids, lists):
+        nearest = next((entry for entry in ranked if not entry.excluded), None)
+        wrong = nearest is not None and gallery_pids[nearest.row] != pid
+        accepted_at.append(min((point.fpr for point in points if wrong and nearest.distance <= point.threshold),
+                               default=None))
+    return {
+        'auc': verification.auc, 'eer': verification.eer,
+        'roc': [(point.fpr, point.tpr) for point in verification.curve if point.fpr > 0],
+        'points': [(point.fpr, point.tpr, point.threshold) for point in points],
+        'edges': verification.edges.tolist(), 'same': verification.genuine.tolist(),
+        'different': verification.impostor.tolist(),
+        'acceptedAt': accepted_at,
     }
 
 
@@ -177,7 +198,7 @@ def _or_none(numbers):
 def _matches(evaluation, query, gallery):
     """All matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
     excluder = excluders.load(evaluation.parameters['excluder'])
-    query_embs = read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
+    query_embs = chunks.read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
     queries_of, rows_of = {}, {}
     for q, pid in enumerate(query.dataset.pids):
         queries_of.setdefault(pid, []).append(q)
@@ -185,7 +206,7 @@ def _matches(evaluation, query, gallery):
         if pid in queries_of:
             rows_of.setdefault(pid, []).append(row)
     candidates = np.concatenate([np.empty(0, np.int64), *rows_of.values()])
-    candidate_embs = read_rows(evaluation.gallery_embeddings, candidates)
+    candidate_embs = chunks.read_rows(evaluation.gallery_embeddings, candidates)
     matches = [(np.empty(0, np.int64), np.empty(0))] * len(query.dataset)
     start = 0
     for pid, rows in rows_of.items():
@@ -205,8 +226,8 @@ def _distances_of_others(evaluation, query, gallery, seed):
     excluder = excluders.load(evaluation.parameters['excluder'])
     queries = rng.permutation(len(query.dataset))[:SAMPLE]
     rows = rng.permutation(len(gallery.dataset))[:SAMPLE]
-    found = neighbours.nearest(read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
-                            read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.fids[rows],
+    found = neighbours.nearest(chunks.read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
+                            chunks.read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.fids[rows],
                             len(rows), evaluation.parameters['metric'], excluder,
                             reranking=evaluation.reranking_of(queries, rows))
     others = gallery.dataset.pids[rows][found.rows] != query.dataset.pids[queries][:, None]
