@@ -1,0 +1,368 @@
+"""Vision transformers against plain NumPy, from the same arrays laid out in each of the formats they are published in."""
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from nets import _pooling, _published, _vit, _vit_weights
+from reid.errors import InputError
+from reid.modeling import model, pretrained, weight_files
+
+PATCH, WIDTH, HEADS, DEPTH = 4, 16, 2, 2
+INSIDE = {'norm1': (1, WIDTH), 'norm2': (1, WIDTH), 'query': (WIDTH, WIDTH), 'key': (WIDTH, WIDTH),
+          'value': (WIDTH, WIDTH), 'out': (WIDTH, WIDTH), 'fc1': (WIDTH, 4 * WIDTH), 'fc2': (4 * WIDTH, WIDTH)}
+
+
+def tiny(input_shape, **options):
+    return _vit.body(input_shape, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH, **options)
+
+
+def random_weights(grid, class_token=True, registers=0, layer_scale=False, map_head=False):
+    """Weights of a transformer: {name: array}, each of the layers of `INSIDE` with a kernel and a bias."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape):
+        return random.normal(0, 0.3, shape).astype(np.float32)
+
+    def layers(names):
+        return {name: (1 + normal(*INSIDE[name][1:]) if 'norm' in name else normal(*INSIDE[name]), normal(INSIDE[name][1]))
+                for name in names}
+
+    weights = {'patches': (normal(PATCH, PATCH, 3, WIDTH), normal(WIDTH)), 'norm': layers(['norm1'])['norm1'],
+               'positions': normal(*grid, WIDTH), 'blocks': [layers(INSIDE) for _ in range(DEPTH)]}
+    if class_token:
+        weights |= {'class_token': normal(WIDTH), 'class_position': normal(WIDTH)}
+    if registers:
+        weights['registers'] = normal(registers, WIDTH)
+    for block in weights['blocks']:
+        block['scales'] = [normal(WIDTH), normal(WIDTH)] if layer_scale else [1, 1]
+    if map_head:
+        weights['map_head'] = {**layers([name for name in INSIDE if name != 'norm1']), 'probe': normal(WIDTH)}
+    return weights
+
+
+# The forward pass.
+
+def norm(rows, scale, offset):
+    rows = rows.astype(np.float64)
+    mean = rows.mean(axis=-1, keepdims=True)
+    return (rows - mean) / np.sqrt(((rows - mean) ** 2).mean(axis=-1, keepdims=True) + 1e-6) * scale + offset
+
+
+def gelu(x, tanh):
+    if tanh:
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+    return x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def dense(rows, layer):
+    return rows @ layer[0].astype(np.float64) + layer[1]
+
+
+def attended(queries, rows, layers):
+    """Each of the queries [Q, C] attends to rows [T, C], head by head."""
+    depth, outputs = WIDTH // HEADS, []
+    for head in range(HEADS):
+        own = slice(head * depth, (head + 1) * depth)
+        q, k, v = (dense(each, layers[name])[:, own] for each, name in
+                   ((queries, 'query'), (rows, 'key'), (rows, 'value')))
+        products = np.exp(q @ k.T / math.sqrt(depth))
+        outputs.append(products / products.sum(axis=1, keepdims=True) @ v)
+    return dense(np.concatenate(outputs, axis=1), layers['out'])
+
+
+def forward(weights, image, tanh=False, half=True, stride=PATCH):
+    """The endpoints of a transformer for one image [H, W, 3] of RGB 0..255, patch by patch."""
+    image = image.astype(np.float64) / 255
+    image = 2 * image - 1 if half else (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    kernel, bias = weights['patches']
+    height, width = ((side - PATCH) // stride + 1 for side in image.shape[:2])
+    patches = np.array([[np.einsum('hwc,hwcf->f', image[y * stride:][:PATCH, x * stride:][:, :PATCH], kernel) + bias
+                         for x in range(width)] for y in range(height)])
+    rows = list((patches + naively_resized(weights['positions'], height, width)).reshape(-1, WIDTH))
+    tokens = list(weights.get('registers', []))
+    if 'class_token' in weights:
+        tokens.insert(0, weights['class_token'] + weights['class_position'])
+    rows = np.array(tokens + rows)
+    for block in weights['blocks']:
+        normed = norm(rows, *block['norm1'])
+        rows = rows + block['scales'][0] * attended(normed, normed, block)
+        rows = rows + block['scales'][1] * dense(gelu(dense(norm(rows, *block['norm2']), block['fc1']), tanh), block['fc2'])
+    rows = norm(rows, *weights['norm'])
+    patches = rows[len(tokens):]
+    found = {'class_token': rows[0], 'patch_mean': patches.mean(axis=0), 'patches': patches.reshape(height, width, WIDTH)}
+    if 'map_head' in weights:
+        head = weights['map_head']
+        probed = attended(head['probe'][None], patches, head)
+        found['map'] = (probed + dense(gelu(dense(norm(probed, *head['norm2']), head['fc1']), tanh), head['fc2']))[0]
+    return found
+
+
+def naively_resized(grid, height, width):
+    """Bicubic with antialiasing, first one side and then the other, number by number."""
+    def kernel(x):
+        x = abs(x)
+        if x < 1:
+            return 1.5 * x ** 3 - 2.5 * x ** 2 + 1
+        return -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2 if x < 2 else 0
+
+    def resized(rows, size):
+        ratio = len(rows) / size
+        if ratio == 1:
+            return rows
+        outputs = []
+        for i in range(size):
+            weights = [kernel((j + 0.5 - (i + 0.5) * ratio) / max(ratio, 1)) for j in range(len(rows))]
+            outputs.append(sum(weight * row for weight, row in zip(weights, rows)) / sum(weights))
+        return np.array(outputs)
+
+    grid = resized(grid.astype(np.float64), height)
+    return resized(grid.swapaxes(0, 1), width).swapaxes(0, 1)
+
+
+# The formats.
+
+def torch_arrays(weights, prefix='', registers='register_tokens', with_class_position=True):
+    """As timm names them."""
+    def linear(name, layer):
+        return {f'{name}.weight': layer[0].T, f'{name}.bias': layer[1]}
+
+    def joined(name, layers):
+        return linear(name, [np.concatenate(each, axis=-1) for each in zip(*layers)])
+
+    positions = weights['positions'].reshape(-1, WIDTH)
+    arrays = {'patch_embed.proj.weight': weights['patches'][0].transpose(3, 2, 0, 1),
+              'patch_embed.proj.bias': weights['patches'][1], **linear('norm', weights['norm'])}
+    if 'class_token' in weights:
+        token = weights['class_token'] + (0 if with_class_position else weights['class_position'])
+        arrays['cls_token'] = token[None, None]
+        if with_class_position:
+            positions = np.concatenate([weights['class_position'][None], positions])
+    arrays['pos_embed'] = positions[None]
+    if 'registers' in weights:
+        arrays[registers] = weights['registers'][None]
+    for number, block in enumerate(weights['blocks']):
+        name = f'blocks.{number}'
+        arrays |= joined(f'{name}.attn.qkv', [block[each] for each in ('query', 'key', 'value')])
+        for ours, theirs in (('norm1', 'norm1'), ('norm2', 'norm2'), ('out', 'attn.proj'), ('fc1', 'mlp.fc1'),
+                             ('fc2', 'mlp.fc2')):
+            arrays |= linear(f'{name}.{theirs}', block[ours])
+        if not isinstance(block['scales'][0], int):
+            arrays |= {f'{name}.ls1.gamma': block['scales'][0], f'{name}.ls2.gamma': block['scales'][1]}
+    if 'map_head' in weights:
+        head = weights['map_head']
+        arrays |= {'attn_pool.latent': head['probe'][None, None], **linear('attn_pool.q', head['query']),
+                   **joined('attn_pool.kv', [head['key'], head['value']]), **linear('attn_pool.proj', head['out']),
+                   **linear('attn_pool.norm', head['norm2']), **linear('attn_pool.mlp.fc1', head['fc1']),
+                   **linear('attn_pool.mlp.fc2', head['fc2'])}
+    return {prefix + name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def jax_arrays(weights, prefix='', old=False, stacked=False):
+    """As Flax names them, in 2020 or today, block by block or all of them in one array."""
+    def module(name, layer, kernel='kernel'):
+        return {f'{name}/{kernel}': layer[0], f'{name}/bias': layer[1]}
+
+    def attention(name, layers):
+        heads = HEADS, WIDTH // HEADS
+        arrays = {}
+        for each in ('query', 'key', 'value'):
+            arrays |= module(f'{name}/{each}', (layers[each][0].reshape(WIDTH, *heads), layers[each][1].reshape(heads)))
+        return arrays | module(f'{name}/out', (layers['out'][0].reshape(*heads, WIDTH), layers['out'][1]))
+
+    def mlp(name, layers):
+        return module(f'{name}/Dense_0', layers['fc1']) | module(f'{name}/Dense_1', layers['fc2'])
+
+    numbers = (0, 1, 2, 3) if old else (0, 0, 1, 0)
+    blocks = []
+    for block in weights['blocks']:
+        blocks.append(module(f'LayerNorm_{numbers[0]}', block['norm1'], 'scale')
+                      | attention(f'MultiHeadDotProductAttention_{numbers[1]}', block)
+                      | module(f'LayerNorm_{numbers[2]}', block['norm2'], 'scale') | mlp(f'MlpBlock_{numbers[3]}', block))
+    positions = weights['positions'].reshape(-1, WIDTH)
+    arrays = {**module('embedding', weights['patches']), **module('Transformer/encoder_norm', weights['norm'], 'scale')}
+    if 'class_token' in weights:
+        arrays['cls'] = weights['class_token'][None, None]
+        positions = np.concatenate([weights['class_position'][None], positions])
+    arrays['Transformer/posembed_input/pos_embedding' if old else 'pos_embedding'] = positions[None]
+    if stacked:
+        arrays |= {f'Transformer/encoderblock/{name}': np.stack([block[name] for block in blocks]) for name in blocks[0]}
+    else:
+        for number, block in enumerate(blocks):
+            arrays |= {f'Transformer/encoderblock_{number}/{name}': array for name, array in block.items()}
+    if 'map_head' in weights:
+        head = weights['map_head']
+        arrays |= {'MAPHead_0/probe': head['probe'][None, None], **mlp('MAPHead_0/MlpBlock_0', head),
+                   **attention('MAPHead_0/MultiHeadDotProductAttention_0', head),
+                   **module('MAPHead_0/LayerNorm_0', head['norm2'], 'scale')}
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def written(path, arrays):
+    """The path as text, behind having written the file that it names."""
+    np.savez(path, **arrays) if path.suffix == '.npz' else save_file(arrays, path)
+    return str(path)
+
+
+def loaded(path, input_shape, **options):
+    """A tiny transformer with the weights of a file: (body, options that the file told of, what is beside it)."""
+    told = _vit_weights.options(weight_files.shapes(path)) | options
+    layer_scale = any('ls1' in name for name in weight_files.shapes(path))
+    body = tiny(input_shape, layer_scale=layer_scale, **told)
+    return body, told, pretrained.load_published(path, model.named_variables(body), _vit_weights)
+
+
+BESIDE_TORCH = {'head.weight': np.zeros((2, WIDTH), np.float32), 'mask_token': np.zeros((1, 1, WIDTH), np.float32)}
+# What is loaded: kind of weights; file, how it is laid out, and what is beside; size of the images; options.
+CASES = {
+    'augreg, square': ({'grid': (4, 4)}, 'a.npz', {}, {'head/kernel': np.zeros((WIDTH, 2))}, (16, 16), {}),
+    'of 2020, resampled, odd size': ({'grid': (4, 4)}, 'a.npz', {'old': True, 'prefix': 'opt/target/'},
+                                     {'opt/state/step': np.zeros(())}, (30, 19), {}),
+    'SigLIP, stacked': ({'grid': (4, 4), 'class_token': False, 'map_head': True}, 'a.npz',
+                        {'stacked': True, 'prefix': 'params/img/'},
+                        {'params/t': np.zeros(1), 'params/txt/Embed_0/embedding': np.zeros((3, 2))}, (32, 12), {}),
+    'big_vision, mean of the patches': ({'grid': (3, 3), 'class_token': False}, 'a.npz', {'prefix': 'params/'}, {},
+                                        (12, 12), {}),
+    'timm': ({'grid': (4, 4)}, 'a.safetensors', {}, BESIDE_TORCH, (16, 16), {}),
+    'timm, its overlapping patches': ({'grid': (4, 4)}, 'a.safetensors', {}, {}, (20, 13), {'patch_stride': 3}),
+    'people, not resampled': ({'grid': (8, 4)}, 'a.safetensors', {'prefix': 'base.'},
+                              {'base.sie_embed': np.zeros((6, 1, WIDTH), np.float32),
+                               'bottleneck.weight': np.zeros(WIDTH, np.float32)}, (32, 16), {}),
+    'people, resampled': ({'grid': (8, 4)}, 'a.safetensors', {'prefix': 'module.backbone.'}, {}, (24, 16), {}),
+    'DINOv2 with registers': ({'grid': (5, 5), 'registers': 3, 'layer_scale': True}, 'a.safetensors', {'prefix': 'teacher.'},
+                              {}, (24, 15), {}),
+    'timm, registers and no position of the class token':
+        ({'grid': (5, 5), 'registers': 3}, 'a.safetensors', {'registers': 'reg_token', 'with_class_position': False}, {},
+         (20, 20), {'pooling': 'avg'}),
+    'timm, SigLIP': ({'grid': (4, 4), 'class_token': False, 'map_head': True}, 'a.safetensors', {}, {}, (16, 8), {}),
+    'pixels and GELU of one\'s own': ({'grid': (4, 4)}, 'a.safetensors', {}, {}, (16, 16),
+                                      {'pixels': 'half', 'gelu': 'tanh'}),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_published_weights(case, tmp_path):
+    kind, file, layout, beside, size, options = CASES[case]
+    weights = random_weights(**kind)
+    lay_out = jax_arrays if file.endswith('.npz') else torch_arrays
+    path = written(tmp_path / file, {**lay_out(weights, **layout), **beside})
+    body, told, left = loaded(path, (*size, 3), **options)
+    assert sorted(left) == sorted(beside)
+    images = np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
+    outputs = body(images, training=False)
+    for number, image in enumerate(images):
+        expected = forward(weights, image, told['gelu'] == 'tanh', told['pixels'] == 'half',
+                           options.get('patch_stride', PATCH))
+        expected['model_output'] = expected[{'cls': 'class_token', 'avg': 'patch_mean', 'map': 'map'}[
+            told.get('pooling', 'cls')]]
+        assert set(outputs) <= set(expected)
+        for name, output in outputs.items():
+            error = abs(output[number].numpy() - expected[name]).max()
+            assert error < 1e-5 * abs(expected[name]).max(), name
+
+
+def test_what_files_tell():
+    told = {}
+    for case, (kind, file, layout, _, _, _) in CASES.items():
+        lay_out = jax_arrays if file.endswith('.npz') else torch_arrays
+        held = {name: array.shape for name, array in lay_out(random_weights(**kind), **layout).items()}
+        told[case] = ' '.join(f'{name}={value}' for name, value in _vit_weights.options(held).items())
+    of_jax, of_torch = 'registers=0 gelu=tanh pixels=half', 'gelu=exact pixels=imagenet'
+    assert told['augreg, square'] == told['of 2020, resampled, odd size'] == f'class_token=yes {of_jax}'
+    assert told['SigLIP, stacked'] == f'class_token=no {of_jax} pooling=map'
+    assert told['big_vision, mean of the patches'] == f'class_token=no {of_jax} pooling=avg'
+    assert told['people, resampled'] == told['timm'] == f'class_token=yes registers=0 {of_torch}'
+    assert told['DINOv2 with registers'] == f'class_token=yes registers=3 {of_torch}'
+    assert told['timm, SigLIP'] == 'class_token=no registers=0 gelu=exact pixels=half pooling=map'
+
+
+@pytest.mark.parametrize('shape', [(4, 4, 8, 3), (16, 9, 5, 9), (1, 2, 3, 1), (37, 37, 18, 9)])
+def test_position_embeddings_are_resampled(shape):
+    grid = np.random.default_rng(0).normal(size=(*shape[:2], 2)).astype(np.float32)
+    np.testing.assert_allclose(_published.resized(grid, *shape[2:]), naively_resized(grid, *shape[2:]), atol=1e-6)
+    np.testing.assert_allclose(_published.resized(np.ones((*shape[:2], 1)), *shape[2:]), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', ['F32', 'F16', 'BF16', 'F64'])
+def test_stored_precisions(dtype, tmp_path):
+    values = np.array([[1.5, -2.25], [0.125, 1e3]], np.float32)
+    content = {'F32': values.tobytes(), 'F16': values.astype(np.float16).tobytes(), 'F64': values.astype(float).tobytes(),
+               'BF16': (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()}[dtype]
+    path = str(tmp_path / 'a.safetensors')
+    write_safetensors(path, {'a': {'dtype': dtype, 'shape': [2, 2], 'data_offsets': [0, len(content)]}}, content)
+    assert weight_files.shapes(path) == {'a': (2, 2)}
+    np.testing.assert_array_equal(weight_files.read(path, ['a'])['a'], values)
+    if dtype == 'BF16':  # As JAX's codebases store them.
+        np.savez(tmp_path / 'a.npz', a=np.frombuffer(content, 'V2').reshape(2, 2))
+        array = weight_files.read(str(tmp_path / 'a.npz'), ['a'])['a']
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, values)
+
+
+def write_safetensors(path, header, content, length=None):
+    header = json.dumps(header).encode()
+    with open(path, 'wb') as file:
+        file.write(struct.pack('<Q', length or len(header)) + header + content)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    path = str(tmp_path / 'a.safetensors')
+    for shape, end, length in (([1 << 40], 4 << 40, None), ([2], 8, None), ([1], 4, 1 << 40), ([1], 4, 1 << 26),
+                               ([1 << 62, 1 << 62], 4, None)):
+        write_safetensors(path, {'a': {'dtype': 'F32', 'shape': shape, 'data_offsets': [0, end]}}, b'1234', length)
+        with pytest.raises(InputError, match='a.safetensors is no readable .safetensors file'):
+            weight_files.shapes(path)
+    whole = jax_arrays(random_weights((4, 4)))
+    np.savez(tmp_path / 'a.npz', **whole)
+    (tmp_path / 'torn.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:-2000])
+    with pytest.raises(InputError, match='torn.npz is no readable'):
+        weight_files.shapes(str(tmp_path / 'torn.npz'))
+    for name in ('gone.npz', 'gone.safetensors'):
+        with pytest.raises(InputError, match=f'There is no file .*{name}'):
+            weight_files.shapes(str(tmp_path / name))
+    for name in ('a.pth', 'a.pt', 'osnet.pth.tar', 'pytorch_model.bin'):
+        with pytest.raises(InputError, match=rf"(?s){name} is a file of PyTorch.*torch.load\('{name}'.*save_file"):
+            weight_files.shapes(str(tmp_path / name))
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    weights = random_weights((4, 4))
+    good = torch_arrays(weights)
+    wider = {name: np.concatenate([array] * 2, axis=0) if 'fc1' in name else array for name, array in good.items()}
+    wrong_patch = good | {'patch_embed.proj.weight': np.zeros((WIDTH, 3, 5, 5), np.float32)}
+    block = {f'blocks.2.{name[9:]}': array for name, array in good.items() if name.startswith('blocks.1')}
+    cases = {
+        'wider': (wider, {}, r'no way to make .*tiny/block_1/fc1/biases \(64,\) of blocks.0.mlp.fc1.bias \(128,\)'),
+        'patch': (wrong_patch, {}, r'tiny/patches/weights \(4, 4, 3, 16\) of patch_embed.proj.weight \(16, 3, 5, 5\)'),
+        'deeper': (good | block, {}, r'holds blocks.2.attn.proj.bias \(16,\), .* and 9 more, which this net has not'),
+        'shallower': ({name: array for name, array in good.items() if 'blocks.1' not in name}, {},
+                      'lacks blocks.1.attn.proj.bias, .* and 9 more'),
+        'no head': (good, {'pooling': 'map', 'class_token': 'yes'}, 'lacks attn_pool.kv.bias, '),
+        'no grid': (good | {'pos_embed': np.zeros((1, 14, WIDTH), np.float32)}, {},
+                    r'tiny/tokens/positions \(4, 4, 16\) of pos_embed \(1, 14, 16\)'),
+        'registers': (torch_arrays(random_weights((4, 4), registers=2)), {'registers': 0},
+                      r'holds register_tokens \(1, 2, 16\), which'),
+        'not finite': (good | {'norm.bias': np.full(WIDTH, np.nan, np.float32)}, {}, 'tiny/norm/beta is not finite'),
+        'another net': ({'conv1.weight': np.zeros((4, 3, 7, 7), np.float32)}, {}, 'lacks .* and it holds conv1.weight'),
+    }
+    for name, (arrays, options, match) in cases.items():
+        path = written(tmp_path / f'{name}.safetensors', arrays)
+        with pytest.raises(InputError, match=match):
+            loaded(path, (16, 16, 3), **options)
+
+
+def test_options_that_a_transformer_has_not():
+    for shape, options, match in (
+            ((None, None, 3), {}, 'avgpool is not for it'), ((3, 16, 3), {}, 'takes no images of 3x16'),
+            ((16, 16, 3), {'pooling': 'gem'}, 'tiny has no --pooling gem: choose cls, avg or map'),
+            ((16, 16, 3), {'patch_stride': 5}, 'gaps'), ((16, 16, 3), {'drop_path': 1.0}, '--drop_path 1 '),
+            ((16, 16, 3), {'class_token': 'no'}, '--pooling cls needs the class token')):
+        with pytest.raises(InputError, match=match):
+            tiny(shape, **options)
+    with pytest.raises(InputError, match='mnist has no choice of --gelu and --registers'):
+        model.build('mnist', 'direct', 2, (28, 28, 3), gelu='tanh', registers=2)
+    with pytest.raises(InputError, match='no --pooling map: choose avg or gem'):
+        _pooling.pooled(None, 'map')
