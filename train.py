@@ -255,7 +255,7 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     trained = state.trainable_head if body_is_frozen else state.trainable
     slots = tf.range(args.batch_p * args.batch_k * args.frames_per_tracklet)
     own_slots = distribute.own_part(distribute.dealt(slots, args.frames_per_tracklet))
-    draws = stochastic_depth.step(stream_seed(args.seed, STOCHASTIC_DEPTH, state.global_step), own_slots, len(slots))
+    draws = stochastic_depth.Step(stream_seed(args.seed, STOCHASTIC_DEPTH, state.global_step), own_slots, len(slots))
     with draws, tf.GradientTape() as tape:
         # Of a frozen body nothing is kept anyway.
         endpoints = (network if body_is_frozen else forward)(batch['images'], training=True)
@@ -284,8 +284,9 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
             loss += args.center_weight * of_centers
         scaled_loss = state.loss_scale.scaled(loss)
     # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
-    gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
-                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    with draws:  # What is computed once more for the gradients draws the same.
+        gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
+                                  unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradients = state.loss_scale.unscaled(distribute.total(gradients))
     gradient_norm = tf.linalg.global_norm(gradients)
     clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))

@@ -10,6 +10,7 @@ from reid.errors import InputError
 from reid.modeling.stochastic_depth import StochasticDepth
 
 EPSILON = 1e-6
+STAGES = (r'\w+/(patches|tokens)/', *(rf'\w+/block_{number}/' for number in range(1, 13)))
 PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
 
 

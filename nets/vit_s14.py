@@ -5,5 +5,6 @@ from nets import _vit, _vit_weights
 
 WEIGHTS = "DINOv2's or timm's .safetensors"
 PUBLISHED = _vit_weights
+STAGES = _vit.STAGES
 
 body = functools.partial(_vit.body, name='vit_s14', patch=14, width=384, heads=6, layer_scale=True)

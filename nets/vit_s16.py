@@ -5,5 +5,6 @@ from nets import _vit, _vit_weights
 
 WEIGHTS = "an .npz of augreg or big_vision, or timm's, DINO's or PersonViT's .safetensors"
 PUBLISHED = _vit_weights
+STAGES = _vit.STAGES
 
 body = functools.partial(_vit.body, name='vit_s16', patch=16, width=384, heads=6)

@@ -4,36 +4,31 @@ What is drawn for an image is a pure function of the run's seed, the step, the b
 a resumed run draws the same again, and several devices draw what one would. The training step says which step it is, and
 of which images; nothing is kept in the network.
 """
-import contextlib
 import threading
-from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 
-class _Step(NamedTuple):
-    seed: tf.Tensor  # Of a stateless generator, int32 [2].
-    slots: tf.Tensor  # Places of the images at hand in the whole batch, int [B / replicas].
-    batch_size: int
-
-
 _OF_THREAD = threading.local()  # Each replica is traced in a thread of its own.
 
 
-@contextlib.contextmanager
-def step(seed, slots, batch_size):
-    """Inside of this block networks are called, and gradients are taken, for the images in these slots of a batch.
+class Step:
+    """Inside of such a block networks are called, and their gradients taken, for some images of a batch at a step.
 
-    Args:
+    Attributes:
         seed: of a stateless generator, int32 [2], another one at each step.
-        slots: int tensor, one an image.
+        slots: places of the images in the whole batch, int tensor, one an image.
         batch_size: of the whole batch.
     """
-    _OF_THREAD.step = _Step(seed, slots, batch_size)
-    try:
-        yield
-    finally:
+
+    def __init__(self, seed, slots, batch_size):
+        self.seed, self.slots, self.batch_size = seed, slots, batch_size
+
+    def __enter__(self):
+        _OF_THREAD.step = self
+
+    def __exit__(self, *_):
         _OF_THREAD.step = None
 
 
