@@ -253,9 +253,9 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     network = state.network
     network.body.trainable = not body_is_frozen  # It stops the body's batch norm as well.
     trained = state.trainable_head if body_is_frozen else state.trainable
-    slots = tf.range(args.batch_p * args.batch_k * args.frames_per_tracklet)
-    own_slots = distribute.own_part(distribute.dealt(slots, args.frames_per_tracklet))
-    draws = stochastic_depth.Step(stream_seed(args.seed, STOCHASTIC_DEPTH, state.global_step), own_slots, len(slots))
+    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
+    own_slots = distribute.own_part(distribute.dealt(tf.range(batch_size), args.frames_per_tracklet))
+    draws = stochastic_depth.Step(stream_seed(args.seed, STOCHASTIC_DEPTH, state.global_step), own_slots, batch_size)
     with draws, tf.GradientTape() as tape:
         # Of a frozen body nothing is kept anyway.
         endpoints = (network if body_is_frozen else forward)(batch['images'], training=True)

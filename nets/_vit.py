@@ -2,6 +2,9 @@
 
 Under a 16 bit policy the sums along the depth, norms and softmax stay float32, as in PyTorch's autocast.
 """
+import functools
+import math
+
 import keras
 import tensorflow as tf
 
@@ -10,6 +13,9 @@ from reid.errors import InputError
 from reid.modeling.stochastic_depth import StochasticDepth
 
 EPSILON = 1e-6
+# The exact one as oneDNN's fused product of matrices, bias and activation is found in a graph.
+GELUS = {'exact': lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),
+         'tanh': functools.partial(tf.nn.gelu, approximate=True)}
 STAGES = (r'\w+/(patches|tokens)/', *(rf'\w+/block_{number}/' for number in range(1, 13)))
 PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
 
@@ -136,8 +142,7 @@ class LayerNorm(keras.layers.Layer):
 
     def call(self, inputs):
         mean, variance = tf.nn.moments(inputs, -1, keepdims=True)
-        scale = tf.math.rsqrt(variance + EPSILON) * self.gamma
-        return inputs * scale + (self.beta - mean * scale)
+        return (inputs - mean) * tf.math.rsqrt(variance + EPSILON) * self.gamma + self.beta
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -180,7 +185,7 @@ class Block(keras.layers.Layer):
         queries, keys, values = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
         attended = tf.transpose(attention(queries, keys, values), [0, 2, 1, 3])
         rows += self._branch(0, self.proj(tf.reshape(attended, tf.shape(rows))), shape, training)
-        hidden = tf.nn.gelu(self.fc1(self.norms[1](rows)), approximate=self.gelu == 'tanh')
+        hidden = GELUS[self.gelu](self.fc1(self.norms[1](rows)))
         rows += self._branch(1, self.fc2(hidden), shape, training)
         return tf.reshape(rows, shape)
 
@@ -225,7 +230,7 @@ class MapHead(keras.layers.Layer):
         queries = tf.reshape(self.q(self.probe[None]), [1, self.heads, 1, of_head])
         attended = attention(tf.tile(queries, [tf.shape(keys)[0], 1, 1, 1]), keys, values)
         rows = tf.cast(self.proj(tf.reshape(attended, [-1, channels])), tf.float32)
-        hidden = tf.nn.gelu(self.fc1(self.norm(rows)), approximate=self.gelu == 'tanh')
+        hidden = GELUS[self.gelu](self.fc1(self.norm(rows)))
         return rows + tf.cast(self.fc2(hidden), tf.float32)
 
     def compute_output_shape(self, input_shape):

@@ -1,23 +1,27 @@
 """Vision transformers against plain NumPy, from the same arrays laid out in each of the formats they are published in."""
+import functools
 import json
 import math
 import struct
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import save_file
 
+import freeze
 from nets import _pooling, _published, _vit, _vit_weights
+from reid import plugins
 from reid.errors import InputError
-from reid.modeling import model, pretrained, weight_files
+from reid.modeling import exports, model, pretrained, weight_files
+from reid.modeling.stochastic_depth import Step, StochasticDepth
 
 PATCH, WIDTH, HEADS, DEPTH = 4, 16, 2, 2
 INSIDE = {'norm1': (1, WIDTH), 'norm2': (1, WIDTH), 'query': (WIDTH, WIDTH), 'key': (WIDTH, WIDTH),
           'value': (WIDTH, WIDTH), 'out': (WIDTH, WIDTH), 'fc1': (WIDTH, 4 * WIDTH), 'fc2': (4 * WIDTH, WIDTH)}
 
 
-def tiny(input_shape, **options):
-    return _vit.body(input_shape, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH, **options)
+tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
 
 
 def random_weights(grid, class_token=True, registers=0, layer_scale=False, map_head=False):
@@ -366,3 +370,87 @@ def test_options_that_a_transformer_has_not():
         model.build('mnist', 'direct', 2, (28, 28, 3), gelu='tanh', registers=2)
     with pytest.raises(InputError, match='no --pooling map: choose avg or gem'):
         _pooling.pooled(None, 'map')
+
+
+# Stochastic depth.
+
+def test_stochastic_depth_leaves_out_whole_images_at_its_rate():
+    layer = StochasticDepth(0.25, 3)
+    ones = tf.ones((4000, 2, 3))
+    with Step(tf.constant([1, 2]), tf.range(4000), 4000):
+        found = layer(ones, training=True).numpy()
+        again = layer(ones, training=True).numpy()
+        other_branch = StochasticDepth(0.25, 4)(ones, training=True).numpy()
+        assert (layer(ones, training=False).numpy() == 1).all()
+        # Two devices, each with every second image, draw what one draws.
+        for own in (tf.range(0, 4000, 2), tf.range(1, 4000, 2)):
+            with Step(tf.constant([1, 2]), own, 4000):
+                np.testing.assert_array_equal(layer(ones[:2000], training=True), found[own.numpy()])
+    with Step(tf.constant([1, 3]), tf.range(4000), 4000):
+        next_step = layer(ones, training=True).numpy()
+    assert set(np.unique(found)) == {0, np.float32(4 / 3)} and (found == again).all()
+    assert (found == found[:, :1, :1]).all()
+    for each in (found, next_step, other_branch):
+        assert abs((each[:, 0, 0] == 0).mean() - 0.25) < 0.03
+    for other in (next_step, other_branch):  # Drawn anew: both are zero as often as it happens.
+        assert abs(((other == 0) & (found == 0))[:, 0, 0].mean() - 0.25 ** 2) < 0.02
+
+
+def test_drop_path_rises_with_depth():
+    body = tiny((16, 16, 3), drop_path=0.3)
+    rates = [[drop.rate for drop in layer.drops] for layer in body.layers if isinstance(layer, _vit.Block)]
+    assert rates == [[0, 0], [0.3, 0.3]]
+    numbers = [drop.number for layer in body.layers if isinstance(layer, _vit.Block) for drop in layer.drops]
+    assert numbers == [0, 1, 2, 3]
+
+
+# As any other net.
+
+def test_initial_weights():
+    body = tiny((32, 32, 3), registers=2, layer_scale=True)
+    variables = {name.removeprefix('tiny/'): variable.numpy() for name, variable in model.named_variables(body).items()}
+    for name, value in variables.items():
+        if name.endswith(('weights', 'positions')):
+            assert np.std(value) == pytest.approx(0.02, rel=0.15), name
+        elif name.endswith(('biases', 'beta')):
+            assert not value.any(), name
+        elif 'scale' in name:
+            assert (value == np.float32(1e-5)).all(), name
+    assert not np.array_equal(variables['block_1/qkv/weights'], variables['block_2/qkv/weights'])
+    assert variables['tokens/positions'].shape == (8, 8, WIDTH)
+
+
+def test_exports(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins.load('nets', 'vit_s16'), 'body', functools.partial(tiny, layer_scale=True))
+    network = model.build('vit_s16', 'direct', 5, (16, 11, 3), registers=1, patch_stride=3, pooling='map', class_token='yes')
+    random = np.random.default_rng(0)
+    for variable in network.variables:
+        variable.assign(variable + random.normal(0, 0.3, variable.shape))
+    images = random.uniform(0, 255, (3, 16, 11, 3)).astype(np.float32)
+    expected = network(images, training=False)['emb'].numpy()
+    module = freeze.embedder(network, (16, 11), freeze.make_parser().parse_args([]))
+    for ending in ('', '.tflite', '.onnx'):
+        with exports.written(str(tmp_path / f'net{ending}'), module) as export:
+            np.testing.assert_allclose(export.embed(images), expected, atol=1e-4, err_msg=ending)
+
+
+def test_16_bits_are_near_float32():
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
+    weights = tiny((16, 16, 3), pooling='map').get_weights()
+    random = np.random.default_rng(1)
+    weights = [weight + random.normal(0, 0.1, weight.shape) for weight in weights]
+    found = {}
+    for each in ('none', 'bfloat16', 'float16'):
+        model.set_precision(each)
+        try:
+            body = tiny((16, 16, 3), pooling='map')
+        finally:
+            model.set_precision('none')
+        body.set_weights(weights)
+        found[each] = body(images, training=False)
+        assert {output.dtype for output in found[each].values()} == {tf.float32}
+        assert {variable.dtype for variable in body.variables} == {'float32'}
+    for name, exact in found.pop('none').items():
+        for precision, outputs in found.items():
+            error = abs(outputs[name].numpy() - exact.numpy()).max()
+            assert 0 < error < 0.03 * abs(exact.numpy()).max(), (precision, name)

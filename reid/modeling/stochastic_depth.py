@@ -9,7 +9,6 @@ import threading
 import keras
 import tensorflow as tf
 
-
 _OF_THREAD = threading.local()  # Each replica is traced in a thread of its own.
 
 
