@@ -172,7 +172,7 @@ def load_published(path, variables, layout):
                          f'{listed(misshapen)}.')
     for name, variable in variables.items():
         variable.assign(values[name])
-    return [name for name in held if name not in needed]
+    return sorted(name for name in held if name not in needed)
 
 
 def with_shapes(shapes):
