@@ -22,8 +22,9 @@ CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
 
 def main():
     measurements = {'step': measure_step, 'embedding': measure_embedding, 'vit': measure_vit, 'start': measure_start,
-                    'input': measure_input, 'augmentation': measure_augmentation, 'draw': measure_draw, 'losses': measure_losses,
-                    'loop': measure_loop, 'memory': measure_memory, 'recompute': measure_recompute}
+                    'input': measure_input, 'augmentation': measure_augmentation, 'draw': measure_draw,
+                    'losses': measure_losses, 'loop': measure_loop, 'memory': measure_memory,
+                    'recompute': measure_recompute}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
     parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 or ViT-B/16 (%(default)s)')

@@ -1,4 +1,5 @@
 """Each recipe runs end to end on a small dataset in the layout of its own, shortened by flags appended to it."""
+import functools
 import json
 import os
 import subprocess
@@ -62,6 +63,7 @@ def _shallow(name, _, *more):
     return SLIM_BODY(name, (1, 1, 1, 1), *more)
 
 
+@functools.wraps(TRANSFORMER_BODY)
 def _tiny(input_shape, **options):
     tiny = {'patch': PATCH, 'width': WIDTH, 'heads': HEADS, 'depth': DEPTH}
     return TRANSFORMER_BODY(input_shape, **{**options, **tiny})

@@ -13,7 +13,7 @@ from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weight
 from nets import _pooling, _published, _vit, _vit_weights
 from reid import plugins
 from reid.errors import InputError
-from reid.modeling import exports, model, pretrained, weight_files
+from reid.modeling import exports, model, pretrained, recompute, weight_files
 from reid.modeling.stochastic_depth import Step, StochasticDepth
 
 tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
@@ -343,3 +343,26 @@ def test_16_bits_are_near_float32():
         for precision, outputs in found.items():
             error = abs(outputs[name].numpy() - exact.numpy()).max()
             assert 0 < error < 0.03 * abs(exact.numpy()).max(), (precision, name)
+
+
+def test_what_is_recomputed_skips_the_same_branches(monkeypatch):
+    monkeypatch.setattr(plugins.load('nets', 'vit_s16'), 'body', tiny)
+    network = model.build('vit_s16', 'direct', 4, (16, 8, 3), drop_path=0.5)
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (8, 16, 8, 3)).astype(np.float32))
+    variables = [variable.value for variable in network.trainable_variables]
+
+    @tf.function(autograph=False)
+    def both(seed):
+        found = []
+        for forward in (network, recompute.recomputing(network, ['emb'])):
+            draws = Step(seed, tf.range(8), 8)
+            with draws, tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(forward(images, training=True)['emb']))
+            with draws:
+                found.append([loss, *tape.gradient(loss, variables)])
+        return found
+
+    found = both(tf.constant([0, 1]))
+    for kept, again in zip(*found):
+        np.testing.assert_allclose(again, kept, rtol=1e-4, atol=1e-5 * abs(kept.numpy()).max())
+    assert both(tf.constant([0, 2]))[0][0] != found[0][0], 'nothing was skipped'
