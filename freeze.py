@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
 # Without an args.json to tell what the model is, flags do; these are the original's defaults of them, and the net's own.
 MODEL_FLAGS = {'model_name': 'resnet_v1_50', 'head_name': 'fc1024_normalize', 'embedding_dim': 128,
-               'net_input_height': 256, 'net_input_width': 128, 'last_stride': None, 'pooling': None}
+               'net_input_height': 256, 'net_input_width': 128, **dict.fromkeys(arguments.NET_OPTIONS)}
 # What counts when exports are only timed: which, and the size of images for those that take any.
 LOAD_FLAGS = {'load', 'benchmark', 'batch_size', 'runs', 'frozen_model_path', 'experiment_root', 'checkpoint_name',
               'net_input_height', 'net_input_width'}
@@ -36,7 +36,7 @@ def make_parser():
     source = model.add_mutually_exclusive_group()
     source.add_argument('--experiment_root', metavar='DIR', help='where the training run is kept')
     source.add_argument('--checkpoint_name', metavar='PATH', help='or a checkpoint; an args.json beside it says what '
-                        'the model is, without one the next seven do')
+                        'the model is, without one the flags up to --pixels do')
     source.add_argument('--describe', metavar='CHECKPOINT', help="an experiment root, one of its checkpoints, or a file "
                         "of TF-Slim's: only list what it holds and which net and head it fits")
     add = model.add_argument
@@ -45,8 +45,7 @@ def make_parser():
     add('--embedding_dim', type=argument_types.dimensions, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
     add('--net_input_height', type=argument_types.side, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
     add('--net_input_width', type=argument_types.side, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
-    add('--last_stride', type=int, choices=(1, 2), help='as of train.py')
-    add('--pooling', choices=('avg', 'gem'), help='as of train.py')
+    arguments.add_net_options(add)
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
     inference_flags.add_weights(add)
 

@@ -49,6 +49,9 @@ def main():
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     check_metric(args.loss, args.metric)
+    if args.initial_checkpoint and not args.resume:
+        from reid.modeling import pretrained
+        arguments.complete(args, pretrained.published_options(args.model_name, args.initial_checkpoint))
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error(strategy):
             train(args, train_set, validator, strategy, train_log.log_of_worker(task.worker))
@@ -244,12 +247,16 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
 
     from loss import cdist, cdist_to_memory, classifier_logits, cross_entropy, mean_over_frames, monitor
     from reid import distribute
-    from reid.input_pipeline.sampling import LOSS, stream_seed
+    from reid.input_pipeline.sampling import LOSS, STOCHASTIC_DEPTH, stream_seed
+    from reid.modeling import stochastic_depth
     from reid.training import optimizer
     network = state.network
     network.body.trainable = not body_is_frozen  # It stops the body's batch norm as well.
     trained = state.trainable_head if body_is_frozen else state.trainable
-    with tf.GradientTape() as tape:
+    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
+    own_slots = distribute.own_part(distribute.dealt(tf.range(batch_size), args.frames_per_tracklet))
+    draws = stochastic_depth.Step(stream_seed(args.seed, STOCHASTIC_DEPTH, state.global_step), own_slots, batch_size)
+    with draws, tf.GradientTape() as tape:
         # Of a frozen body nothing is kept anyway.
         endpoints = (network if body_is_frozen else forward)(batch['images'], training=True)
         emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
@@ -277,8 +284,9 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
             loss += args.center_weight * of_centers
         scaled_loss = state.loss_scale.scaled(loss)
     # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
-    gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
-                              unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    with draws:  # What is computed once more for the gradients draws the same.
+        gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
+                                  unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradients = state.loss_scale.unscaled(distribute.total(gradients))
     gradient_norm = tf.linalg.global_norm(gradients)
     clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))

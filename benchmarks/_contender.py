@@ -106,8 +106,8 @@ def training_tf1(batch_size):
     return lambda: session.run([loss, train], {images_in: images, pids_in: pids})
 
 
-def embedding(batch_size, precision='none'):
-    net = network(precision)
+def embedding(batch_size, precision='none', net=None):
+    net = net or network(precision)
     import tensorflow as tf
     images = tf.constant(batch(batch_size)[0])
     embed = tf.function(lambda: net(images, training=False)['emb'], autograph=False)
@@ -142,6 +142,32 @@ def embedding_folded(batch_size):
     embed = tf.function(lambda each: net(each, training=False)['emb'], autograph=False)
     folded = convert_variables_to_constants_v2(embed.get_concrete_function(images))
     return lambda: folded(images)[0].numpy()
+
+
+def training_vit(batch_size):
+    return training(batch_size, net=network(name='vit_b16'))
+
+
+def training_vit_bfloat16(batch_size):
+    return training(batch_size, net=network('bfloat16', 'vit_b16'))
+
+
+def embedding_vit(batch_size):
+    return embedding(batch_size, net=network(name='vit_b16'))
+
+
+def embedding_vit_bfloat16(batch_size):
+    return embedding(batch_size, net=network('bfloat16', 'vit_b16'))
+
+
+def training_vit_torch(batch_size):
+    import _torch_vit
+    return _torch_vit.training(*batch(batch_size), EMBEDDING_DIM)
+
+
+def embedding_vit_torch(batch_size):
+    import _torch_vit
+    return _torch_vit.embedding(batch(batch_size)[0], EMBEDDING_DIM)
 
 
 def training_torch(batch_size):

@@ -29,8 +29,8 @@ def resnet_50(embedding_dim):
                          nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, embedding_dim))
 
 
-def training(images, pids, embedding_dim):
-    net = resnet_50(embedding_dim).train()
+def training(images, pids, embedding_dim, net=None):
+    net = (net or resnet_50(embedding_dim)).train()
     adam = torch.optim.Adam(net.parameters(), 3e-4)
     images, pids = torch.from_numpy(images).permute(0, 3, 1, 2) / 255, torch.from_numpy(pids)
     same = pids[:, None] == pids[None]
@@ -49,8 +49,8 @@ def training(images, pids, embedding_dim):
     return step
 
 
-def embedding(images, embedding_dim):
-    net = resnet_50(embedding_dim).eval()
+def embedding(images, embedding_dim, net=None):
+    net = (net or resnet_50(embedding_dim)).eval()
     images = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
 
     @torch.inference_mode()

@@ -21,12 +21,13 @@ CONTENDER = str(ROOT / 'benchmarks' / '_contender.py')
 
 
 def main():
-    measurements = {'step': measure_step, 'embedding': measure_embedding, 'start': measure_start, 'input': measure_input,
-                    'augmentation': measure_augmentation, 'draw': measure_draw, 'losses': measure_losses,
-                    'loop': measure_loop, 'memory': measure_memory, 'recompute': measure_recompute}
+    measurements = {'step': measure_step, 'embedding': measure_embedding, 'vit': measure_vit, 'start': measure_start,
+                    'input': measure_input, 'augmentation': measure_augmentation, 'draw': measure_draw,
+                    'losses': measure_losses, 'loop': measure_loop, 'memory': measure_memory,
+                    'recompute': measure_recompute}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
-    parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 (%(default)s)')
+    parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 or ViT-B/16 (%(default)s)')
     parser.add_argument('--repeats', type=int, default=5, help='of each measurement (%(default)s)')
     parser.add_argument('--torch_python', metavar='PYTHON', help='a Python that has PyTorch, for comparison')
     args = parser.parse_args()
@@ -103,6 +104,15 @@ def measure_embedding(args):
     tell(f'embedding of {args.batch_size} files', times['embedding_of_files'], 'forward pass', times['embedding'])
     tell(f'{what}, bfloat16', times['embedding_bfloat16'], 'float32', times['embedding'])
     tell(f'{what}, batch norm folded', times['embedding_folded'], 'not folded', times['embedding'])
+
+
+def measure_vit(args):
+    for name, what in (('training_vit', 'training step'), ('embedding_vit', 'forward pass')):
+        times = best_times([name, f'{name}_bfloat16'], args)
+        what = f'{what}, ViT-B/16, {args.batch_size} images'
+        if f'{name}_torch' in times:
+            tell(what, times[name], 'torch', times[f'{name}_torch'])
+        tell(f'{what}, bfloat16', times[f'{name}_bfloat16'], 'float32', times[name])
 
 
 def write_images(folder, count, size=(128, 64)):

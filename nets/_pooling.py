@@ -1,6 +1,8 @@
 """From a feature map to features."""
 import keras
 
+from reid.errors import InputError
+
 
 def pooled(feature_map, pooling):
     """The features of a feature map: [B, H, W, C] -> [B, C], float32 under a mixed precision policy as well.
@@ -8,7 +10,12 @@ def pooled(feature_map, pooling):
     Args:
         feature_map: a net's last one.
         pooling: 'avg' or 'gem'.
+
+    Raises:
+        InputError: a transformer's.
     """
+    if pooling not in ('avg', 'gem'):
+        raise InputError(f'This net has no --pooling {pooling}: choose avg or gem.')
     if pooling == 'gem':
         return GeneralisedMean(name='gem', dtype='float32')(feature_map)
     return keras.layers.GlobalAveragePooling2D(dtype='float32')(feature_map)

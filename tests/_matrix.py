@@ -9,14 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 import train
-from nets import _applications, _pooling, _resnet
+from nets import _applications, _pooling, _resnet, _vit
 from reid import plugins
 from reid.experiment import arguments
 from reid.modeling import model
 from reid.training.train_state import TrainState
 
 PRECISIONS = ('none', 'bfloat16', 'float16')
-FAMILIES = ('slim', 'keras', 'head with batch norm', 'without batch norm')
+FAMILIES = ('slim', 'keras', 'head with batch norm', 'without batch norm', 'transformer')
 LOSSES = ('batch_hard', 'lifted', 'cross-entropy')
 STEPS, P, K, SIZE = 3, 4, 2, (16, 8)
 
@@ -51,7 +51,8 @@ def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags
     flags += ['--loss', 'none', '--xent_weight', '1'] if loss == 'cross-entropy' else ['--loss', loss, '--margin', '0.3']
     args = arguments.make_parser().parse_args([*flags, *['--jit_compile'] * jit_compile, *more_flags])
     with _small_nets():
-        args.model_name = {'slim': 'small_slim', 'keras': 'small_keras'}.get(family, 'mnist')
+        args.model_name = {'slim': 'small_slim', 'keras': 'small_keras', 'transformer': 'small_vit'}.get(family, 'mnist')
+        args.drop_path = 0.5 if family == 'transformer' else None
         state = TrainState(args, P, strategy)
     if state.average:
         state.average.begin()
@@ -85,9 +86,10 @@ def _batch(strategy, number):
 
 @contextlib.contextmanager
 def _small_nets():
-    """Inside of this block there are two nets more: in the manner of TF-Slim, and of Keras Applications."""
+    """Inside of this block there are more nets: in the manner of TF-Slim, of Keras Applications, and a transformer."""
     nets = {'small_slim': types.SimpleNamespace(body=_slim_body, STAGES=('small/conv1/', 'small/unit_1/')),
-            'small_keras': types.SimpleNamespace(body=_keras_body)}
+            'small_keras': types.SimpleNamespace(body=_keras_body),
+            'small_vit': types.SimpleNamespace(body=_transformer_body, STAGES=_vit.STAGES)}
     load = plugins.load
 
     def load_small(folder, name):
@@ -108,6 +110,10 @@ def _keras_body(input_shape):
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(_small_application, _applications.as_torch(images))
     return keras.Model(images, {'features': net.output, 'model_output': _pooling.pooled(net.output, 'avg')}, name='small')
+
+
+def _transformer_body(input_shape, drop_path):
+    return _vit.body(input_shape, name='small', patch=4, width=16, heads=2, depth=2, drop_path=drop_path)
 
 
 def _small_application(include_top, weights, input_tensor, input_shape):

@@ -203,10 +203,27 @@ def npz(**arrays):
 @FUZZED
 @given(like(npz(arr_0=np.ones(3), arr_1=np.zeros((2, 2)))))
 def test_npz(folder, content):
-    from reid.modeling import pretrained
     path = folder / 'weights.npz'
     path.write_bytes(content)
-    read_or_refused(pretrained._read_arrays, str(path))
+    read_or_refused(_read_all, str(path))
+
+
+def safetensors_of(**arrays):
+    import safetensors.numpy
+    return safetensors.numpy.save(arrays)
+
+
+@FUZZED
+@given(like(safetensors_of(a=np.ones(3, np.float32), b=np.zeros((2, 2), np.float16))))
+def test_safetensors(folder, content):
+    path = folder / 'weights.safetensors'
+    path.write_bytes(content)
+    read_or_refused(_read_all, str(path))
+
+
+def _read_all(path):
+    from reid.modeling import weight_files
+    return weight_files.read(path, list(weight_files.shapes(path)))
 
 
 class Evil:
@@ -215,24 +232,21 @@ class Evil:
 
 
 def test_npz_is_never_unpickled(folder, monkeypatch):
-    from reid.modeling import pretrained
     monkeypatch.chdir(folder)
     (folder / 'evil.npz').write_bytes(npz(arr_0=np.array([Evil()], dtype=object)))
     with pytest.raises(InputError, match='evil.npz'):
-        pretrained._read_arrays('evil.npz')
+        _read_all('evil.npz')
     assert not pathlib.Path('pwned').exists()
 
 
 def test_npz_that_declares_too_much(folder):
     import zipfile
-
-    from reid.modeling import pretrained
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {'descr': '<f8', 'fortran_order': False, 'shape': (10 ** 13,)})
     with zipfile.ZipFile(folder / 'bomb.npz', 'w', zipfile.ZIP_DEFLATED) as file:
         file.writestr('arr_0.npy', header.getvalue() + bytes(1000))
     with pytest.raises(InputError, match='bomb.npz'):
-        pretrained._read_arrays(str(folder / 'bomb.npz'))
+        _read_all(str(folder / 'bomb.npz'))
 
 
 @FUZZED

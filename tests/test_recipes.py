@@ -1,4 +1,5 @@
 """Each recipe runs end to end on a small dataset in the layout of its own, shortened by flags appended to it."""
+import functools
 import json
 import os
 import subprocess
@@ -11,8 +12,9 @@ from PIL import Image
 
 from _forked_python import forking_python
 from _people import write_market1501
+from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weights, torch_arrays, written
 from conftest import ROOT
-from nets import _resnet
+from nets import _resnet, _vit
 from reid.experiment import checkpoints
 from reid.modeling import model
 
@@ -20,13 +22,15 @@ RECIPES = sorted(path.name for path in (ROOT / 'recipes').glob('*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',
          '36', '--net_input_height', '32', '--net_input_width', '32']
 # What a recipe starts from; those that only differ in the loss from another one run with a smaller net. TF-Slim's ResNet
-# has one unit a block here: market1501_train.sh is tested with all of them, in test_pipeline.py.
+# has one unit a block here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
 STARTS_FROM = {
     'lunet_market1501.sh': None,
     'two_tricks_market1501.sh': 'resnet_v1_50',
     'strong_baseline_market1501.sh': 'resnet_v1_50',
     'xent_market1501.sh': 'resnet50',
     'xent_triplet_market1501.sh': 'mnist',
+    'vit_market1501.sh': 'augreg',
+    'personvit_market1501.sh': 'personvit',
 }
 
 # Their sources lower Adam's beta1 with the learning rate, as the paper says (section 4.1).
@@ -52,15 +56,21 @@ def market1501(tmp_path_factory):
     return folder
 
 
-SLIM_BODY = _resnet.slim_body
+SLIM_BODY, TRANSFORMER_BODY = _resnet.slim_body, _vit.body
 
 
 def _shallow(name, _, *more):
     return SLIM_BODY(name, (1, 1, 1, 1), *more)
 
 
+@functools.wraps(TRANSFORMER_BODY)
+def _tiny(input_shape, **options):
+    tiny = {'patch': PATCH, 'width': WIDTH, 'heads': HEADS, 'depth': DEPTH}
+    return TRANSFORMER_BODY(input_shape, **{**options, **tiny})
+
+
 def _make_shallow():
-    _resnet.slim_body = _shallow
+    _resnet.slim_body, _vit.body = _shallow, _tiny
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +82,13 @@ def weights(tmp_path_factory):
             body = model.build(name, 'direct', 2, (32, 32, 3)).body
             checkpoints.save(folder, ('resnet_v1_50', 'mnist').index(name), model.named_variables(body))
     keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
-    return {'resnet_v1_50': folder / 'checkpoint-0', 'mnist': folder / 'checkpoint-1',
+    siglip = random_weights((4, 4), class_token=False, map_head=True)
+    transformers = {
+        'augreg': written(folder / 'augreg.npz', jax_arrays(random_weights((4, 4)))),
+        'personvit': written(folder / 'personvit.safetensors', torch_arrays(random_weights((8, 4)), 'module.backbone.')),
+        'siglip2': written(folder / 'siglip2.npz', jax_arrays(siglip, 'params/img/', stacked=True) | {
+            'params/t': np.zeros(1), 'params/b': np.zeros(1), 'params/txt/head/bias': np.zeros(3)})}
+    return {**transformers, 'resnet_v1_50': folder / 'checkpoint-0', 'mnist': folder / 'checkpoint-1',
             'resnet50': folder / 'resnet50.weights.h5'}
 
 
@@ -86,7 +102,7 @@ def run_recipe(project, tmp_path_factory):
 
 
 def test_there_is_a_test_of_every_recipe():
-    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'omniglot.sh', 'slurm.sh'])
+    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'omniglot.sh', 'siglip2_folder.sh', 'slurm.sh'])
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -98,7 +114,8 @@ def test_recipe_tells_how_it_is_used(name, run_recipe):
 @pytest.mark.parametrize('name', STARTS_FROM)
 def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tmp_path):
     start = STARTS_FROM[name]
-    smaller = ['--model_name', start, '--embedding_dim', 8] if start == 'mnist' else []
+    smaller = {'mnist': ['--model_name', start, '--embedding_dim', 8], 'augreg': ['--embedding_dim', WIDTH],
+               'personvit': ['--embedding_dim', WIDTH]}.get(start, [])
     process = run_recipe(name, market1501, *([weights[start]] if start else []), tmp_path / 'run', *SMALL, *smaller)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / 'run' / 'checkpoint-1.index').exists()
@@ -106,7 +123,9 @@ def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tm
     if start:
         assert 'Initialised the body from' in process.stderr
     args = json.loads((tmp_path / 'run' / 'args.json').read_text())
-    assert ('xent' in name or 'strong' in name) == (args['xent_weight'] == 1)
+    assert ('xent' in name or 'strong' in name or 'vit' in name) == (args['xent_weight'] == 1)
+    assert [args[option] for option in ('class_token', 'gelu', 'pixels')] == {
+        'augreg': ['yes', 'tanh', 'half'], 'personvit': ['yes', 'exact', 'half']}.get(start, [None] * 3)
     assert args['decay_beta1'] == (0.5 if name in LOWER_BETA1 else None)
 
 
@@ -160,3 +179,21 @@ def test_omniglot_recipe_chooses_by_one_alphabet_and_tests_on_others(run_recipe,
     assert evaluation['counts'] == {'queries': 2 * 3 * 5, 'queries_without_match': 0, 'gallery': 2 * 3 * 15, 'junk': 0}
     assert 'Training on 60 images of 3 identities' in process.stderr
     assert json.loads((tmp_path / 'run' / 'checkpoint-best').read_text())['checkpoint'] == 'checkpoint-1'
+
+
+def test_siglip2_recipe_trains_the_head_alone(run_recipe, weights, tmp_path):
+    random = np.random.default_rng(0)
+    for thing in range(10):
+        (tmp_path / 'images' / f'{thing}').mkdir(parents=True)
+        for number in range(4):
+            pixels = np.kron(random.integers(0, 256, (4, 4, 3)), np.ones((9, 9, 1)))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / 'images' / f'{thing}' / f'{number}.png')
+    process = run_recipe('siglip2_folder.sh', tmp_path / 'images', weights['siglip2'], tmp_path / 'run', *SMALL,
+                         '--embedding_dim', 8, '--eval_frequency', 1)
+    assert process.returncode == 0, process.stderr
+    assert 'siglip2.npz, which also holds params/b, params/t, params/txt/head/bias: left there' in process.stderr
+    args = json.loads((tmp_path / 'run' / 'args.json').read_text())
+    assert [args[option] for option in ('pooling', 'class_token', 'gelu', 'pixels')] == ['map', 'no', 'tanh', 'half']
+    first, last = (checkpoints.open_reader(str(tmp_path / 'run' / f'checkpoint-{step}')) for step in (0, 1))
+    for name in ('vit_b16/block_2/fc1/weights', 'vit_b16/map_head/probe', 'emb/weights'):
+        assert (first.get_tensor(name) == last.get_tensor(name)).all() == (name != 'emb/weights'), name

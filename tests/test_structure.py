@@ -17,8 +17,9 @@ GROUND = {'errors', 'files', 'provenance', 'quiet', 'plugins', 'cluster', 'argum
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of reid/.
 LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'},
           {'training', 'visualization', 'search'}]
-# Beside the ground: the loss is made of what a file in losses/ is given, and nets and heads have batch norm.
-ALLOWED_IN_PLUGINS = {'nets': {'reid.modeling.batch_norm'}, 'heads': {'reid.modeling.batch_norm'},
+# Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
+ALLOWED_IN_PLUGINS = {'nets': {'reid.modeling.batch_norm', 'reid.modeling.stochastic_depth'},
+                      'heads': {'reid.modeling.batch_norm'},
                       'losses': {'loss', 'reid.distribute'}, 'excluders': set(), 'data': set()}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'reid.experiment.arguments', 'reid.evaluation.ranking',
                       'reid.search.index', 'reid.search.images', 'reid.search.gallery', 'reid.search.photos',

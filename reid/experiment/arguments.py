@@ -104,9 +104,7 @@ def make_parser():
     add('--net_input_width', type=side, default=128, metavar='W', help='(%(default)s)')
     add('--embedding_dim', type=dimensions, default=128, metavar='D', help='(%(default)s)')
     add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='(%(default)s)')
-    add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (2)')
-    add('--pooling', choices=('avg', 'gem'), help='what becomes of the last feature map: its average, or the '
-        'generalised mean with a learned exponent (avg)')
+    add_net_options(add)
 
     add = parser.add_argument_group('batches and augmentation').add_argument
     add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
@@ -239,6 +237,39 @@ def make_parser():
         'in broken_images.csv and leave them out')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
     return parser
+
+
+def add_net_options(add):
+    """Add the flags that a net may have beside its input through the `add_argument` of a parser or of a group.
+
+    Without one of them the net's own default counts, or what published weights want (see `complete`).
+    """
+    add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (2)')
+    add('--pooling', choices=('avg', 'gem', 'cls', 'map'), help='what becomes of the last feature map: its average, or '
+        'the generalised mean with a learned exponent (avg); of a transformer: the mean of the patches, the class token, '
+        'or a head that attends to the patches (cls)')
+    add('--patch_stride', type=positive_int, metavar='N', help='from patch to patch of a transformer (the size of a '
+        'patch)')
+    add('--drop_path', type=share, metavar='P', help='stochastic depth: with this probability an image skips the last '
+        'branches of a transformer, with less the earlier ones (0)')
+    add('--class_token', choices=('yes', 'no'), help='whether a transformer has one (as the initial checkpoint, or yes '
+        'but with --pooling map)')
+    add('--registers', type=non_negative_int, metavar='N', help='tokens of a transformer that are not read (as the '
+        'initial checkpoint, or 0)')
+    add('--gelu', choices=('exact', 'tanh'), help="a transformer's activation: as it is, or approximated, as JAX has it "
+        '(as the initial checkpoint wants it, or exact)')
+    add('--pixels', choices=('imagenet', 'half'), help="what a transformer's pixels become: mean 0 and variance 1 over "
+        'ImageNet, or -1 to 1 (as the initial checkpoint wants it, or half)')
+
+
+NET_OPTIONS = ('last_stride', 'pooling', 'patch_stride', 'drop_path', 'class_token', 'registers', 'gelu', 'pixels')
+
+
+def complete(args, options):
+    """Set the options of a net that were not given to what published weights want, {name: value}."""
+    for name, value in options.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def check(args, parser):
@@ -395,8 +426,7 @@ def memory_start(args):
 
 def net_options(args):
     """What is asked of the net beside its input: keyword arguments of its `body`, those that are given."""
-    options = {'last_stride': args.last_stride, 'pooling': args.pooling}
-    return {name: value for name, value in options.items() if value is not None}
+    return {name: getattr(args, name) for name in NET_OPTIONS if getattr(args, name) is not None}
 
 
 def load(root):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from reid.errors import InputError
 
 # One stream of random numbers for each thing that is drawn, so that no two of them are correlated.
-IDENTITIES, IMAGES, AUGMENTATION, FRAMES, LOSS, CENTERS = range(6)
+IDENTITIES, IMAGES, AUGMENTATION, FRAMES, LOSS, CENTERS, STOCHASTIC_DEPTH = range(7)
 
 
 class Identities:

@@ -42,7 +42,7 @@ def describe(path):
 
     # Inside of this scope variables have names and shapes, but no values: models cost a tenth of their time.
     with keras.StatelessScope(initialize_variables=False):
-        about_nets, variables = _fitting_nets(held, _sizes_trained_with(os.path.dirname(path)))
+        about_nets, variables = _fitting_nets(held, _trained_with(os.path.dirname(path)))
     lines += about_nets
     moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
     momenta = {name for name in variables if f'{name}/Momentum' in held}
@@ -64,19 +64,25 @@ def describe(path):
     return lines
 
 
-def _fitting_nets(held, sizes):
+def _fitting_nets(held, trained):
     """The nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
 
     Args:
         held: {name: shape} of a checkpoint.
-        sizes: {net: (height, width)} as far as known.
+        trained: arguments of its training, as far as known, or None.
     """
     lines, variables, nearest = [], set(), (0, '')
     for net in plugins.choices('nets'):
         build = plugins.load('nets', net).body
-        # The one option of a net that shows in its variables; a stride has none.
+        # The one option that many nets have and that shows in variables; a stride has none.
         is_gem = 'gem/p' in held and 'pooling' in inspect.signature(build).parameters
-        body = build((*sizes.get(net, DEFAULT_SIZE), 3), **({'pooling': 'gem'} if is_gem else {}))
+        size, options = DEFAULT_SIZE, {'pooling': 'gem'} if is_gem else {}
+        if trained and trained.model_name == net:
+            size, options = (trained.net_input_height, trained.net_input_width), arguments.net_options(trained)
+        try:
+            body = build((*size, 3), **options)
+        except InputError:  # A transformer is not pooled so.
+            continue
         needed = _shapes(body)
         missing = [name for name in needed if name not in held]
         if missing:
@@ -94,13 +100,12 @@ def _fitting_nets(held, sizes):
     return lines, variables
 
 
-def _sizes_trained_with(root):
-    """{net: (height, width) of its images} by the args.json beside a checkpoint, if there is one."""
+def _trained_with(root):
+    """The arguments of the args.json beside a checkpoint, or None if there is none."""
     try:
-        args, _ = arguments.load(root or '.')
+        return arguments.load(root or '.')[0]
     except InputError:
-        return {}
-    return {args.model_name: (args.net_input_height, args.net_input_width)}
+        return None
 
 
 def _shapes(network):

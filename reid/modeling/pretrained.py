@@ -1,7 +1,5 @@
 """Pre-trained weights for the body of a model, from the files that they are published in."""
 import re
-import zipfile
-import zlib
 
 import h5py
 import keras
@@ -10,10 +8,10 @@ import numpy as np
 from reid import plugins
 from reid.errors import InputError
 from reid.experiment import checkpoints
+from reid.modeling import weight_files
 from reid.modeling.batch_norm import with_keras_batch_norm
 from reid.modeling.model import named_variables
 
-MAX_NPZ_BYTES = 4 << 30
 # Beside body and head: the classifiers of TF-Slim and of ours (`model.with_classifier`), and TF-Slim's mean pixel.
 KNOWN_BESIDE = re.compile(r'(^|/)(logits|classifier|mean_rgb)(/|$)', re.IGNORECASE)
 
@@ -23,10 +21,11 @@ def load_body(network, path):
 
     Args:
         network: as `build` returns it.
-        path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), the paper's `.npz`, or for the
-            nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top.
+        path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), the paper's `.npz`, for the
+            nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top, or for the nets that say
+            in PUBLISHED how to read it a `.npz` or `.safetensors` (see `load_published`).
 
-    Returns: names of the variables that a checkpoint holds beside the body, as of a head, a list; see `unused`.
+    Returns: names of what the file holds beside the body, as of a head, a list; see `unused`.
 
     Raises:
         InputError: nothing there, weights that do not fit the body, or more of them in its scope than it has.
@@ -34,9 +33,15 @@ def load_body(network, path):
     body = named_variables(network.body)
     # The exponent of a pooling is no part of any net that is published.
     variables = {name: variable for name, variable in body.items() if name != 'gem/p'}
+    layout = published_layout(network.body.name)
+    if layout and path.endswith(weight_files.ENDINGS):
+        return load_published(path, variables, layout)
     if path.endswith('.npz'):
         load_trinet(path, variables)
         return []
+    if path.endswith(('.safetensors', *weight_files.OF_PYTORCH)):
+        weight_files.shapes(path)
+        raise InputError(f'{path}: the net {network.body.name} takes no weights of this format.')
     if path.endswith('.h5'):
         load_keras(path, network.body)
         return []
@@ -105,6 +110,76 @@ def load_keras(path, body):
         variable.assign(values[name])
 
 
+def published_layout(net_name):
+    """Where the net of a name says how others publish its weights, or None: the module of nets/ that it calls PUBLISHED.
+
+    Such a module has two functions and a pattern. They see names and shapes only; no array is read before all is known.
+        options(held) -> {option of the net's `body`: value}: what a file tells of it.
+        sources(held, wanted) -> {TF1 name: Source}: of which arrays each of the variables is made.
+        BESIDE: compiled pattern of the names of what may be in a file beside them.
+    held is {name: shape} of a file, wanted is {TF1 name: shape} of a body.
+    """
+    return getattr(plugins.load('nets', net_name), 'PUBLISHED', None) if net_name in plugins.choices('nets') else None
+
+
+def published_options(net_name, path):
+    """What the weights that others published for a net want of its `body`, {option: value}; of any other file nothing.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    layout = published_layout(net_name)
+    return layout.options(weight_files.shapes(path)) if layout and path.endswith(weight_files.ENDINGS) else {}
+
+
+def load_published(path, variables, layout):
+    """Assign weights that others published.
+
+    Args:
+        path: `.npz` or `.safetensors`.
+        variables: {TF1 name: variable} of a body.
+        layout: see `published_layout`.
+
+    Returns: names of what the file holds beside the body, a list.
+
+    Raises:
+        InputError: an unreadable file; what a variable needs is missing, of another shape or not finite; or the file
+            holds what is neither needed nor known to be beside it. Nothing is assigned then.
+    """
+    held = weight_files.shapes(path)
+    sources = layout.sources(held, {name: tuple(variable.shape) for name, variable in variables.items()})
+    needed = {name for source in sources.values() for name in source.names}
+    unknown = {name: held[name] for name in held if name not in needed and not layout.BESIDE.search(name)}
+    missing = [name for name in sorted(needed) if name not in held]
+    problems = ([f'lacks {listed(missing)}'] if missing else []) + (
+        [f'holds {listed(with_shapes(unknown))}, which this net has not'] if unknown else [])
+    if problems:
+        raise InputError(f'{path} does not fit --model_name and its options: it {" and it ".join(problems)}.')
+    arrays, values, misshapen = weight_files.read(path, sorted(needed)), {}, []
+    for name, variable in variables.items():
+        source, shape = sources[name], tuple(variable.shape)
+        try:
+            values[name] = source.convert(shape, *(arrays[each] for each in source.names))
+        except ValueError:  # No way from these shapes to that of the variable.
+            pass
+        if name not in values or values[name].shape != shape:
+            of_file = listed(with_shapes({each: held[each] for each in source.names}))
+            misshapen.append(f'{name} {shape} of {of_file}')
+        elif not np.isfinite(values[name]).all():
+            raise InputError(f'{path}: what becomes {name} is not finite everywhere.')
+    if misshapen:
+        raise InputError(f'{path} does not fit --model_name and its options: there is no way to make '
+                         f'{listed(misshapen)}.')
+    for name, variable in variables.items():
+        variable.assign(values[name])
+    return sorted(name for name in held if name not in needed)
+
+
+def with_shapes(shapes):
+    """{name: shape} as a list of texts."""
+    return [f'{name} {tuple(shape)}' for name, shape in shapes.items()]
+
+
 def load_trinet(path, variables):
     """Assign the weights that the paper's authors released for Theano to variables of the net `trinet`.
 
@@ -116,10 +191,14 @@ def load_trinet(path, variables):
         InputError: an unreadable file, one array too many or too few, an array of another shape than its variable,
             or a variable that these weights do not have.
     """
-    names, arrays = plugins.load('nets', 'trinet').array_names(), _read_arrays(path)
-    if len(arrays) != len(names):
-        raise InputError(f'{path} holds {len(arrays)} arrays where the weights of the TriNet are {len(names)}.')
-    values = dict(_converted(name, array) for name, array in zip(names, arrays))
+    names = plugins.load('nets', 'trinet').array_names()
+    held, numbered = weight_files.shapes(path), [f'arr_{number}' for number in range(len(names))]
+    if held and set(held) != {f'arr_{number}' for number in range(len(held))}:
+        raise InputError(f'{path} holds arrays of other names than arr_0, arr_1, … without a gap.')
+    if len(held) != len(names):
+        raise InputError(f'{path} holds {len(held)} arrays where the weights of the TriNet are {len(names)}.')
+    arrays = weight_files.read(path, numbered)
+    values = dict(_converted(name, arrays[number]) for name, number in zip(names, numbered))
     missing = [name for name in variables if name not in values]
     if missing:
         raise InputError(f'{path} holds the weights of the net trinet with the head fc1024, but not {missing[0]}'
@@ -134,25 +213,6 @@ def load_trinet(path, variables):
             raise InputError(f'{path}: what becomes {name} is not finite everywhere.')
     for name, variable in variables.items():
         variable.assign(values[name])
-
-
-def _read_arrays(path):
-    """The arrays arr_0, arr_1, … of an `.npz`, a list; nothing is ever unpickled."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            declared = sum(entry.file_size for entry in file.infolist())
-        if declared > MAX_NPZ_BYTES:
-            raise InputError(f'{path} unpacks to {declared} bytes; the weights of the TriNet are a tenth of a gigabyte.')
-        with np.load(path, allow_pickle=False) as file:
-            return [file[f'arr_{i}'] for i in range(len(file.files))]
-    except FileNotFoundError as error:
-        raise InputError(f'There is no file {path}.') from error
-    except KeyError as error:
-        raise InputError(f'{path} holds arrays of other names than arr_0, arr_1, … without a gap.') from error
-    # An array by itself, as of an .npy file, is no context manager (TypeError, AttributeError before Python 3.11).
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, MemoryError, RuntimeError, zipfile.BadZipFile,
-            zlib.error) as error:
-        raise InputError(f'{path} is no readable .npz file of plain arrays: {error}.') from error
 
 
 def _converted(name, array):

@@ -5,7 +5,7 @@ import tqdm
 
 from reid import provenance
 from reid.errors import InputError
-from reid.experiment import checkpoints
+from reid.experiment import arguments, checkpoints
 from reid.input_pipeline import images
 from reid.modeling import inference, inference_flags
 from reid.modeling.aggregators import AGGREGATORS
@@ -39,7 +39,9 @@ class Embedder:
             'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(self.checkpoint)),
             'weights': args.weights, 'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment,
             'aggregator': args.aggregator,
-            'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling],
+            'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling,
+                    *(f'{name}={value}' for name, value in arguments.net_options(trained).items()
+                      if name not in ('last_stride', 'pooling', 'drop_path'))],
             'sizes': [*self.size, *net_size]}
 
     def photo(self, content, name=''):

@@ -1,0 +1,244 @@
+"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929): pre-norm, with learned position embeddings.
+
+Under a 16 bit policy the sums along the depth, norms and softmax stay float32, as in PyTorch's autocast.
+"""
+import functools
+import math
+
+import keras
+import tensorflow as tf
+
+from nets._applications import as_torch
+from reid.errors import InputError
+from reid.modeling.stochastic_depth import StochasticDepth
+
+EPSILON = 1e-6
+# The exact one as oneDNN's fused product of matrices, bias and activation is found in a graph.
+GELUS = {'exact': lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),
+         'tanh': functools.partial(tf.nn.gelu, approximate=True)}
+STAGES = (r'\w+/(patches|tokens)/', *(rf'\w+/block_{number}/' for number in range(1, 13)))
+PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
+
+
+def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False, pooling='cls', patch_stride=None,
+         drop_path=0.0, class_token=None, registers=0, gelu='exact', pixels='half'):
+    """A vision transformer.
+
+    Args:
+        input_shape: (H, W, 3). What is left at the right and the bottom of the last whole patch is not seen.
+        name: of the net, and TF1 scope of its variables.
+        patch: side of a patch. width: F. heads: of each attention. depth: how many blocks.
+        layer_scale: whether what a branch adds is scaled, a factor a channel (Touvron et al., arXiv 2103.17239).
+        pooling: what the features are: 'cls' (the class token), 'avg' (the mean of the patches) or 'map' (a head that
+            attends to the patches, as SigLIP's).
+        patch_stride: from patch to patch; None: as far as a patch is wide (less: He et al., arXiv 2102.04378).
+        drop_path: the rate of stochastic depth in the last block; it rises from 0 in the first.
+        class_token: 'yes' or 'no'; None: there is one but with 'map'.
+        registers: how many tokens there are that nothing is read from (Darcet et al., arXiv 2309.16588).
+        gelu: 'exact', or 'tanh' for its approximation by tanh.
+        pixels: what they are turned into: 'imagenet' (mean 0 and variance 1) or 'half' (from -1 to 1).
+
+    Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'patches': [B, h, w, F], 'patch_mean': [B, F],
+        'class_token': [B, F] where there is one, 'model_output': [B, F]}.
+
+    Raises:
+        InputError: no fixed size, or one smaller than a patch, or options that contradict each other.
+    """
+    stride = patch_stride or patch
+    class_token = class_token or ('no' if pooling == 'map' else 'yes')
+    _check(input_shape, name, patch, stride, pooling, drop_path, class_token)
+    images = keras.Input(input_shape, name='images')
+    net = keras.layers.Conv2D(width, patch, stride, kernel_initializer=_normal(), name=f'{name}.patches')(
+        PIXELS[pixels](images))
+    height, columns = net.shape[1:3]
+    tokens = (class_token == 'yes') + registers
+    net = Tokens(class_token == 'yes', registers, name=f'{name}.tokens')(net)
+    for number in range(depth):
+        rate = drop_path * number / max(1, depth - 1)
+        net = Block(heads, gelu, layer_scale, rate, number, name=f'{name}.block_{number + 1}')(net)
+    net = LayerNorm(name=f'{name}.norm')(net)
+    patches = net[:, tokens:]
+    outputs = {'patches': keras.layers.Reshape((height, columns, width), dtype='float32')(patches),
+               'patch_mean': keras.ops.mean(patches, axis=1)}
+    if class_token == 'yes':
+        outputs['class_token'] = net[:, 0]
+    if pooling == 'map':
+        outputs['model_output'] = MapHead(heads, gelu, name=f'{name}.map_head')(patches)
+    else:
+        outputs['model_output'] = outputs['class_token' if pooling == 'cls' else 'patch_mean']
+    return keras.Model(images, outputs, name=name)
+
+
+def _check(input_shape, name, patch, stride, pooling, drop_path, class_token):
+    if None in input_shape:
+        raise InputError(f'{name} has position embeddings, so that it takes images of the size only that it was trained '
+                         f'with: --crop_augment avgpool is not for it.')
+    if min(input_shape[:2]) < patch:
+        raise InputError(f'{name} takes no images of {input_shape[0]}x{input_shape[1]}: a patch is {patch}x{patch}.')
+    if stride > patch:
+        raise InputError(f'--patch_stride {stride} would leave gaps between patches of {patch}x{patch}.')
+    if not 0 <= drop_path < 1:
+        raise InputError(f'--drop_path {drop_path:g} is not from 0 to below 1.')
+    if pooling not in ('cls', 'avg', 'map'):
+        raise InputError(f'The net {name} has no --pooling {pooling}: choose cls, avg or map.')
+    if pooling == 'cls' and class_token == 'no':
+        raise InputError(f'--pooling cls needs the class token, which {name} has not with --class_token no.')
+
+
+def _normal(stddev=0.02):
+    # One for each layer: Keras's initialisers give the same numbers every time they are called.
+    return keras.initializers.RandomNormal(stddev=stddev)
+
+
+def _dense(units, name):
+    return keras.layers.Dense(units, kernel_initializer=_normal(), name=name)
+
+
+class Tokens(keras.layers.Layer):
+    """The sequence that a transformer works on: [B, h, w, C] -> [B, tokens + h·w, C] float32.
+
+    In front are class token and registers, if any. Patches have their position added, the others need none: what was
+    learned as theirs is part of the token.
+    """
+
+    def __init__(self, class_token, registers, **kwargs):
+        super().__init__(dtype='float32', **kwargs)
+        self.has_class_token = class_token
+        self.registers_count = registers
+
+    def build(self, input_shape):
+        _, height, width, channels = input_shape
+        if self.has_class_token:
+            self.class_token = self.add_weight(name='class_token', shape=(channels,), initializer=_normal(1e-6))
+        if self.registers_count:
+            self.registers = self.add_weight(name='registers', shape=(self.registers_count, channels),
+                                             initializer=_normal(1e-6))
+        self.positions = self.add_weight(name='positions', shape=(height, width, channels), initializer=_normal())
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        patches = tf.reshape(inputs + self.positions, [-1, height * width, channels])
+        tokens = [self.class_token[None]] if self.has_class_token else []
+        tokens += [tf.convert_to_tensor(self.registers)] if self.registers_count else []
+        if not tokens:
+            return patches
+        tokens = tf.concat(tokens, axis=0)
+        return tf.concat([tf.tile(tokens[None], [tf.shape(patches)[0], 1, 1]), patches], axis=1)
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return batch, self.has_class_token + self.registers_count + height * width, channels
+
+
+class LayerNorm(keras.layers.Layer):
+    """Mean 0 and variance 1 in each row of […, C], then a learned scale and offset; float32 in any case."""
+
+    def __init__(self, **kwargs):
+        super().__init__(dtype='float32', **kwargs)
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(name='gamma', shape=input_shape[-1:], initializer='ones')
+        self.beta = self.add_weight(name='beta', shape=input_shape[-1:], initializer='zeros')
+
+    def call(self, inputs):
+        mean, variance = tf.nn.moments(inputs, -1, keepdims=True)
+        return (inputs - mean) * tf.math.rsqrt(variance + EPSILON) * self.gamma + self.beta
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class Block(keras.layers.Layer):
+    """Attention and a perceptron of two layers, each behind a norm and beside a shortcut: [B, T, C] float32 -> the same.
+
+    Args:
+        heads: of the attention.
+        gelu: 'exact' or 'tanh'.
+        layer_scale: whether what each of the two adds is scaled.
+        drop_path: rate of stochastic depth.
+        number: of the block, 0-based.
+    """
+
+    def __init__(self, heads, gelu, layer_scale, drop_path, number, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.heads, self.gelu, self.layer_scale = heads, gelu, layer_scale
+        self.drops = [StochasticDepth(drop_path, 2 * number + branch, name=f'drop{branch + 1}') for branch in (0, 1)]
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.norms = [LayerNorm(name=f'norm{branch}') for branch in (1, 2)]
+        self.qkv, self.proj = _dense(3 * channels, 'qkv'), _dense(channels, 'proj')
+        self.fc1, self.fc2 = _dense(4 * channels, 'fc1'), _dense(channels, 'fc2')
+        for layer in (*self.norms, self.qkv, self.proj, self.fc1):
+            layer.build((None, channels))
+        self.fc2.build((None, 4 * channels))
+        if self.layer_scale:
+            self.scales = [self.add_weight(name=f'scale{branch}', shape=(channels,), dtype='float32',
+                                           initializer=keras.initializers.Constant(1e-5)) for branch in (1, 2)]
+
+    def call(self, inputs, training=False):
+        shape = tf.shape(inputs)
+        # A row is a token: products of two matrices are faster, forth and back, than those of a batch with one matrix.
+        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+        qkv = tf.reshape(self.qkv(self.norms[0](rows)), [-1, *inputs.shape[1:-1], 3, self.heads,
+                                                         inputs.shape[-1] // self.heads])
+        queries, keys, values = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+        attended = tf.transpose(attention(queries, keys, values), [0, 2, 1, 3])
+        rows += self._branch(0, self.proj(tf.reshape(attended, tf.shape(rows))), shape, training)
+        hidden = GELUS[self.gelu](self.fc1(self.norms[1](rows)))
+        rows += self._branch(1, self.fc2(hidden), shape, training)
+        return tf.reshape(rows, shape)
+
+    def _branch(self, number, rows, shape, training):
+        """What a branch adds to its shortcut: rows [B·T, C] -> [B·T, C] float32."""
+        rows = tf.cast(rows, tf.float32)
+        if self.layer_scale:
+            rows *= self.scales[number]
+        if self.drops[number].rate:
+            rows = tf.reshape(self.drops[number](tf.reshape(rows, shape), training=training), tf.shape(rows))
+        return rows
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class MapHead(keras.layers.Layer):
+    """Multi-head attention pooling (Zhai et al., arXiv 2106.04560): [B, N, C] -> [B, C] float32.
+
+    A learned query attends to the patches; a perceptron of two layers follows beside a shortcut.
+    """
+
+    def __init__(self, heads, gelu, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.heads, self.gelu = heads, gelu
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.probe = self.add_weight(name='probe', shape=(channels,), dtype='float32', initializer=_normal(channels ** -0.5))
+        self.norm = LayerNorm(name='norm')
+        self.q, self.kv, self.proj = _dense(channels, 'q'), _dense(2 * channels, 'kv'), _dense(channels, 'proj')
+        self.fc1, self.fc2 = _dense(4 * channels, 'fc1'), _dense(channels, 'fc2')
+        for layer in (self.norm, self.q, self.kv, self.proj, self.fc1):
+            layer.build((None, channels))
+        self.fc2.build((None, 4 * channels))
+
+    def call(self, inputs):
+        _, patches, channels = inputs.shape
+        of_head = channels // self.heads
+        kv = tf.reshape(self.kv(tf.reshape(inputs, [-1, channels])), [-1, patches, 2, self.heads, of_head])
+        keys, values = tf.unstack(tf.transpose(kv, [2, 0, 3, 1, 4]))
+        queries = tf.reshape(self.q(self.probe[None]), [1, self.heads, 1, of_head])
+        attended = attention(tf.tile(queries, [tf.shape(keys)[0], 1, 1, 1]), keys, values)
+        rows = tf.cast(self.proj(tf.reshape(attended, [-1, channels])), tf.float32)
+        hidden = GELUS[self.gelu](self.fc1(self.norm(rows)))
+        return rows + tf.cast(self.fc2(hidden), tf.float32)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0], input_shape[-1]
+
+
+def attention(queries, keys, values):
+    """softmax(q·k / √D)·v of each head: [B, heads, Q, D], [B, heads, T, D], [B, heads, T, D] -> [B, heads, Q, D]."""
+    products = tf.matmul(queries * queries.shape[-1] ** -0.5, keys, transpose_b=True)
+    weights = tf.nn.softmax(tf.cast(products, tf.float32))
+    return tf.matmul(tf.cast(weights, values.dtype), values)

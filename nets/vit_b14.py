@@ -1,0 +1,10 @@
+"""ViT-B/14, as DINOv2 has it (Oquab et al., arXiv 2304.07193): patches of 14 pixels, LayerScale. See `_vit.body`."""
+import functools
+
+from nets import _vit, _vit_weights
+
+WEIGHTS = "DINOv2's or timm's .safetensors"
+PUBLISHED = _vit_weights
+STAGES = _vit.STAGES
+
+body = functools.partial(_vit.body, name='vit_b14', patch=14, width=768, heads=12, layer_scale=True)

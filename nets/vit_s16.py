@@ -1,0 +1,10 @@
+"""ViT-S/16, a vision transformer (Dosovitskiy et al., arXiv 2010.11929) with patches of 16 pixels. See `_vit.body`."""
+import functools
+
+from nets import _vit, _vit_weights
+
+WEIGHTS = "an .npz of augreg or big_vision, or timm's, DINO's or PersonViT's .safetensors"
+PUBLISHED = _vit_weights
+STAGES = _vit.STAGES
+
+body = functools.partial(_vit.body, name='vit_s16', patch=16, width=384, heads=6)
