@@ -89,7 +89,8 @@ def main():
         from reid.search import page
         check_output(args.report, '--report', 'a page of search.py', page.is_page,
                      [*args.photos, args.gallery, args.threshold_from])
-    contents = [photos.read(path) for path in args.photos]
+    for path in args.photos:
+        photos.check(path)
     if args.serve:
         from reid.search import server
         listening = server.listen(args.host, args.port)
@@ -98,8 +99,11 @@ def main():
     with quiet.tensorflow_import():
         from reid.search import embedder
     model = embedder.Embedder(args, trained)
-    embs = [model.photo(content, path) for path, content in zip(args.photos, contents)]
-    for path, content in zip(args.photos, contents):
+    embs = []
+    for path in args.photos:
+        with open(path, 'rb') as file:
+            content = file.read()
+        embs.append(model.photo(content, path))
         for doubt in photos.doubts(content, model.size):
             print(f'Warning: {path} {doubt}.', file=sys.stderr)
 
@@ -178,7 +182,9 @@ def open_gallery(args, trained, model):
     else:
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
         of_gallery, left_out = images.in_dataset(args.gallery, image_root, args.allow_outside_root), []
-    embeddings, broken = index.up_to_date(args.index or model.index_name(args.gallery), of_gallery, model, print)
+    path = args.index or model.index_name(args.gallery)
+    check_output(path, '--index', 'an index of search.py', lambda path: True, [args.gallery, *args.photos])
+    embeddings, broken = index.up_to_date(path, of_gallery, model, print)
     if broken:
         first = min(broken)
         left_out.append(f'Images that cannot be read are left out: {some(broken)}; {first}: {broken[first]}.')
@@ -193,6 +199,8 @@ def open_embedded(path, model):
     from reid.search import gallery, index
     embeddings = Embeddings(path)
     gallery.check_names(embeddings)
+    if not len(embeddings):
+        raise InputError(f'{path} has no images.')
     if embeddings.shape[1] != model.dim:
         raise InputError(f'{path} has embeddings of {embeddings.shape[1]} dimensions, and this model gives {model.dim}: '
                          f'embed the gallery with this model.')
