@@ -386,10 +386,10 @@ def test_a_full_disk_loses_nothing_that_was_embedded(trained, tmp_path):
 def test_ctrl_c_while_the_gallery_is_embedded(trained, tmp_path):
     command = ['search.py', '--experiment_root', trained / 'run', '--gallery', trained / 'gallery', '--batch_size', 4,
                trained / 'photos' / '0_0.png', '--index', tmp_path / 'index.h5']
-    run = Run(*command, fault=Fault(signal.SIGINT, 'file', 4))  # The first is the journal's head, each other a batch.
+    run = Run(*command, fault=Fault(signal.SIGINT, 'file', 4))  # The journal's head, and 3 batches.
     assert run.wait() == -signal.SIGINT and 'Interrupted. 8 embeddings are kept' in run.output, run.output
     run = Run(*command, '--filename', tmp_path / 'resumed.json')
-    assert run.wait() == 0 and '19 new (8 were embedded before an interruption)' in run.output, run.output
+    assert run.wait() == 0 and '19 new (12 were embedded before an interruption)' in run.output, run.output
     run = Run(*command[:-1], tmp_path / 'whole.h5', '--filename', tmp_path / 'whole.json')
     assert run.wait() == 0, run.output
     assert (tmp_path / 'resumed.json').read_bytes() == (tmp_path / 'whole.json').read_bytes()
