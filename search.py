@@ -7,7 +7,10 @@ if __name__ == '__main__':  # Before all other imports.
 import os
 import sys
 
+import h5py
+
 from reid import argument_types, quiet
+from reid.embeddings import in_order, open_embeddings
 from reid.errors import InputError, exit_with, some
 from reid.evaluation import distances, verification
 from reid.experiment import arguments
@@ -34,7 +37,7 @@ def make_parser():
     add('photos', nargs='*', metavar='PHOTO', help='image file to search with')
     add('--experiment_root', required=True, metavar='DIR', help='where the training run is kept')
     add('--gallery', required=True, metavar='FOLDER', help='what to search: a folder of images and its sub-folders, a '
-        'csv file, or an .h5 file of embed.py')
+        'csv file, or an .h5 file of embed.py (of its parts: a pattern in quotes)')
 
     add = parser.add_argument_group('what is found').add_argument
     add('--count', type=argument_types.positive_int, default=10, metavar='K', help='how many of the nearest '
@@ -150,15 +153,17 @@ def check_gallery(args, parser):
     if os.path.isdir(args.gallery):
         argument_types.refuse_given(parser, ['image_root'], 'the images are in the folder --gallery')
         return
-    check_file(args.gallery, 'gallery', '.csv')
     if is_embedded(args.gallery):
+        for path in in_order(args.gallery):
+            check_file(path, 'embedding file', '.h5')
         argument_types.refuse_given(parser, OF_THE_INDEX, f'the images of {args.gallery} are embedded already')
+    else:
+        check_file(args.gallery, 'gallery', '.csv')
 
 
 def is_embedded(path):
-    """Whether a gallery is given as an embedding file."""
-    import h5py
-    return path.endswith('.h5') or h5py.is_hdf5(path)
+    """Whether a gallery is given as an embedding file, or a pattern of its parts."""
+    return not os.path.isdir(path) and (path.endswith('.h5') or h5py.is_hdf5(path))
 
 
 def threshold_and_curve(args, metric):
@@ -173,7 +178,7 @@ def threshold_and_curve(args, metric):
 def open_gallery(args, trained, model):
     """The open `Embeddings` of the gallery, embedded where that is needed, and the folder of its images, or None."""
     from reid.search import images, index
-    if os.path.isfile(args.gallery) and is_embedded(args.gallery):
+    if is_embedded(args.gallery):
         embeddings = open_embedded(args.gallery, model)
         image_root = args.image_root or embeddings.parameters.get('image_root')
         return embeddings, image_root if isinstance(image_root, str) else None
@@ -195,9 +200,8 @@ def open_gallery(args, trained, model):
 
 def open_embedded(path, model):
     """Open a gallery's `Embeddings`, which have to be made as the photos' are."""
-    from reid.embeddings import Embeddings
     from reid.search import gallery, index
-    embeddings = Embeddings(path)
+    embeddings = open_embeddings(path)
     gallery.check_names(embeddings)
     if not len(embeddings):
         raise InputError(f'{path} has no images.')

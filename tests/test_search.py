@@ -214,8 +214,8 @@ def test_what_is_no_index_of_this_gallery_stays_as_it_is(folder):
             update(folder)
         assert path.read_bytes() == content
 
-    refused(whole[:len(whole) // 2], 'damaged one: remove it')
-    refused(b'', 'damaged one: remove it')
+    refused(whole[:len(whole) // 2], 'damaged one: give another --index')
+    refused(b'', 'damaged one: give another --index')
     refused(b'my notes', 'no index of search.py')
     refused(whole.replace(b'"search_index": 1', b'"search_index": 7'), 'version 7, and this is version 1')
     dataset = load_dataset_of(folder.parent, ['x.png'])

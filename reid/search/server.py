@@ -123,9 +123,10 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         return fastapi.Response(page.script(), media_type='text/javascript')
 
     @app.get('/gallery/{row}')
-    def picture(row: int):
-        path = gallery.path(_checked_row(row, gallery))
-        small = path and thumbnail(path, page.WIDTH, page.HEIGHT)
+    async def picture(row: int):
+        # Of embeddings in many parts only some are open at a time.
+        path = await alone(gallery.path, _checked_row(row, gallery))
+        small = path and await asyncio.to_thread(thumbnail, path, page.WIDTH, page.HEIGHT)
         if not small:
             raise Refused(404, 'This image is missing, broken or outside of the image root.')
         return fastapi.Response(jpeg(small), media_type='image/jpeg')
