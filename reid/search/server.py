@@ -79,6 +79,8 @@ def serve(listening, gallery, embedder, count, curve, host=None):
     token = secrets.token_urlsafe(24) if host else None
     app = make_app(gallery, embedder, count, curve, host, token)
     name, port = listening.getsockname()[:2]
+    if ipaddress.ip_address(name).is_unspecified:  # All addresses of this machine, which its name leads to.
+        name = socket.gethostname()
     name = f'[{name}]' if ':' in name else name
     print(f'Serving {len(gallery)} images at http://{name}:{port}/{f"?token={token}" if token else ""} until Ctrl+C.',
           flush=True)
