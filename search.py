@@ -7,7 +7,10 @@ if __name__ == '__main__':  # Before all other imports.
 import os
 import sys
 
+import h5py
+
 from reid import argument_types, quiet
+from reid.embeddings import in_order, open_embeddings
 from reid.errors import InputError, exit_with, some
 from reid.evaluation import distances, verification
 from reid.experiment import arguments
@@ -34,7 +37,7 @@ def make_parser():
     add('photos', nargs='*', metavar='PHOTO', help='image file to search with')
     add('--experiment_root', required=True, metavar='DIR', help='where the training run is kept')
     add('--gallery', required=True, metavar='FOLDER', help='what to search: a folder of images and its sub-folders, a '
-        'csv file, or an .h5 file of embed.py')
+        'csv file, or an .h5 file of embed.py (of its parts: a pattern in quotes)')
 
     add = parser.add_argument_group('what is found').add_argument
     add('--count', type=argument_types.positive_int, default=10, metavar='K', help='how many of the nearest '
@@ -89,7 +92,8 @@ def main():
         from reid.search import page
         check_output(args.report, '--report', 'a page of search.py', page.is_page,
                      [*args.photos, args.gallery, args.threshold_from])
-    contents = [photos.read(path) for path in args.photos]
+    for path in args.photos:
+        photos.check(path)
     if args.serve:
         from reid.search import server
         listening = server.listen(args.host, args.port)
@@ -98,8 +102,11 @@ def main():
     with quiet.tensorflow_import():
         from reid.search import embedder
     model = embedder.Embedder(args, trained)
-    embs = [model.photo(content, path) for path, content in zip(args.photos, contents)]
-    for path, content in zip(args.photos, contents):
+    embs = []
+    for path in args.photos:
+        with open(path, 'rb') as file:
+            content = file.read()
+        embs.append(model.photo(content, path))
         for doubt in photos.doubts(content, model.size):
             print(f'Warning: {path} {doubt}.', file=sys.stderr)
 
@@ -146,15 +153,17 @@ def check_gallery(args, parser):
     if os.path.isdir(args.gallery):
         argument_types.refuse_given(parser, ['image_root'], 'the images are in the folder --gallery')
         return
-    check_file(args.gallery, 'gallery', '.csv')
     if is_embedded(args.gallery):
+        for path in in_order(args.gallery):
+            check_file(path, 'embedding file', '.h5')
         argument_types.refuse_given(parser, OF_THE_INDEX, f'the images of {args.gallery} are embedded already')
+    else:
+        check_file(args.gallery, 'gallery', '.csv')
 
 
 def is_embedded(path):
-    """Whether a gallery is given as an embedding file."""
-    import h5py
-    return path.endswith('.h5') or h5py.is_hdf5(path)
+    """Whether a gallery is given as an embedding file, or a pattern of its parts."""
+    return not os.path.isdir(path) and (path.endswith('.h5') or h5py.is_hdf5(path))
 
 
 def threshold_and_curve(args, metric):
@@ -169,7 +178,7 @@ def threshold_and_curve(args, metric):
 def open_gallery(args, trained, model):
     """The open `Embeddings` of the gallery, embedded where that is needed, and the folder of its images, or None."""
     from reid.search import images, index
-    if os.path.isfile(args.gallery) and is_embedded(args.gallery):
+    if is_embedded(args.gallery):
         embeddings = open_embedded(args.gallery, model)
         image_root = args.image_root or embeddings.parameters.get('image_root')
         return embeddings, image_root if isinstance(image_root, str) else None
@@ -178,7 +187,9 @@ def open_gallery(args, trained, model):
     else:
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
         of_gallery, left_out = images.in_dataset(args.gallery, image_root, args.allow_outside_root), []
-    embeddings, broken = index.up_to_date(args.index or model.index_name(args.gallery), of_gallery, model, print)
+    path = args.index or model.index_name(args.gallery)
+    check_output(path, '--index', 'an index of search.py', lambda path: True, [args.gallery, *args.photos])
+    embeddings, broken = index.up_to_date(path, of_gallery, model, print)
     if broken:
         first = min(broken)
         left_out.append(f'Images that cannot be read are left out: {some(broken)}; {first}: {broken[first]}.')
@@ -189,10 +200,11 @@ def open_gallery(args, trained, model):
 
 def open_embedded(path, model):
     """Open a gallery's `Embeddings`, which have to be made as the photos' are."""
-    from reid.embeddings import Embeddings
     from reid.search import gallery, index
-    embeddings = Embeddings(path)
+    embeddings = open_embeddings(path)
     gallery.check_names(embeddings)
+    if not len(embeddings):
+        raise InputError(f'{path} has no images.')
     if embeddings.shape[1] != model.dim:
         raise InputError(f'{path} has embeddings of {embeddings.shape[1]} dimensions, and this model gives {model.dim}: '
                          f'embed the gallery with this model.')

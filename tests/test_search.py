@@ -5,6 +5,7 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
 import threading
 
 import h5py
@@ -14,6 +15,7 @@ from PIL import Image
 
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
+from conftest import run_script
 from reid.dataset import load_dataset
 from reid.embeddings import Embeddings, save_embeddings
 from reid.errors import InputError
@@ -212,8 +214,8 @@ def test_what_is_no_index_of_this_gallery_stays_as_it_is(folder):
             update(folder)
         assert path.read_bytes() == content
 
-    refused(whole[:len(whole) // 2], 'damaged one: remove it')
-    refused(b'', 'damaged one: remove it')
+    refused(whole[:len(whole) // 2], 'damaged one: give another --index')
+    refused(b'', 'damaged one: give another --index')
     refused(b'my notes', 'no index of search.py')
     refused(whole.replace(b'"search_index": 1', b'"search_index": 7'), 'version 7, and this is version 1')
     dataset = load_dataset_of(folder.parent, ['x.png'])
@@ -381,6 +383,18 @@ def test_a_full_disk_loses_nothing_that_was_embedded(trained, tmp_path):
     assert os.listdir(tmp_path) == ['index.h5']
 
 
+def test_ctrl_c_while_the_gallery_is_embedded(trained, tmp_path):
+    command = ['search.py', '--experiment_root', trained / 'run', '--gallery', trained / 'gallery', '--batch_size', 4,
+               trained / 'photos' / '0_0.png', '--index', tmp_path / 'index.h5']
+    run = Run(*command, fault=Fault(signal.SIGINT, 'file', 4))  # The journal's head, and 3 batches.
+    assert run.wait() == -signal.SIGINT and 'Interrupted. 8 embeddings are kept' in run.output, run.output
+    run = Run(*command, '--filename', tmp_path / 'resumed.json')
+    assert run.wait() == 0 and '19 new (12 were embedded before an interruption)' in run.output, run.output
+    run = Run(*command[:-1], tmp_path / 'whole.h5', '--filename', tmp_path / 'whole.json')
+    assert run.wait() == 0, run.output
+    assert (tmp_path / 'resumed.json').read_bytes() == (tmp_path / 'whole.json').read_bytes()
+
+
 def test_bad_input_is_one_sentence(trained, tmp_path):
     photo = trained / 'photos' / '0_0.png'
     (tmp_path / 'notes.jpg').write_text('no image')
@@ -425,6 +439,18 @@ def test_photos_whose_shape_or_marks_promise_nothing_good(trained, tmp_path):
         assert bool(photos.doubts(wide, size)) == is_far, size
     assert photos.pixels(wide) == 128 * 64
     assert photos.doubts(b'no image', (64, 128)) == [] and photos.pixels(b'no image') is None
+
+
+def test_photos_are_cut_by_boxes_of_a_csv_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    (tmp_path / 'photos' / 'day 1').mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / 'photos' / 'day 1' / 'a.png')
+    (tmp_path / 'boxes.csv').write_text('day 1/a.png,1,2,11,22\n"day 1/a.png",20.4,0,30,9.6\n')
+    done = run_script('examples/crop_by_boxes.py', tmp_path / 'boxes.csv', tmp_path / 'photos', tmp_path / 'crops')
+    assert done.returncode == 0, done.stderr
+    for name, box in (('a_1.png', np.s_[2:22, 1:11]), ('a_2.png', np.s_[0:10, 20:30])):
+        with Image.open(tmp_path / 'crops' / name) as crop:
+            np.testing.assert_array_equal(np.asarray(crop), pixels[box])
 
 
 def test_words_about_what_is_found():

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 def test_every_line_of_the_walkthrough_runs(folder, tmp_path_factory):
     lines = '\n'.join(re.findall(r'^```sh\n(.*?)^```', MANUAL.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE))
-    assert lines.count('python ') == 8
+    assert lines.count('python ') == 9
     commands = tmp_path_factory.mktemp('bin')
     (commands / 'python').symlink_to('python3')
     with forking_python(commands) as environment:
@@ -47,5 +47,5 @@ def test_every_line_of_the_walkthrough_runs(folder, tmp_path_factory):
     assert evaluation['mAP'] > 0.5
     validations = re.findall(r'\[VALIDATION\] train: iter: *(\d+), validation mAP', (run / 'train.log').read_text())
     assert validations == ['2', '4', '6', '8']
-    for name in ('evaluation.html', 'evaluation_rankings.png', 'curves.png'):
+    for name in ('evaluation.html', 'found.html', 'evaluation_rankings.png', 'curves.png'):
         assert (run / name).stat().st_size > 1000, name

@@ -92,8 +92,8 @@ class _Index:
         try:
             embeddings = Embeddings(path)
         except InputError as error:
-            raise InputError(f'{path} is no index of search.py, or a damaged one: remove it, or give another '
-                             f'--index.') from error
+            raise InputError(f'{path} is no index of search.py, or a damaged one: give another --index, or remove it '
+                             f'if it is of no use.') from error
         with contextlib.ExitStack() as opened:
             opened.enter_context(embeddings)
             parameters = embeddings.parameters

@@ -2,7 +2,8 @@
 'use strict';
 const data = JSON.parse(document.getElementById('data').textContent);
 const byId = id => document.getElementById(id);
-const queries = [];  // {name, pictures: [address or null], doubts: [sentence], results: [{rank, row, fid, distance, picture}]}
+// {name, pictures: [address or null], doubts: [sentence], results: [{rank, row, fid, distance, picture}]}
+const queries = [];
 let shown = null, threshold = data.threshold;
 
 // An element with attributes and children; a string child becomes text.
@@ -14,10 +15,10 @@ function element(tag, attributes = {}, ...children) {
 }
 
 function picture(address, description) {
-  const placeholder = () => element('div', {class: 'thumb gone', role: 'img', 'aria-label': description}, 'no image');
-  if (!address) return placeholder();
+  const placeholder = text => element('div', {class: 'thumb gone', role: 'img', 'aria-label': text}, 'no image');
+  if (!address) return placeholder(description);
   const image = element('img', {class: 'thumb', alt: description});
-  image.onerror = () => image.replaceWith(placeholder());
+  image.onerror = () => image.replaceWith(placeholder(image.alt));
   image.onload = () => takeShape(image);
   image.src = address;
   return image;
@@ -76,33 +77,52 @@ function drawThreshold() {
   byId('threshold').setAttribute('aria-valuetext', `${text}. ${meaning()}`);
 }
 
-function drawVisit() {
-  byId('none').hidden = queries.length > 0;
-  const items = queries.map(query => {
-    const item = element('button', {type: 'button', 'aria-current': String(query === shown)},
-      picture(query.pictures[0], ''), element('span', {}, element('span', {title: query.name}, lastName(query.name)),
-        element('span', {class: 'muted'}, inShort(query))));
-    item.onclick = () => show(query);
-    return element('li', {}, item);
-  });
-  // What was asked for last comes first.
-  document.querySelector('#visit ol').replaceChildren(...(data.served ? items.reverse() : items));
+// What stands in a list is made once and then marked anew: a picture is asked for no more than that.
+function itemOf(query) {
+  if (query.item) return query.item;
+  const button = element('button', {type: 'button'}, picture(query.pictures[0], ''), element('span', {},
+    element('span', {title: query.name}, lastName(query.name)), element('span', {class: 'muted'})));
+  button.onclick = () => show(query);
+  return query.item = element('li', {}, button);
 }
 
-function result(each) {
-  const same = isSame(each);
-  const [kind, mark, word] = same === null ? ['', '', ''] : same ? ['match', '✓', ', the same identity']
-    : ['miss', '✗', ', too far'];
-  const image = picture(each.picture, `rank ${each.rank}${word}: ${each.fid}`);
-  const item = element('li', {class: kind}, ...(mark ? [element('span', {class: 'badge', 'aria-hidden': 'true'}, mark)] : []));
+function drawVisit() {
+  byId('none').hidden = queries.length > 0;
+  const list = document.querySelector('#visit ol');
+  for (const query of queries) {
+    const item = itemOf(query);
+    item.firstChild.setAttribute('aria-current', String(query === shown));
+    item.querySelector('.muted').textContent = inShort(query);
+    if (item.parentNode) continue;
+    if (data.served) list.prepend(item);  // What was asked for last comes first.
+    else list.append(item);
+  }
+}
+
+function resultOf(each) {
+  if (each.item) return each.item;
+  const image = picture(each.picture, '');
+  let pick = image;
   if (data.served) {
-    const pick = element('button', {type: 'button', class: 'pick', title: 'search with this image'}, image);
+    pick = element('button', {type: 'button', class: 'pick', title: 'search with this image'}, image);
     pick.onclick = () => searchLike(each);
-    item.append(pick);
-  } else item.append(image);
-  item.append(element('p', {}, element('b', {}, `rank ${each.rank}`), element('span', {}, inWords(each.distance))),
+  }
+  return each.item = element('li', {}, element('span', {class: 'badge', 'aria-hidden': 'true'}), pick,
+    element('p', {}, element('b', {}, `rank ${each.rank}`), element('span', {}, inWords(each.distance))),
     element('p', {class: 'name', title: each.fid, dir: 'auto'}, lastName(each.fid)));
-  return item;
+}
+
+function markResults() {
+  for (const each of shown?.results ?? []) {
+    const item = resultOf(each), image = item.querySelector('.thumb'), same = isSame(each);
+    const [kind, mark, word] = same === null ? ['', '', ''] : same ? ['match', '✓', ', the same identity']
+      : ['miss', '✗', ', too far'];
+    item.className = kind;
+    item.querySelector('.badge').textContent = mark;
+    item.querySelector('.badge').hidden = !mark;
+    image.setAttribute(image.tagName === 'IMG' ? 'alt' : 'aria-label', `rank ${each.rank}${word}: ${each.fid}`);
+  }
+  if (shown) byId('verdict').textContent = verdict(shown);
 }
 
 function drawFound() {
@@ -110,9 +130,10 @@ function drawFound() {
   if (shown === null) return;
   byId('query').replaceChildren(
     element('div', {class: 'pictures'}, ...shown.pictures.map(address => picture(address, 'what is searched for'))),
-    element('div', {}, element('h2', {id: 'name', tabindex: '-1'}, shown.name), element('p', {id: 'verdict'}, verdict(shown))));
+    element('div', {}, element('h2', {id: 'name', tabindex: '-1'}, shown.name), element('p', {id: 'verdict'})));
   byId('doubts').replaceChildren(...shown.doubts.map(doubt => element('p', {class: 'warning'}, `⚠ This photo ${doubt}.`)));
-  document.querySelector('#found .ranked').replaceChildren(...shown.results.map(result));
+  document.querySelector('#found .ranked').replaceChildren(...shown.results.map(resultOf));
+  markResults();
 }
 
 function draw() {
@@ -135,7 +156,7 @@ byId('threshold').addEventListener('input', () => {
   byId('meaning').textContent = meaning();
   byId('threshold').setAttribute('aria-valuetext', `${inWords(threshold)}. ${meaning()}`);
   drawVisit();
-  drawFound();
+  markResults();
 });
 
 // Asking the server.

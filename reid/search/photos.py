@@ -13,14 +13,12 @@ FAR = 1.75  # Times as wide, in proportion, as what the net sees, or a FAR-th: a
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright.
 
 
-def read(path):
-    """The bytes of a photo. Raises InputError where there is none of a photo's size."""
+def check(path):
+    """Raise InputError where there is no file of a photo's size."""
     if not os.path.isfile(path):
         raise InputError(f'There is no photo {path}{", which is a folder" if os.path.isdir(path) else ""}.')
     if os.path.getsize(path) > LARGEST_BYTES:
         raise InputError(f'{path} has {os.path.getsize(path):,} bytes, far more than any photo.')
-    with open(path, 'rb') as file:
-        return file.read()
 
 
 def pixels(content):

@@ -79,6 +79,8 @@ def serve(listening, gallery, embedder, count, curve, host=None):
     token = secrets.token_urlsafe(24) if host else None
     app = make_app(gallery, embedder, count, curve, host, token)
     name, port = listening.getsockname()[:2]
+    if ipaddress.ip_address(name).is_unspecified:  # All addresses of this machine, which its name leads to.
+        name = socket.gethostname()
     name = f'[{name}]' if ':' in name else name
     print(f'Serving {len(gallery)} images at http://{name}:{port}/{f"?token={token}" if token else ""} until Ctrl+C.',
           flush=True)
@@ -123,9 +125,10 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         return fastapi.Response(page.script(), media_type='text/javascript')
 
     @app.get('/gallery/{row}')
-    def picture(row: int):
-        path = gallery.path(_checked_row(row, gallery))
-        small = path and thumbnail(path, page.WIDTH, page.HEIGHT)
+    async def picture(row: int):
+        # Of embeddings in many parts only some are open at a time.
+        path = await alone(gallery.path, _checked_row(row, gallery))
+        small = path and await asyncio.to_thread(thumbnail, path, page.WIDTH, page.HEIGHT)
         if not small:
             raise Refused(404, 'This image is missing, broken or outside of the image root.')
         return fastapi.Response(jpeg(small), media_type='image/jpeg')
