@@ -8,7 +8,7 @@ import pytest
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
 from reid.experiment import arguments, best_checkpoint
 
-STEPS = 6
+STEPS = 4
 
 
 @pytest.fixture(scope='module')
@@ -53,8 +53,8 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
     assert fids.shape == (STEPS, 8)
     assert all([fid.split(b'/')[0] for fid in of_step] == 4 * [b'ours'] + 4 * [b'theirs'] for of_step in fids)
 
-    assert Run('train.py', *joint(sets, stopped), fault=Fault(signal.SIGTERM, 'step', 3)).wait() == 0
-    assert (stopped / 'checkpoint-3.index').exists()
+    assert Run('train.py', *joint(sets, stopped), fault=Fault(signal.SIGTERM, 'step', 2)).wait() == 0
+    assert (stopped / 'checkpoint-2.index').exists()
     run = Run('train.py', '--experiment_root', stopped, '--resume')
     assert run.wait() == 0, run.output
     expected, found = left_behind(whole, STEPS), left_behind(stopped, STEPS)
@@ -72,8 +72,6 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
     assert {*stored['train_set'], stored['eval_query'][0]} == set(start['sha256'])
     ended_in_one_sentence(Run('embed.py', '--experiment_root', whole, '--dataset', sets / 'ours.csv'),
                           'names several image roots', 'give an --image_root')
-    embed = Run('embed.py', '--experiment_root', whole, '--dataset', sets / 'theirs.csv', '--image_root', sets / 'theirs')
-    assert embed.wait() == 0, embed.output
 
 
 def test_one_set_is_stored_as_ever(sets, tmp_path):
