@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from reid.dataset import check_files, load_sets
+from reid.errors import InputError
 from reid.experiment import arguments, best_checkpoint
 
 STEPS = 4
@@ -107,3 +109,11 @@ def test_where_the_images_of_a_validation_are_has_to_be_said(sets, tmp_path, cap
     with pytest.raises(SystemExit):
         arguments.check(parser.parse_args([str(each) for each in given]), parser)
     assert 'say with --eval_image_root where' in capsys.readouterr().err
+
+
+def test_images_that_are_missing_are_told_with_their_set(sets, tmp_path):
+    roots = [str(sets / 'theirs'), str(sets / 'ours')]
+    both = load_sets([str(sets / 'ours.csv'), str(sets / 'theirs.csv')])
+    check_files(both, roots[::-1])
+    with pytest.raises(InputError, match=r'20 of 36 images of the set theirs are not in .*ours: 4_0.png, 4_1.png'):
+        check_files(both, roots)
