@@ -10,6 +10,7 @@ if __name__ == '__main__':  # Before all other imports.
 
 import argparse
 import collections
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -248,8 +249,9 @@ def join(out, sets, image_root):
         if outside:
             raise InputError(f'{dataset.path} has paths that lead out of its folder: {some(outside)}.')
     both = joined(list(datasets.values()), names)
+    both = dataclasses.replace(both, sets=())  # Its paths have the folders of the sets in them from now on.
     if image_root is not None:
-        check_files(both, image_root, allow_outside_root=True)  # Its folders may well be links.
+        check_files(both, image_root, allow_outside_root=True)  # These folders may well be links.
     for first, second in itertools.combinations(datasets, 2):
         pids = set(datasets[first].pids) & set(datasets[second].pids)
         if pids:

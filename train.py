@@ -30,11 +30,12 @@ def main():
             arguments.check_stored_image_roots(args.experiment_root, args)
     arguments.check(args, parser)
     notices += arguments.notices(args)
-    from reid.dataset import load_sets
+    from reid.dataset import check_files, load_sets
     from reid.training.validation import Validation
-    train_set = load_sets(args.train_set, args.image_root, args.allow_outside_root)
+    train_set = load_sets(args.train_set)
     if args.frames_per_tracklet > 1 and train_set.tracklets is None:
         raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
+    check_files(train_set, args.image_root, args.allow_outside_root)
     validator = Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:

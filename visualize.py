@@ -237,20 +237,23 @@ def draw_curves(args):
 def draw_augmentation(args):
     """A row for each of some training images: as it is, then as it is drawn with the augmentation of a run."""
     from reid import quiet
-    from reid.dataset import check_files, image_path, load_dataset
+    from reid.dataset import check_files, image_path, image_root_of_sets, load_sets
     from reid.experiment import arguments
     root = args.experiment_root
     filename = os.path.join(root, 'augmentation.png') if args.filename is None else args.filename
     run, _ = arguments.load(root)
     check_picture_name(filename, ())
     arguments.check_stored_files(root, run)
-    image_root = args.image_root or arguments.stored_image_root(root, run)
-    train_set = load_dataset(run.train_set)
+    image_root = args.image_root or run.image_root
+    if not args.image_root:
+        arguments.check_stored_image_roots(root, run)
+    train_set = load_sets(run.train_set)
     rows = np.sort(np.random.default_rng(args.seed).permutation(len(train_set))[:args.count])
     chosen = train_set.take(rows)
     check_files(chosen, image_root, run.allow_outside_root)
     with quiet.tensorflow_import():
         from reid.visualization.augmentation_plot import drawn_images, flags_of, picture_of_augmentation
+    image_root = image_root_of_sets(train_set, image_root)
     drawn = drawn_images([image_path(image_root, fid) for fid in chosen.fids], run, DRAWN_VARIANTS, args.seed)
     warn_of_boxes({root, *chosen.fids})
     flags = flags_of(run) or 'no augmentation'

@@ -57,7 +57,7 @@ DATASETS = {
         '--model_name mnist --head_name direct --embedding_dim 16 --net_input_height 16 --net_input_width 16 '
         '--batch_p 10 --batch_k 4 --learning_rate 1e-3', 100, {}, 'query', 'test', 'digits'),
 }
-# What a line of the table is called: flags, which take precedence over the plain ones.
+# What a line of the table is called: flags, which take precedence over the plain ones; --no_X takes the plain --X away.
 FACTORS = {
     'plain': '',
     'margin 0.2': '--margin 0.2',
@@ -70,9 +70,14 @@ FACTORS = {
     'circle': '--loss circle --margin 0.25 --metric cosine',
     'multi_similarity': '--loss multi_similarity --margin 0.1 --metric cosine',
     'supervised_contrastive': '--loss supervised_contrastive --metric cosine',
+    'memory': '--memory 288',
+    'centre loss': '--center_weight 5e-4',
     'cross-entropy alone': '--loss none --xent_weight 1',
     'cross-entropy beside it': '--xent_weight 1',
     'cross-entropy beside it, bnneck': '--xent_weight 1 --head_name bnneck',
+    'cosface beside it': '--xent_weight 1 --classifier cosface --classifier_scale 16',
+    'arcface beside it': '--xent_weight 1 --classifier arcface --classifier_scale 16',
+    'circle classifier beside it': '--xent_weight 1 --classifier circle',
     'normalised, margin 0.2': '--head_name fc1024_normalize --margin 0.2',
     'head direct': '--head_name direct',
     'squared distances, margin 1.0': '--metric sqeuclidean --margin 1.0',
@@ -81,7 +86,8 @@ FACTORS = {
     'sheared': '--shear 10',
     'scaled': '--scale 0.1',
     'rotated, sheared and scaled': '--rotate 10 --shear 10 --scale 0.1',
-    'padded crop': '--pad_crop 4',
+    'whole images': '--no_crop_augment',
+    'padded crop': '--no_crop_augment --pad_crop 4',
     'blurred': '--blur 1',
     'brightness and contrast': '--color_jitter 0.2,0.2,0,0',
     'AutoAugment': '--auto_augment 0.5',
@@ -127,6 +133,13 @@ def main():
             pathlib.Path(temporary).write_text(text + '\n', encoding='utf-8')
 
 
+def with_factor(plain, factor):
+    """The flags of the plain recipe with those of a factor."""
+    taken_away = [flag.replace('--no_', '--') for flag in factor.split() if flag.startswith('--no_')]
+    kept = [flag for flag in plain.split() if flag not in taken_away]
+    return ' '.join([*kept, *(flag for flag in factor.split() if not flag.startswith('--no_'))])
+
+
 def result_of(name, seed, setting, options):
     """The result of one run, which is made unless it is there.
 
@@ -135,7 +148,7 @@ def result_of(name, seed, setting, options):
     """
     iterations = options.iterations
     schedule = f'--train_iterations {iterations} --decay_start_iteration {iterations // 2} --seed {seed}'
-    flags = f'{setting.plain} {schedule} {FACTORS[name]}'.strip()
+    flags = f'{with_factor(setting.plain, FACTORS[name])} {schedule}'
     stem = os.path.join(options.out, f'{name.replace(" ", "_").replace(",", "")}-{seed}')
     if os.path.isfile(f'{stem}.json'):
         with open(f'{stem}.json', encoding='utf-8') as file:

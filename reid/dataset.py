@@ -90,25 +90,20 @@ def joined(datasets, names):
                    tuple(names))
 
 
-def load_sets(paths, image_root, allow_outside_root=False):
-    """Read what `train.py` trains on, and check that its images are there.
+def load_sets(paths):
+    """Read what `train.py` trains on.
 
     Args:
         paths: a csv file, or a list of several, which are `joined`; the names of the sets are those of the files.
-        image_root: a folder; of several csv files one for all, or a list with one for each.
-        allow_outside_root: as of `check_files`.
 
     Returns: a `Dataset`.
 
     Raises:
-        InputError: as `load_dataset`, `joined` and `check_files`.
+        InputError: as `load_dataset` and `joined`.
     """
-    paths = paths if isinstance(paths, list) else [paths]
-    roots = image_root if isinstance(image_root, list) else [image_root] * len(paths)
-    datasets = [load_dataset(path) for path in paths]
-    for dataset, root in zip(datasets, roots, strict=True):
-        check_files(dataset, root, allow_outside_root)
-    return joined(datasets, [set_name(path) for path in paths]) if len(paths) > 1 else datasets[0]
+    if not isinstance(paths, list):
+        return load_dataset(paths)
+    return joined([load_dataset(path) for path in paths], [set_name(path) for path in paths])
 
 
 def image_root_of_sets(dataset, image_root):
@@ -384,9 +379,20 @@ def is_inside(path, real_root):
 def check_files(dataset, image_root, allow_outside_root=False):
     """Check that every image of the dataset is there and inside the image root (`../`, absolute paths, links).
 
+    Args:
+        dataset: `Dataset`.
+        image_root: as `image_root_of_sets` takes it.
+        allow_outside_root: whether images may lie outside.
+
     Raises:
         InputError: no such image root, or files that are missing or outside (their count and the first few names).
     """
+    for name, root in image_root_of_sets(dataset, image_root).items() if dataset.sets else ():
+        rows = [row for row, fid in enumerate(dataset.fids) if fid.startswith(f'{name}/')]
+        fids = np.array([fid[len(name) + 1:] for fid in dataset.fids[rows]], object)
+        check_files(Dataset(f'the set {name}', dataset.pids[rows], fids), root, allow_outside_root)
+    if dataset.sets:
+        return
     if not image_root or not os.path.isdir(image_root):
         raise InputError(f'There is no image root {image_root}.')
     problems = {'missing': [], 'outside': [], None: []}

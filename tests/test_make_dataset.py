@@ -14,7 +14,7 @@ from PIL import Image
 
 import excluders
 import make_dataset
-from conftest import assert_one_sentence, run_script
+from conftest import ROOT, assert_one_sentence, run_script
 from reid import plugins
 from reid.dataset import load_dataset
 from reid.errors import InputError
@@ -369,6 +369,19 @@ def test_omniglot_with_wrong_alphabets(root, options, part):
     put_alphabet(root, 'Latin', 683, 1)
     with pytest.raises(InputError, match=part):
         make('omniglot', root, **options)
+
+
+SMALL_2 = ROOT.parent / 'shared' / 'data' / 'omniglot' / 'images_background_small2.zip'
+
+
+@pytest.mark.skipif(not SMALL_2.exists(), reason='the drawings themselves are not here')
+def test_the_real_omniglot(root, capsys):
+    shutil.unpack_archive(SMALL_2, root)
+    csv = make('omniglot', root, test_alphabets=['Greek', 'Tagalog'], val_alphabets=['Latin'])
+    assert {subset: len(lines) for subset, lines in csv.items()} == {
+        'train': (47 + 42) * 20, 'val_query': 26 * 5, 'val_test': 26 * 15, 'query': 41 * 5, 'test': 41 * 15}
+    assert len({line.split('/')[-1].split('_')[0] for lines in csv.values() for line in lines}) == 156
+    assert capsys.readouterr().err == ''
 
 
 def idx(values):
