@@ -27,6 +27,7 @@ STARTS_FROM = {
     'lunet_market1501.sh': None,
     'two_tricks_market1501.sh': 'resnet_v1_50',
     'strong_baseline_market1501.sh': 'resnet_v1_50',
+    'sbs_market1501.sh': 'resnet_v1_50',
     'xent_market1501.sh': 'resnet50',
     'xent_triplet_market1501.sh': 'mnist',
     'vit_market1501.sh': 'augreg',
@@ -123,7 +124,9 @@ def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tm
     if start:
         assert 'Initialised the body from' in process.stderr
     args = json.loads((tmp_path / 'run' / 'args.json').read_text())
-    assert ('xent' in name or 'strong' in name or 'vit' in name) == (args['xent_weight'] == 1)
+    assert any(word in name for word in ('xent', 'strong', 'vit', 'sbs')) == (args['xent_weight'] == 1)
+    assert (args['center_weight'] > 0) == ('strong' in name) and (args['classifier'] == 'circle') == ('sbs' in name)
+    assert (args['pad_crop'] == 10) == ('strong' in name or 'sbs' in name)
     assert [args[option] for option in ('class_token', 'gelu', 'pixels')] == {
         'augreg': ['yes', 'tanh', 'half'], 'personvit': ['yes', 'exact', 'half']}.get(start, [None] * 3)
     assert args['decay_beta1'] == (0.5 if name in LOWER_BETA1 else None)
