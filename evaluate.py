@@ -15,6 +15,7 @@ from reid.errors import InputError, exit_with
 from reid.evaluation import chunks, distances, multi_query, ranking, reranking, verification
 from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
 from reid.evaluation.results import is_evaluation, read_evaluation, write_results
+from reid.evaluation.workers import pool
 from reid.files import check_output
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
@@ -55,6 +56,8 @@ def make_parser():
         'scikit-learn; about a point lower')
     add('--workers', type=argument_types.threads, default=1, metavar='N', help='processes to share the work '
         '(%(default)s)')
+    add('--dask', metavar='ADDRESS', help="instead, have the workers of a Dask cluster share it: its scheduler's address or "
+        "scheduler file, or local:N for N processes on this host")
 
     more = parser.add_argument_group('protocols')
     add = more.add_argument
@@ -96,6 +99,8 @@ def main():
     if args.rerank and (args.verification or args.threshold_from):
         parser.error('--verification judges pairs by their distance, and a re-ranked distance is not one of two images '
                      'alone: leave out --rerank')
+    if args.dask:
+        argument_types.refuse_given(parser, {'workers'}, '--dask has workers of its own')
     if not args.threshold_from:
         argument_types.refuse_given(parser, {'fpr'}, 'no threshold is applied without --threshold_from')
     if args.filename is not None:
@@ -103,7 +108,18 @@ def main():
             args.query_dataset, args.query_embeddings, args.gallery_dataset, args.gallery_embeddings,
             args.multi_query_dataset, args.multi_query_embeddings, args.threshold_from])
     chosen = args.threshold_from and verification.threshold_at(args.threshold_from, args.fpr, args.metric)
+    with pool(args.dask or args.workers) as workers:
+        evaluate(args, chosen, workers)
 
+
+def evaluate(args, chosen, workers):
+    """Rank, score, write and print what the command line asks for.
+
+    Args:
+        args: of the command line.
+        chosen: the `OperatingPoint` of --threshold_from, or None.
+        workers: what `workers.pool` yields.
+    """
     from reid import provenance
     from reid.dataset import load_dataset
     from reid.embeddings import open_gallery, open_with_dataset
@@ -122,11 +138,11 @@ def main():
         queries = multi_query.mean_of_images(query_set, images, image_set, excluder)
 
     # Rank the gallery for every query.
-    how = {'excluder': excluder, 'metric': args.metric, 'batch_size': args.batch_size, 'workers': args.workers}
+    how = {'excluder': excluder, 'metric': args.metric, 'batch_size': args.batch_size, 'workers': workers}
     if args.rerank:
         how['reranking'] = reranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2,
-                                                args.rerank_lambda, args.batch_size, args.workers)
-        # The processes have shared the neighbours of all images, nearly all of the work. To hand them what re-ranking
+                                                args.rerank_lambda, args.batch_size, workers)
+        # The workers have shared the neighbours of all images, nearly all of the work. To hand them what re-ranking
         # knows of the queries would take longer than to rank.
         how['workers'] = 1
     verify = args.verification or chosen is not None

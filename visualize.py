@@ -193,7 +193,8 @@ def draw_embeddings(args):
     """A scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
     from reid.dataset import load_dataset
     from reid.embeddings import name_of_whole, open_embeddings, open_with_dataset
-    from reid.visualization.ranked_lists import image_paths, read_rows, stated
+    from reid.evaluation.chunks import read_rows
+    from reid.visualization.ranked_lists import image_paths, stated
     whole = name_of_whole(args.embeddings)
     filename = os.path.splitext(whole)[0] + '.png' if args.filename is None else args.filename
     check_picture_name(filename, [args.embeddings, args.dataset])

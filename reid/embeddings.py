@@ -144,7 +144,7 @@ class Embeddings(Rows):
         return True
 
     def __reduce__(self):
-        return Embeddings, (self.path,)  # Another process opens the file itself.
+        return Embeddings, (os.path.abspath(self.path),)  # Another process opens the file itself.
 
     def close(self):
         self._file.close()
@@ -262,7 +262,8 @@ class Shards(Rows):
         return self._open[number]
 
     def __getstate__(self):
-        return {**vars(self), '_open': {}}  # Another process opens the files itself, those that it needs.
+        # Another process opens the files itself, those that it needs.
+        return {**vars(self), '_open': {}, 'paths': list(map(os.path.abspath, self.paths))}
 
     def close(self):
         for file in self._open.values():

@@ -1,6 +1,7 @@
 """Work on a Dask cluster: a real scheduler and real workers on loopback, and what may happen to them."""
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import _tasks
+from _evaluated import embed, write_files
 from _runs import Run, ended_in_one_sentence, make_people, train_arguments
 from conftest import ROOT, wait_until
 from reid import dask_cluster, embeddings, provenance
@@ -58,6 +60,15 @@ def cluster(tmp_path_factory):
     cluster.end()
 
 
+@pytest.fixture(scope='module')
+def evaluated(tmp_path_factory):
+    """query.csv, gallery.csv, query_a.h5 and gallery_a.h5."""
+    root = tmp_path_factory.mktemp('evaluated')
+    write_files(root)
+    embed(root, 'a', noise=1.0)
+    return root
+
+
 def test_results_come_in_order_though_a_worker_is_killed(cluster, tmp_path):
     with dask_cluster.pool(cluster.address) as share:
         assert list(share(_tasks.square, range(30), 'Squares')) == [number ** 2 for number in range(30)]
@@ -90,6 +101,20 @@ def test_a_scheduler_that_goes_away(tmp_path):
                 list(share(functools.partial(_tasks.wait, tmp_path), [0, 1], 'Waiting'))
     finally:
         cluster.end()
+
+
+@pytest.mark.parametrize('flags', [['--by_camera', '--verification'], ['--rerank']])
+def test_evaluation_is_the_same_to_the_last_bit(cluster, evaluated, tmp_path, flags):
+    arguments = ['evaluate.py', '--excluder', 'market1501', '--metric', 'euclidean', *flags]
+    for role in ('query', 'gallery'):
+        arguments += [f'--{role}_dataset', evaluated / f'{role}.csv', f'--{role}_embeddings', evaluated / f'{role}_a.h5']
+    results = []
+    for more in ([], ['--dask', cluster.address]):
+        run = Run(*arguments, *more, '--filename', tmp_path / 'a.json')
+        assert run.wait() == 0, run.output
+        results.append(json.loads((tmp_path / 'a.json').read_text()))
+        assert results[-1].pop('parameters')['dask'] == (cluster.address if more else None)
+    assert results[0] == results[1]
 
 
 def test_embedding_is_the_same_in_bytes(cluster, tmp_path):

@@ -18,7 +18,7 @@ from nets import _resnet, _vit
 from reid.experiment import checkpoints
 from reid.modeling import model
 
-RECIPES = sorted(path.name for path in (ROOT / 'recipes').glob('*.sh'))
+RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',
          '36', '--net_input_height', '32', '--net_input_width', '32']
 # What a recipe starts from; those that only differ in the loss from another one run with a smaller net. TF-Slim's ResNet
@@ -34,6 +34,8 @@ STARTS_FROM = {
     'personvit_market1501.sh': 'personvit',
 }
 
+ON_CLUSTERS = ('cluster/slurm_embed.sh', 'cluster/slurm_train.sh', 'cluster/ssh_embed.sh')
+
 # Their sources lower Adam's beta1 with the learning rate, as the paper says (section 4.1).
 LOWER_BETA1 = ('lunet_market1501.sh', 'two_tricks_market1501.sh')
 
@@ -42,8 +44,8 @@ LOWER_BETA1 = ('lunet_market1501.sh', 'two_tricks_market1501.sh')
 def project(tmp_path_factory):
     """A folder with the project in it, by links, whose data/ gets the csv files that the recipes make."""
     folder = tmp_path_factory.mktemp('project')
-    for name in ('data', 'recipes'):
-        (folder / name).mkdir()
+    for name in ('data', 'recipes/cluster'):
+        (folder / name).mkdir(parents=True)
     scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py')
     for name in (*scripts, *(f'recipes/{recipe}' for recipe in RECIPES)):
         (folder / name).symlink_to(ROOT / name)
@@ -103,7 +105,7 @@ def run_recipe(project, tmp_path_factory):
 
 
 def test_there_is_a_test_of_every_recipe():
-    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'omniglot.sh', 'siglip2_folder.sh', 'slurm.sh'])
+    assert RECIPES == sorted([*STARTS_FROM, 'mnist.sh', 'omniglot.sh', 'siglip2_folder.sh', *ON_CLUSTERS])
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -138,7 +140,7 @@ def test_slurm_starts_all_tasks_and_goes_on_when_it_is_submitted_again(project, 
     environment = {**os.environ, 'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'}
     told = []
     for _ in range(2):
-        process = subprocess.run(['sh', project / 'recipes' / 'slurm.sh', tmp_path / 'run', '--train_set', 'a.csv'],
+        process = subprocess.run(['sh', project / 'recipes/cluster/slurm_train.sh', tmp_path / 'run', '--train_set', 'a.csv'],
                                  capture_output=True, text=True, timeout=60, env=environment, check=True)
         told.append(process.stdout.split())
         (tmp_path / 'run').mkdir(exist_ok=True)

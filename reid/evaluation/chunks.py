@@ -2,6 +2,7 @@
 import numpy as np
 
 GALLERY_AT_ONCE = 16384  # Images a chunk at most; with a query batch of 256 their distances take 16 MB.
+TASKS_OF_A_WORKER = 8  # At most, where several share a large gallery.
 CHUNK_NUMBERS = 1 << 22  # In the embeddings of a chunk, at most: another 16 MB.
 QUERIES_AT_ONCE = 4096  # For more queries than these,
 RERANKED_AT_ONCE = 1024  # Of queries: what re-ranking knows of each takes memory in proportion to the gallery.
@@ -49,6 +50,14 @@ def queries_at_once(reranking):
 def slices(count, batch_size):
     """Slices of `batch_size` that cover `count`."""
     return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def tasks_of_gallery(count, workers):
+    """Slices of a gallery of `count` images: even ones for each of so many workers, several so that none of them waits
+    for the last. Each has a result for every match of the queries, so of a large gallery they are not as small as can be.
+    """
+    at_most = GALLERY_AT_ONCE if workers == 1 else max(GALLERY_AT_ONCE, count // (TASKS_OF_A_WORKER * workers))
+    return even_slices(count, at_most, workers)
 
 
 def even_slices(count, at_most, multiple):

@@ -6,7 +6,7 @@ import numpy as np
 
 from reid.evaluation import chunks
 from reid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances, check_dimensions, shown
-from reid.evaluation.workers import in_processes
+from reid.evaluation.workers import pool
 
 IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
 BEGINNING = 48  # Times k images tell the first time how near the k nearest are at least.
@@ -37,7 +37,7 @@ def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, m
         excluder: what `excluders.load` returns; None: nothing is ignored.
         keep_excluded: also find images that the query ignores, and mark them.
         batch_size: queries at a time.
-        workers: number of processes that share the queries.
+        workers: who shares the queries, as `workers.pool` takes it.
         reranking: what `k_reciprocal` returns for these queries and this gallery: the distances are then the re-ranked
             ones, without a unit; None: the metric's.
 
@@ -127,8 +127,9 @@ def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
 
 def _of_all_parts(find, count, at_once, workers):
     """The arrays that find(slice) returns for slices of `count` queries, joined: equal shares of `at_once` or fewer."""
-    parts = chunks.even_slices(count, at_once, workers)
-    return list(map(np.concatenate, zip(*in_processes(find, parts, workers, 'Neighbours'))))
+    with pool(workers) as share:
+        parts = chunks.even_slices(count, at_once, share.count)
+        return list(map(np.concatenate, zip(*share(find, parts, 'Neighbours'))))
 
 
 def _nearest_of_part(query_embeddings, query_fids, gallery, gallery_fids, k, metric, excluder, keep_excluded, batch_size,

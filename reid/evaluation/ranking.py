@@ -86,7 +86,7 @@ def rank(query_embeddings, query_set, gallery_embeddings, gallery_set, excluder,
         excluder: what `excluders.load` returns.
         metric: one of METRICS.
         batch_size: queries at a time.
-        workers: number of processes that share the gallery.
+        workers: who shares the gallery, as `workers.pool` takes it.
         reranking: what `k_reciprocal` returns for these embeddings; None: rank by distance.
         census: a `Census`, to which all pairs are told. Re-ranked distances it does not understand.
 
@@ -116,7 +116,7 @@ def rank_parts(query_embeddings, query_set, gallery_embeddings, gallery_set, exc
     part_count = int(parts.max(initial=0)) + 1
     query_pids, gallery_pids = numbered(query_set, gallery_set)
     blocks = []  # Of each, the `Ranks` of all parts.
-    with pool(workers) as in_processes:
+    with pool(workers) as share:
         for block in query_blocks(query_pids, gallery_pids, chunks.queries_at_once(reranking)):
             kind = Distances if census is None else PreciseDistances
             distances = kind(chunks.read(query_embeddings, block.start, block.stop), metric)
@@ -126,9 +126,9 @@ def rank_parts(query_embeddings, query_set, gallery_embeddings, gallery_set, exc
             count = functools.partial(_count, distances, matches, query_set.fids[block], gallery_embeddings, excluder,
                                       part_count, batch_size, census and census.plan, block.start)
             tasks = [_Task(some.start, gallery_set.fids[some], parts[some])
-                     for some in chunks.even_slices(len(parts), chunks.GALLERY_AT_ONCE, workers)]
+                     for some in chunks.tasks_of_gallery(len(parts), share.count)]
             counts = Counts.zero(len(matches), part_count)
-            for counts_of_task in in_processes(count, tasks, 'Gallery'):
+            for counts_of_task in share(count, tasks, 'Gallery'):
                 counts.add(counts_of_task)
                 if census is not None:
                     census.tally.add(counts_of_task.tally)

@@ -114,8 +114,8 @@ def k_reciprocal(query_embeddings, gallery_embeddings, metric, k1=20, k2=6, weig
         k2: neighbours whose encodings are averaged (local query expansion).
         weight: λ, the weight of the distance itself beside the Jaccard distance.
         batch_size: images at a time.
-        workers: number of processes that share the search for neighbours; what follows takes a tenth of its time, and
-            less than it would to hand the neighbours to all of them.
+        workers: who shares the search for neighbours, as `workers.pool` takes it; what follows takes a tenth of its
+            time, and less than it would to hand the neighbours to all of them.
 
     Returns: `Reranking`, for `rank`.
 

@@ -1,33 +1,48 @@
-"""Processes that share the work of an evaluation."""
+"""Who shares the work of an evaluation: this process, several of this host, or the workers of a Dask cluster."""
 import contextlib
 import os
 
-from reid import signals
+from reid import dask_cluster, signals
 from reid.errors import InputError
-
-
-def in_processes(function, tasks, workers, description):
-    """The results of function(task), in order, with a progress bar; with `workers` > 1 from that many processes."""
-    with pool(workers) as share:
-        yield from share(function, tasks, description)
 
 
 @contextlib.contextmanager
 def pool(workers):
-    """A callable (function, tasks, description) like `in_processes`; the processes live as long as the context.
+    """A callable (function, tasks, description) that yields function(task) in order, with a progress bar.
 
-    A task goes to whichever process is free.
+    A task goes to whoever is free. The callable's attribute `count` is how many are worked on at once.
+
+    Args:
+        workers: a number of processes of this host, 1 for this one alone; the address of a Dask cluster, see
+            `dask_cluster.pool`; or what this function has yielded before, which is used once more and stays open.
 
     Raises:
-        InputError: a process was killed.
+        InputError: a process was killed, or as `dask_cluster.pool`.
     """
+    if callable(workers):
+        yield workers
+    elif isinstance(workers, str):
+        with dask_cluster.pool(workers) as share:
+            yield share
+    else:
+        with _pool_of_processes(workers) as share:
+            share.count = workers
+            yield share
+
+
+@contextlib.contextmanager
+def _pool_of_processes(workers):
+    """As `pool`, for a number of processes, which live as long as the context."""
     import tqdm
 
     def progress(results, tasks, description):
         return tqdm.tqdm(results, description, len(tasks), leave=False, delay=1)
 
+    def alone(function, tasks, description):
+        return progress(map(function, tasks), tasks, description)
+
     if workers == 1:
-        yield lambda function, tasks, description: progress(map(function, tasks), tasks, description)
+        yield alone
         return
     import concurrent.futures
     import multiprocessing
