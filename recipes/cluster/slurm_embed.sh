@@ -15,11 +15,14 @@ shift 3
 
 SCHEDULER=$ROOT/scheduler-$SLURM_JOB_ID.json LOG=$ROOT/scheduler-$SLURM_JOB_ID.log
 
-trap 'kill $(jobs -p); rm -f "$SCHEDULER"' EXIT
+STARTED=
+trap 'kill $STARTED; rm -f "$SCHEDULER"' EXIT
 srun --overlap --nodes=1 --ntasks=1 python3 -m dask scheduler --port 0 --no-dashboard \
     --scheduler-file "$SCHEDULER" >> "$LOG" 2>&1 &
+STARTED="$STARTED $!"
 srun --overlap python3 -m dask worker --nthreads 1 --no-dashboard --death-timeout 300 \
     --scheduler-file "$SCHEDULER" >> "$LOG" 2>&1 &
+STARTED="$STARTED $!"
 until [ -e "$SCHEDULER" ]; do sleep 1; done
 
 python3 embed.py --experiment_root "$ROOT" --dataset "$DATASET" --shards "$SHARDS" --resume --dask "$SCHEDULER" "$@"

@@ -14,8 +14,10 @@ ROOT=$1 DATASET=$2 SHARDS=$3
 shift 3
 
 SCHEDULER=$(mktemp -d)/scheduler.json LOG=$ROOT/scheduler.log
-trap 'kill $(jobs -p); rm -r "$(dirname "$SCHEDULER")"' EXIT
+STARTED=
+trap 'kill $STARTED; rm -r "$(dirname "$SCHEDULER")"' EXIT
 python3 -m dask scheduler --port 0 --no-dashboard --scheduler-file "$SCHEDULER" >> "$LOG" 2>&1 &
+STARTED="$STARTED $!"
 until [ -e "$SCHEDULER" ]; do sleep 1; done
 ADDRESS=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$SCHEDULER")
 
@@ -23,5 +25,6 @@ ADDRESS=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["addr
 for HOST in $HOSTS; do
     ssh -tt "$HOST" "cd '$PWD' && exec '$(command -v python3)' -m dask worker --nthreads 1 --no-dashboard $ADDRESS" \
         < /dev/null >> "$LOG" 2>&1 &
+    STARTED="$STARTED $!"
 done
 python3 embed.py --experiment_root "$ROOT" --dataset "$DATASET" --shards "$SHARDS" --resume --dask "$ADDRESS" "$@"
