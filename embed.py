@@ -58,8 +58,8 @@ def make_parser():
     add('--distribute', choices=('none', 'mirrored'), default='none', help='mirrored: divide the images among the GPUs '
         'of this host (%(default)s)')
     add('--devices', type=argument_types.threads, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
-    add('--dask', metavar='ADDRESS', help="have the workers of a Dask cluster make the --shards, a worker one at a time: "
-        "its scheduler's address or scheduler file, or local:N for N processes on this host")
+    add('--dask', metavar='ADDRESS', help='have the workers of a Dask cluster make the --shards, a worker one at a time: '
+        f'{argument_types.DASK_ADDRESS}')
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
 

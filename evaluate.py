@@ -56,8 +56,8 @@ def make_parser():
         'scikit-learn; about a point lower')
     add('--workers', type=argument_types.threads, default=1, metavar='N', help='processes to share the work '
         '(%(default)s)')
-    add('--dask', metavar='ADDRESS', help="instead, have the workers of a Dask cluster share it: its scheduler's address or "
-        "scheduler file, or local:N for N processes on this host")
+    add('--dask', metavar='ADDRESS', help='instead, have the workers of a Dask cluster share it: '
+        f'{argument_types.DASK_ADDRESS}')
 
     more = parser.add_argument_group('protocols')
     add = more.add_argument

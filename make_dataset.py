@@ -12,21 +12,21 @@ import argparse
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
 import multiprocessing.pool
 import os
 import re
 import shlex
 import statistics
-import typing
 
 from data import _convert
-from reid import plugins, quiet
-from reid.argument_types import ArgumentParser
+from reid import dask_cluster, plugins
+from reid.argument_types import DASK_ADDRESS, ArgumentParser
 from reid.errors import InputError, exit_with, some, warn
 from reid.files import check_output
 from reid.provenance import file_hash
+
+LOOKED_AT_ONCE = 1024  # Images, by a worker of a cluster.
 
 
 def main():
@@ -48,6 +48,8 @@ def main():
                                   example='python make_dataset.py check csv/folder_train.csv csv/folder_test.csv products')
     command.add_argument('csv', metavar='CSV', nargs='+', help='with several, the images that they share are reported')
     command.add_argument('root', metavar='ROOT', help='the folder that the paths in the csv files are relative to')
+    command.add_argument('--dask', metavar='ADDRESS', help='have the workers of a Dask cluster look: '
+                         f'{DASK_ADDRESS}')
     command = commands.add_parser('join', help='Make one csv file of several.', description=join.__doc__,
                                   example='python make_dataset.py join both.csv market=market_train.csv duke=duke_train.csv')
     command.add_argument('out', metavar='OUT', help='the csv file to write')
@@ -57,7 +59,7 @@ def main():
 
     name = options.pop('command')
     if name == 'check':
-        check(options['csv'], options['root'])
+        check(options['csv'], options['root'], options['dask'])
     elif name == 'join':
         join(**options)
     else:
@@ -176,7 +178,7 @@ def count(rows, excluder):
     }
 
 
-def check(csv_paths, root):
+def check(csv_paths, root, dask=None):
     """Look at every image of csv files, and print what may spoil a training or an evaluation.
 
     That is missing and undecodable files, images that training sees differently from how a viewer shows them (turned
@@ -184,23 +186,13 @@ def check(csv_paths, root):
     of the csv files share. The status is 1 when there are images that cannot be used, and when csv files share images,
     unless the names of both say that they are to evaluate on (query, test, gallery or probe) or to train on (train).
     """
-    import tqdm
-
     from reid.dataset import hint_of_missing, image_path, load_dataset
     datasets = [load_dataset(path) for path in csv_paths]
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
-    # The decoder of training itself looks at the images, since others accept what it does not; but not on a GPU, where
-    # a training may be running.
-    os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
-    with quiet.tensorflow_import():
-        from reid.input_pipeline import images
     fids = sorted({fid for dataset in datasets for fid in dataset.fids})
-    paths = [image_path(root, fid) for fid in fids]
-    with multiprocessing.pool.ThreadPool(os.cpu_count()) as pool:  # Decoding and hashing run outside of Python's lock.
-        seen = pool.imap(functools.partial(look, images.decode), paths, chunksize=16)
-        seen = tqdm.tqdm(seen, 'Looking at images', len(fids), leave=False)
-        looks = dict(zip(fids, seen))
+    paths = [os.path.abspath(image_path(root, fid)) for fid in fids]
+    looks = dict(zip(fids, look_at(paths, dask)))
 
     for dataset in datasets:
         print_report(dataset, looks)
@@ -302,28 +294,19 @@ def are_of_one_side(*csv_paths):
                for words in ('train', 'query|queries|test|gallery|probe'))
 
 
-class Look(typing.NamedTuple):
-    """What is seen of an image file."""
-    problem: str | None  # why it cannot be used
-    size: tuple | None = None  # (width, height)
-    content: bytes | None = None  # a hash of it
-    changes: tuple = ()  # how a viewer shows it in another way than training sees it
+def look_at(paths, dask):
+    """The `looks.Look` at each of some image files, a list; by the workers of a Dask cluster where `dask` is an address."""
+    import tqdm
 
-
-def look(decode, path):
-    """The `Look` at an image file, with the decoder of training."""
-    import tensorflow as tf
-    try:
-        with open(path, 'rb') as file:
-            content = file.read()
-        height, width, _ = decode(content).shape
-    except OSError as error:
-        return Look(error.strerror)
-    except tf.errors.OpError as error:
-        if content and not content.startswith((b'\xff\xd8\xff', b'\x89PNG', b'GIF8')):
-            return Look('Neither a JPEG, a PNG nor a GIF')
-        return Look('An animated GIF' if 'animated gifs' in error.message else 'Not a whole image')
-    return Look(None, (width, height), hashlib.sha256(content).digest(), _convert.changes(content))
+    from reid.input_pipeline.looks import list_of_looks, looks
+    if dask is None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = '-1'  # A training may be running on a GPU.
+        return list(tqdm.tqdm(looks(_convert.changes, paths), 'Looking at images', len(paths), leave=False))
+    with dask_cluster.pool(dask) as share:
+        at_once = max(1, min(LOOKED_AT_ONCE, len(paths) // share.count))
+        tasks = [paths[start:start + at_once] for start in range(0, len(paths), at_once)]
+        of_tasks = share(functools.partial(list_of_looks, _convert.changes), tasks, 'Looking at images')
+        return list(itertools.chain.from_iterable(of_tasks))
 
 
 def print_report(dataset, looks):

@@ -185,6 +185,8 @@ class OneOrMore(argparse.Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
+# What --dask takes, for its line of help.
+DASK_ADDRESS = "its scheduler's address or scheduler file, or local:N for N processes on this host"
 # Options of a flag for the embeddings of a dataset: a file, or all parts of one.
 OF_EMBEDDINGS = {'metavar': 'H5', 'nargs': '+', 'action': OneOrMore}
 

@@ -143,3 +143,6 @@ def test_embedding_is_the_same_in_bytes(cluster, tmp_path):
     assert embedded('--dask', cluster.address, '--resume') == alone
     (people / '1_1.png').write_bytes(b'no image')
     ended_in_one_sentence(Run(*arguments, '--dask', cluster.address), f'On {socket.gethostname()}', '1_1.png')
+    checked = Run('make_dataset.py', 'check', people / 'people.csv', people, '--dask', cluster.address)
+    ended_in_one_sentence(checked, '1 of 24 images cannot be used')
+    assert 'Neither a JPEG, a PNG nor a GIF: 1 (1_1.png)' in checked.output, checked.output

@@ -140,7 +140,8 @@ def test_slurm_starts_all_tasks_and_goes_on_when_it_is_submitted_again(project, 
     environment = {**os.environ, 'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'}
     told = []
     for _ in range(2):
-        process = subprocess.run(['sh', project / 'recipes/cluster/slurm_train.sh', tmp_path / 'run', '--train_set', 'a.csv'],
+        recipe = project / 'recipes/cluster/slurm_train.sh'
+        process = subprocess.run(['sh', recipe, tmp_path / 'run', '--train_set', 'a.csv'],
                                  capture_output=True, text=True, timeout=60, env=environment, check=True)
         told.append(process.stdout.split())
         (tmp_path / 'run').mkdir(exist_ok=True)
