@@ -193,7 +193,7 @@ def draw_embeddings(args):
     """A scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
     from reid.dataset import load_dataset
     from reid.embeddings import name_of_whole, open_embeddings, open_with_dataset
-    from reid.evaluation.chunks import read_rows
+    from reid.evaluation import chunks
     from reid.visualization.ranked_lists import image_paths, stated
     whole = name_of_whole(args.embeddings)
     filename = os.path.splitext(whole)[0] + '.png' if args.filename is None else args.filename
@@ -208,7 +208,7 @@ def draw_embeddings(args):
     embeddings, dataset = open_with_dataset(args.embeddings, load_dataset(dataset_path))
     with embeddings:
         rows = rows_of_identities(dataset.pids, args.identities, args.seed)
-        drawn, emb = dataset.take(rows), read_rows(embeddings, rows)
+        drawn, emb = dataset.take(rows), chunks.read_rows(embeddings, rows)
     points, how = in_two_dimensions(emb, args.projection, args.seed)
     name = os.path.basename(whole)
     warn_of_boxes({name, *(drawn.pids if len(set(drawn.pids)) <= MOST_NAMED else ())})
