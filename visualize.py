@@ -101,7 +101,8 @@ def make_parser():
                               help='some training images, as the net of a run gets to see them').add_argument
     add('experiment_root', metavar='ROOT', help='experiment root')
     add('--count', type=positive_int, default=6, metavar='N', help='how many images, picked at random (%(default)s)')
-    add('--image_root', metavar='DIR', help='folder of the images, if they were moved since')
+    add('--image_root', nargs='+', metavar='DIR', help='folder of the images, if they were moved since; one for all '
+        'sets, or one for each')
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
     add('--filename', metavar='PNG', help='or .pdf, .svg, … (augmentation.png in the experiment root)')
 
@@ -238,24 +239,31 @@ def draw_curves(args):
 def draw_augmentation(args):
     """A row for each of some training images: as it is, then as it is drawn with the augmentation of a run."""
     from reid import quiet
-    from reid.dataset import check_files, image_path, image_root_of_sets, load_sets
+    from reid.dataset import check_files, load_sets
     from reid.experiment import arguments
     root = args.experiment_root
     filename = os.path.join(root, 'augmentation.png') if args.filename is None else args.filename
     run, _ = arguments.load(root)
     check_picture_name(filename, ())
     arguments.check_stored_files(root, run)
-    image_root = args.image_root or run.image_root
-    if not args.image_root:
+    if not run.train_set:
+        raise InputError(f'The args.json of {root} names no training set.')
+    if args.image_root is None:
         arguments.check_stored_image_roots(root, run)
+    image_root = args.image_root or run.image_root
+    if isinstance(image_root, list) and len(image_root) == 1:
+        image_root = image_root[0]
+    sets = arguments.as_list(run.train_set)
+    if isinstance(image_root, list) and len(image_root) != len(sets):
+        raise InputError(f'--image_root names {len(image_root)} folders for {len(sets)} training set(s): give one for all, '
+                         f'or one for each.')
     train_set = load_sets(run.train_set)
-    rows = np.sort(np.random.default_rng(args.seed).permutation(len(train_set))[:args.count])
-    chosen = train_set.take(rows)
+    chosen = train_set.take(np.sort(np.random.default_rng(args.seed).permutation(len(train_set))[:args.count]))
     check_files(chosen, image_root, run.allow_outside_root)
     with quiet.tensorflow_import():
+        from reid.input_pipeline import images
         from reid.visualization.augmentation_plot import drawn_images, flags_of, picture_of_augmentation
-    image_root = image_root_of_sets(train_set, image_root)
-    drawn = drawn_images([image_path(image_root, fid) for fid in chosen.fids], run, DRAWN_VARIANTS, args.seed)
+    drawn = drawn_images(images.paths(chosen, image_root), run, DRAWN_VARIANTS, args.seed)
     warn_of_boxes({root, *chosen.fids})
     flags = flags_of(run) or 'no augmentation'
     save_picture(picture_of_augmentation(drawn, chosen.fids, f'{root}: {flags}'), filename)

@@ -1,5 +1,6 @@
 """What images are changed by while training, each against Pillow, SciPy or a plain loop, eagerly and inside tf.data."""
 import colorsys
+import json
 import math
 
 import numpy as np
@@ -249,6 +250,14 @@ def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):
     run = Run('visualize.py', 'augmentation', tmp_path / 'run')
     assert run.wait() == 0 and '2 images, each 8 times with --flip_augment --pad_crop 2: ' in run.output, run.output
     assert Image.open(tmp_path / 'run' / 'augmentation.png').width > 1000
+    stored = json.loads((tmp_path / 'run' / 'args.json').read_text())
+    stored['train_set'] = [stored['train_set'], str(tmp_path / 'other.csv')]
+    (tmp_path / 'run' / 'args.json').write_text(json.dumps(stored))
+    (tmp_path / 'other.csv').write_text('a,photo.png\n')
+    run = Run('visualize.py', 'augmentation', tmp_path / 'run', '--image_root', tmp_path, tmp_path)
+    assert run.wait() == 0 and '3 images' in run.output, run.output
+    three = Run('visualize.py', 'augmentation', tmp_path / 'run', '--image_root', tmp_path, tmp_path, tmp_path)
+    ended_in_one_sentence(three, '3 folders for 2 training set(s)')
     (tmp_path / 'drawing.png').write_bytes(b'no picture')
     ended_in_one_sentence(Run('visualize.py', 'augmentation', tmp_path / 'run'), 'drawing.png')
     ended_in_one_sentence(Run('visualize.py', 'augmentation', tmp_path / 'nowhere'), 'nowhere')

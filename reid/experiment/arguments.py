@@ -151,7 +151,8 @@ def make_parser():
     add('--classifier_margin', type=non_negative_float, metavar='M', help='(0.35 of cosface and circle, 0.5 of arcface)')
     add('--memory', type=memory_size, default=0, metavar='N', help='also compare anchors with the N embeddings before '
         'their batch; 0: not (%(default)s)')
-    add('--memory_start', type=non_negative_int, metavar='N', help='iterations without the memory (until it is full)')
+    add('--memory_start', type=non_negative_int, metavar='N', help='iterations before the memory is used; late is better '
+        'from scratch (until it is full)')
     add('--center_weight', type=non_negative_float, default=0.0, metavar='W', help='of the centre loss, the squared '
         'distance of embeddings to the centres of their identities; 0: there is none (%(default)s)')
     add('--center_learning_rate', type=positive_float, default=0.5, metavar='R', help='at which the centres follow '
