@@ -1,8 +1,9 @@
 """Stochastic depth (Huang et al., arXiv 1603.09382): in training, an image skips a residual branch at random.
 
 What is drawn for an image is a pure function of the run's seed, the step, the branch and the image's place in the batch:
-a resumed run draws the same again, and several devices draw what one would. The training step says which step it is, and
-of which images; nothing is kept in the network.
+a resumed run draws the same again, and several devices draw what one would (XLA's generator is another one: a run with
+--jit_compile draws other numbers, and always these). The training step says which step it is, and of which images; nothing
+is kept in the network.
 """
 import threading
 

@@ -98,7 +98,7 @@ class TrainState:
             log.warning('%s is a large net and starts from random weights, from which it needs many images and '
                         'iterations. Its pre-trained weights are %s (--initial_checkpoint); small nets that are meant '
                         'to start without: --model_name %s.', args.model_name,
-                        plugins.load('nets', args.model_name).WEIGHTS, ' or '.join(small))
+                        plugins.load('nets', args.model_name).WEIGHTS, ' or '.join([', '.join(small[:-1]), small[-1]]))
         if self.average:
             self.average.begin()
         return False
