@@ -42,8 +42,8 @@ def pool(address):
         stack.enter_context(signals.raised())
         try:
             client = stack.enter_context(_client(distributed, address, stack))
-        except (OSError, TimeoutError, ValueError) as error:
-            raise InputError(f'No scheduler of Dask answers at {address} ({error}).') from error
+        except (OSError, TimeoutError, ValueError, TypeError) as error:  # The last: TLS without a certificate.
+            raise InputError(f'No scheduler of Dask answers at {address} ({" ".join(str(error).split())}).') from error
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_COME)
         except (OSError, TimeoutError) as error:
@@ -55,6 +55,8 @@ def pool(address):
 def _client(distributed, address, stack):
     """A new `distributed.Client`."""
     local = re.fullmatch(r'local:([1-9]\d{0,3})', address)
+    if address.startswith('local:') and not local:
+        raise InputError(f'--dask {address} is no number of processes, such as local:4.')
     if not local:
         of_scheduler = {'scheduler_file': address} if address.endswith('.json') else {'address': address}
         if address.endswith('.json') and not os.path.isfile(address):

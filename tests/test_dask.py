@@ -89,6 +89,27 @@ def test_what_goes_wrong_on_a_worker_is_a_sentence_with_its_host(cluster, monkey
             list(share(_tasks.square, [1], 'Squares'))
 
 
+@pytest.mark.parametrize('address, sentence', [
+    ('/gone/scheduler.json', 'There is no scheduler file /gone/scheduler.json'), ('tls://127.0.0.1:1', 'No scheduler'),
+    ('local:x', '--dask local:x is no number of processes'), ('127.0.0.1:1', 'No scheduler of Dask answers at 127.0.0.1:1')])
+def test_no_scheduler(monkeypatch, address, sentence):
+    monkeypatch.setattr(dask_cluster, 'SECONDS_TO_ANSWER', 0.2)
+    with pytest.raises(InputError, match=f'^{sentence}'):
+        with dask_cluster.pool(address):
+            pass
+
+
+def test_no_worker(monkeypatch, tmp_path):
+    monkeypatch.setattr(dask_cluster, 'SECONDS_TO_COME', 0.2)
+    cluster = Cluster(tmp_path, workers=0)
+    try:
+        with pytest.raises(InputError, match='has no worker, nor has one come within 0.2 seconds'):
+            with dask_cluster.pool(cluster.address):
+                pass
+    finally:
+        cluster.end()
+
+
 def test_a_scheduler_that_goes_away(tmp_path):
     cluster = Cluster(tmp_path, workers=1)
     try:
