@@ -74,18 +74,19 @@ class _Index:
     """An index as it was found; one without images where there is none, or one made differently.
 
     embeddings: open `Embeddings`, or None.
-    row_of: {file id: row} and stamps: int64 [N, 2], of the images in it.
+    place: path of the gallery and folder of its images.
+    fids: list [N], row_of: {file id: row} and stamps: int64 [N, 2], of the images in it.
     broken: {file id: (size, time, reason)}.
     reason: why it is made anew, in words, or None.
     """
 
     def __init__(self):
-        self.embeddings, self.fids, self.row_of, self.stamps, self.broken = None, [], {}, np.zeros((0, 2), np.int64), {}
-        self.reason = None
-        self.place = None
+        self.embeddings, self.reason, self.place = None, None, None
+        self.fids, self.row_of, self.stamps, self.broken = [], {}, np.zeros((0, 2), np.int64), {}
 
     @classmethod
     def read(cls, path, images, embedder):
+        """The index of a gallery. Raises InputError as `up_to_date`."""
         index = cls()
         if not os.path.lexists(path):
             return index
@@ -145,14 +146,14 @@ class _Index:
         """Whether it has the very images of a gallery, as they are now and in their order."""
         if self.embeddings is None or self.place != (images.path, images.root):
             return False
+        fids, stamps = images.fids, images.stamps
         if self.broken:
-            stamps = list(map(tuple, images.stamps.tolist()))
-            keep = np.array([not self.is_known_as_broken(*each) for each in zip(images.fids, stamps)], bool)
-            if not set(self.broken) <= set(images.fids):
+            keep = np.array([not self.is_known_as_broken(fid, tuple(stamp))
+                             for fid, stamp in zip(fids, stamps.tolist())], bool)
+            if len(set(fids) & self.broken.keys()) < len(self.broken):
                 return False
-            return (self.fids == [fid for fid, kept in zip(images.fids, keep) if kept]
-                    and np.array_equal(self.stamps, images.stamps[keep]))
-        return self.fids == images.fids and np.array_equal(self.stamps, images.stamps)
+            fids, stamps = [fid for fid, kept in zip(fids, keep) if kept], stamps[keep]
+        return self.fids == fids and np.array_equal(self.stamps, stamps)
 
     def sentence_of_changes(self, images, journal):
         """What has to be done, in a line."""
