@@ -137,7 +137,7 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
     """The embeddings that each step tells of are the memory of those behind it; what is watched is the batch alone."""
     args = arguments.make_parser().parse_args([
         '--experiment_root', 'none', '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', '4', '--batch_p',
-        '3', '--batch_k', '2', '--net_input_height', '20', '--net_input_width', '20', '--margin', '0.5', '--memory', '9',
+        '3', '--batch_k', '2', '--net_input_height', '12', '--net_input_width', '12', '--margin', '0.5', '--memory', '9',
         '--mixed_precision', precision, '--frames_per_tracklet', str(frames), '--deterministic',
         *(['--memory_start', str(start)] if start else [])])
     try:
@@ -147,7 +147,7 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
         for number in range(6):
             random = np.random.default_rng(number)
             of_batch = np.repeat(random.permutation(6)[:3], 2)
-            batch = {'images': tf.constant(random.uniform(0, 255, (6 * frames, 20, 20, 3)).astype(np.float32)),
+            batch = {'images': tf.constant(random.uniform(0, 255, (6 * frames, 12, 12, 3)).astype(np.float32)),
                      'pids': tf.constant(np.repeat(of_batch, frames), tf.int32),
                      'rows': tf.range(6 * frames, dtype=tf.int64)}
             used = number >= arguments.memory_start(args)
