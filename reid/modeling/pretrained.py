@@ -39,8 +39,8 @@ def load_body(network, path):
     if path.endswith('.npz'):
         load_trinet(path, variables)
         return []
-    if path.endswith(('.safetensors', *weight_files.OF_PYTORCH)):
-        weight_files.shapes(path)
+    weight_files.refuse_pytorch(path)
+    if path.endswith('.safetensors'):
         raise InputError(f'{path}: the net {network.body.name} takes no weights of this format.')
     if path.endswith('.h5'):
         load_keras(path, network.body)
@@ -128,6 +128,7 @@ def published_options(net_name, path):
     Raises:
         InputError: a file that cannot be read.
     """
+    weight_files.refuse_pytorch(path)
     layout = published_layout(net_name)
     return layout.options(weight_files.shapes(path)) if layout and path.endswith(weight_files.ENDINGS) else {}
 

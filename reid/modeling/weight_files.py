@@ -19,7 +19,7 @@ def shapes(path):
     Raises:
         InputError: no such file, one of PyTorch, a damaged one, or one whose headers promise more than there is.
     """
-    _refuse_pytorch(path)
+    refuse_pytorch(path)
     if path.endswith('.safetensors'):
         return _read_safetensors(path, 'np', lambda file: {name: tuple(file.get_slice(name).get_shape())
                                                            for name in file.keys()})
@@ -47,7 +47,8 @@ def read(path, names):
     return {name: _without_16_bits(array) for name, array in arrays.items()}
 
 
-def _refuse_pytorch(path):
+def refuse_pytorch(path):
+    """Raises InputError for a file of PyTorch's own format, with the lines that turn it into one that is read here."""
     if path.endswith(OF_PYTORCH):
         name = os.path.basename(path)
         target = name.split('.')[0] + '.safetensors'
