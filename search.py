@@ -85,10 +85,10 @@ def main():
     threshold, curve = threshold_and_curve(args, metric)
     check_gallery(args, parser)
     from reid.search import gallery, photos
-    if args.filename:
+    if args.filename is not None:
         check_output(args.filename, '--filename', 'a result of search.py', gallery.is_found,
                      [*args.photos, args.gallery, args.threshold_from])
-    if args.report:
+    if args.report is not None:
         from reid.search import page
         check_output(args.report, '--report', 'a page of search.py', page.is_page,
                      [*args.photos, args.gallery, args.threshold_from])
@@ -144,6 +144,9 @@ def check_flags(args, parser):
         argument_types.refuse_given(parser, OF_THE_PAGE, 'no page is served without --serve')
     if args.threshold is not None and args.threshold_from is not None:
         parser.error('--threshold and --threshold_from are two thresholds: give one')
+    outputs = [os.path.realpath(path) for path in (args.filename, args.report, args.index) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        parser.error('--filename, --report and --index are three files: give each a name of its own')
     if (args.threshold_from is None) != (args.fpr is None):
         parser.error('--threshold_from and --fpr belong together: give both or neither')
 
@@ -187,7 +190,7 @@ def open_gallery(args, trained, model):
     else:
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
         of_gallery, left_out = images.in_dataset(args.gallery, image_root, args.allow_outside_root), []
-    path = args.index or model.index_name(args.gallery)
+    path = model.index_name(args.gallery) if args.index is None else args.index
     check_output(path, '--index', 'an index of search.py', lambda path: True, [args.gallery, *args.photos])
     embeddings, broken = index.up_to_date(path, of_gallery, model, print)
     if broken:

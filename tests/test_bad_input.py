@@ -95,6 +95,8 @@ def called(tmp_path, monkeypatch, capfd):
     (['make_dataset.py', 'folder', 'a', '--val_fractoin=0.2'], ['--val_fractoin', '--val_fraction']),
     (['search.py', '--experiment_root', 'run', '--gallery', 'a'], ['PHOTO', '--serve']),
     (['search.py', '--experiment_root', 'run', '--gallery', 'a', '--serve', 'b.jpg'], ['--serve']),
+    (['search.py', '--experiment_root', 'run', '--gallery', 'a', 'b.jpg', '--filename', 'c', '--report', './c'],
+     ['--filename', '--report']),
     (['search.py', '--experiment_root', 'run', '--gallery', 'a', 'b.jpg', '--port', '80'], ['--port', '--serve']),
     (['search.py', '--experiment_root', 'run', '--gallery', 'a', 'b.jpg', '--fpr', '.1'], ['--threshold_from', '--fpr']),
     (['trinet_embed.py', 'a.txt', 'b.npz', '--batchsize', '3'], ['--batchsize', '--batch_size']),

@@ -14,6 +14,7 @@ import embed
 import evaluate
 import freeze
 import make_dataset
+import search
 import visualize
 from conftest import ROOT
 from reid import files, signals
@@ -25,6 +26,7 @@ SETS = [f'--{role}_{what}={role}.{ending}' for role in ('query', 'gallery')
         for what, ending in (('dataset', 'csv'), ('embeddings', 'h5'))]
 EVALUATE = ['--excluder', 'diagonal', '--metric', 'euclidean', *SETS]
 EMBED = ['--experiment_root', 'root', '--dataset', 'root/set.csv', '--image_root', '.']
+SEARCH = ['--experiment_root', 'root', '--gallery', 'gallery.h5', 'mine.png']
 ARGS = {'train_set': 'query.csv', 'image_root': '.', 'model_name': 'mnist', 'head_name': 'direct'}
 
 
@@ -115,6 +117,13 @@ def contents(folder):
     (freeze, ['--experiment_root', 'root', '--frozen_model_path', 'mine.pb'], 'is not an export'),
     (freeze, ['--experiment_root', 'root', '--frozen_model_path', 'mine.tflite'], 'is not an export'),
     (freeze, ['--experiment_root', 'root', '--frozen_model_path', 'pictures'], 'no SavedModel'),
+    (search, [*SEARCH, '--filename', 'other.json'], 'is not a result of search.py'),
+    (search, [*SEARCH, '--filename', 'e.json'], 'is not a result of search.py'),
+    (search, [*SEARCH, '--filename', 'mine.png'], 'this very command reads it'),
+    (search, [*SEARCH, '--filename', ''], 'name of a file is missing'),
+    (search, [*SEARCH, '--report', 'mine.html'], 'is not a page of search.py'),
+    (search, [*SEARCH, '--report', 'e.html'], 'is not a page of search.py'),
+    (search, [*SEARCH, '--report', 'gallery.h5'], 'this very command reads it'),
 ])
 def test_what_is_not_its_like_is_refused(made, command, arguments, part):
     before = contents(made)

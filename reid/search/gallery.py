@@ -123,7 +123,7 @@ def is_found(path):
             content = json.load(file)
     except (ValueError, RecursionError):
         return False
-    return isinstance(content, list) and all(isinstance(each, dict) and set(each) == {'query', 'results'}
+    return isinstance(content, list) and bool(content) and all(isinstance(each, dict) and set(each) == {'query', 'results'}
                                              for each in content)
 
 
