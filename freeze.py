@@ -210,8 +210,9 @@ def export(args, trained, root, checkpoint, sizes, targets):
     print(f'Exporting {path}.')
     if not root:
         check_all_used(path, variables)
-        flags = [f'--{name} {"(the default)" if value is None else value}' for name, value in vars(trained).items()]
-        print(f'No {arguments.FILE} is beside it, so it is taken for a model of {" ".join(flags)}.')
+        flags = [f'--{name} {value}' for name, value in vars(trained).items() if value is not None]
+        print(f'No {arguments.FILE} is beside it, so it is taken for a model of {" ".join(flags)}, and the '
+              f"net's defaults for the rest.")
 
     module = embedder(network, sizes.load, args)
     with temporary_folder() as folder:
