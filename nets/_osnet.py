@@ -60,17 +60,17 @@ def block(net, name, width):
     if net.shape[-1] != width:
         shortcut = conv_bn(net, f'{name}.downsample', width, activation=None)
     net = conv_bn(net, f'{name}.conv1', width // 4)
-    streams = [_light_conv(net, f'{name}.conv2a')]
+    streams = [light_conv(net, f'{name}.conv2a')]
     for letter, length in (('b', 2), ('c', 3), ('d', 4)):
         stream = net
         for number in range(length):
-            stream = _light_conv(stream, f'{name}.conv2{letter}.{number}')
+            stream = light_conv(stream, f'{name}.conv2{letter}.{number}')
         streams.append(stream)
-    net = conv_bn(_gated(streams, f'{name}.gate'), f'{name}.conv3', width, activation=None)
+    net = conv_bn(gated(streams, f'{name}.gate'), f'{name}.conv3', width, activation=None)
     return keras.ops.relu(shortcut + net)
 
 
-def _light_conv(net, name):
+def light_conv(net, name):
     """A separable convolution of 3×3, the pointwise one first, [B, H, W, C] -> the same."""
     net = _resnet.conv(net, f'{name}.conv1', net.shape[-1], 1)
     # One initialiser for each layer: Keras's give the same numbers every time they are called.
@@ -79,7 +79,7 @@ def _light_conv(net, name):
     return keras.ops.relu(BatchNorm(name=f'{name}.bn')(net))
 
 
-def _gated(streams, name):
+def gated(streams, name):
     """The sum of streams [B, H, W, C], each times what the gate makes of its average, a factor a channel."""
     channels = streams[0].shape[-1]
     averages = keras.ops.stack([keras.layers.GlobalAveragePooling2D(dtype='float32')(stream) for stream in streams], axis=1)
