@@ -23,6 +23,10 @@ def as_torch(images):
     return (images / 255 - keras.ops.array(IMAGENET_MEAN)) / keras.ops.array(IMAGENET_STD)
 
 
+# Choices of --pixels: what others train with.
+PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
+
+
 def backbone(application, images):
     """A net of Keras Applications without its top.
 

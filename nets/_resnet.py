@@ -9,15 +9,20 @@ RGB_MEAN = (123.68, 116.78, 103.94)
 STAGES = (r'\w+/conv1/', *(rf'\w+/block{block}/' for block in (1, 2, 3, 4)))
 
 
-def conv_bn(net, name, filters, kernel_size, strides=1, activation=keras.ops.relu, use_bias=False):
-    """Convolution `name`, batch norm `name`.BatchNorm and activation of [B, H, W, C]."""
+def conv(net, name, filters, kernel_size, strides=1, use_bias=False):
+    """Convolution of [B, H, W, C], which sees as many zeros on every side."""
     padding = 'same'
     if strides > 1:
-        # As many pixels on every side, where TensorFlow's own 'same' would pad more at the bottom and the right.
+        # TensorFlow's own 'same' would pad more at the bottom and the right.
         net = keras.layers.ZeroPadding2D(kernel_size // 2)(net) if kernel_size > 1 else net
         padding = 'valid'
-    net = keras.layers.Conv2D(filters, kernel_size, strides, padding, use_bias=use_bias,
-                              kernel_initializer='he_normal', name=name)(net)
+    return keras.layers.Conv2D(filters, kernel_size, strides, padding, use_bias=use_bias,
+                               kernel_initializer='he_normal', name=name)(net)
+
+
+def conv_bn(net, name, filters, kernel_size, strides=1, activation=keras.ops.relu, use_bias=False):
+    """Convolution `name`, batch norm `name`.BatchNorm and activation of [B, H, W, C]."""
+    net = conv(net, name, filters, kernel_size, strides, use_bias)
     net = BatchNorm(name=f'{name}.BatchNorm')(net)
     return activation(net) if activation else net
 

@@ -8,7 +8,7 @@ import math
 import keras
 import tensorflow as tf
 
-from nets._applications import as_torch
+from nets._applications import PIXELS
 from reid.errors import InputError
 from reid.modeling.stochastic_depth import StochasticDepth
 
@@ -17,7 +17,6 @@ EPSILON = 1e-6
 GELUS = {'exact': lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),
          'tanh': functools.partial(tf.nn.gelu, approximate=True)}
 STAGES = (r'\w+/(patches|tokens)/', *(rf'\w+/block_{number}/' for number in range(1, 13)))
-PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
 
 
 def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False, pooling='cls', patch_stride=None,

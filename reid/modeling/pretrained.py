@@ -147,7 +147,8 @@ def load_published(path, variables, layout):
         InputError: an unreadable file; what a variable needs is missing, of another shape or not finite; or the file
             holds what is neither needed nor known to be beside it. Nothing is assigned then.
     """
-    held = weight_files.shapes(path)
+    # PyTorch's batch norms count their batches, which nothing reads.
+    held = {name: shape for name, shape in weight_files.shapes(path).items() if not name.endswith('.num_batches_tracked')}
     sources = layout.sources(held, {name: tuple(variable.shape) for name, variable in variables.items()})
     needed = {name for source in sources.values() for name in source.names}
     unknown = {name: held[name] for name in held if name not in needed and not layout.BESIDE.search(name)}

@@ -1,0 +1,10 @@
+"""OSNet x1.0 (Zhou et al., arXiv 1905.00953), as in torchreid. See `_osnet.body`."""
+import functools
+
+from nets import _osnet, _torch_weights
+
+WEIGHTS = "torchreid's osnet_x1_0 as .safetensors"
+PUBLISHED = _torch_weights
+STAGES = _osnet.STAGES
+
+body = functools.partial(_osnet.body, name='osnet_x1_0', channels=(64, 256, 384, 512))
