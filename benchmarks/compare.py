@@ -70,7 +70,7 @@ FACTORS = {
     'circle': '--loss circle --margin 0.25 --metric cosine',
     'multi_similarity': '--loss multi_similarity --margin 0.1 --metric cosine',
     'supervised_contrastive': '--loss supervised_contrastive --metric cosine',
-    'memory': '--memory 288',
+    'memory': '--memory 288 --memory_start 100',  # Once the embeddings have settled.
     'centre loss': '--center_weight 5e-4',
     'cross-entropy alone': '--loss none --xent_weight 1',
     'cross-entropy beside it': '--xent_weight 1',
