@@ -3,6 +3,8 @@
 # Market-1501. Its model zoo gives mAP 88.2 and rank-1 95.4 for it, on a P40 or V100, with embeddings of length one:
 # evaluate with --metric cosine. Here it was never run on Market-1501. What is there and not here: non-local blocks in the
 # ResNet, and a learning rate that ends at 7e-7 (here at 0). It trains in 16 bits: --mixed_precision float16 does so here.
+# --model_name resnet50_ibn behind the arguments, and its weights as INIT_CHECKPOINT, make it their sbs_R50-ibn.yml: mAP 89.3
+# and rank-1 95.7.
 # 60 epochs of 12936 images; warm-up over 2000 iterations, the body frozen for 1000, the decay starts with epoch 30.
 # What is given behind the arguments goes to train.py as it is, and takes precedence.
 set -e

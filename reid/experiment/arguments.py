@@ -259,8 +259,8 @@ def add_net_options(add):
         'initial checkpoint, or 0)')
     add('--gelu', choices=('exact', 'tanh'), help="a transformer's activation: as it is, or approximated, as JAX has it "
         '(as the initial checkpoint wants it, or exact)')
-    add('--pixels', choices=('imagenet', 'half'), help="what a transformer's pixels become: mean 0 and variance 1 over "
-        'ImageNet, or -1 to 1 (as the initial checkpoint wants it, or half)')
+    add('--pixels', choices=('imagenet', 'half'), help='what the pixels become, of nets that leave it open: mean 0 and '
+        'variance 1 over ImageNet, or -1 to 1 (as the initial checkpoint wants it, or half for a transformer, else imagenet)')
 
 
 NET_OPTIONS = ('last_stride', 'pooling', 'patch_stride', 'drop_path', 'class_token', 'registers', 'gelu', 'pixels')
