@@ -290,6 +290,17 @@ def test_sizes_of_images():
     assert shapes == [(None, 16, 8, 2048), (None, 8, 4, 2048)]
 
 
+def test_instance_norm():
+    """Of so little variance that PyTorch's epsilon counts."""
+    inputs = np.random.default_rng(0).normal(0, 0.003, (2, 8, 4, 3)).astype(np.float32)
+    layer = _torch_resnet.InstanceNorm()
+    layer.build(inputs.shape)
+    layer.set_weights([np.array([0.5, 1, 2]), np.array([-1, 0, 3])])
+    expected = inputs - inputs.mean(axis=(1, 2), keepdims=True)
+    expected = expected / np.sqrt(inputs.var(axis=(1, 2), keepdims=True) + 1e-5) * [0.5, 1, 2] + [-1, 0, 3]
+    np.testing.assert_allclose(layer(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_instance_norm_in_mixed_precision(dtype):
     """It rounds once: what it computes of the inputs is exact to half a unit in the last place of 16 bits."""
