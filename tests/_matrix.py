@@ -9,14 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 import train
-from nets import _applications, _pooling, _resnet, _vit
+from nets import _applications, _osnet, _pooling, _resnet, _torch_resnet, _vit
 from reid import plugins
 from reid.experiment import arguments
 from reid.modeling import model
 from reid.training.train_state import TrainState
 
 PRECISIONS = ('none', 'bfloat16', 'float16')
-FAMILIES = ('slim', 'keras', 'head with batch norm', 'without batch norm', 'transformer')
+FAMILIES = ('slim', 'keras', 'PyTorch', 'without batch norm', 'transformer')
 LOSSES = ('batch_hard', 'lifted', 'cross-entropy')
 STEPS, P, K, SIZE = 3, 4, 2, (16, 8)
 
@@ -45,13 +45,14 @@ def train_all(strategy, chosen):
 def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags=()):
     """Losses of all images at each step, float32 [STEPS, P·K], and the state behind it, {name: array}, as it is stored."""
     flags = ['--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--head_name',
-             'fc1024' if family == 'head with batch norm' else 'direct', '--embedding_dim', '8', '--batch_p', str(P),
+             'fc1024' if family == 'PyTorch' else 'direct', '--embedding_dim', '8', '--batch_p', str(P),
              '--batch_k', str(K), '--net_input_height', str(SIZE[0]), '--net_input_width', str(SIZE[1]),
              '--mixed_precision', precision, '--learning_rate', '1e-3', '--deterministic']
     flags += ['--loss', 'none', '--xent_weight', '1'] if loss == 'cross-entropy' else ['--loss', loss, '--margin', '0.3']
     args = arguments.make_parser().parse_args([*flags, *['--jit_compile'] * jit_compile, *more_flags])
     with _small_nets():
-        args.model_name = {'slim': 'small_slim', 'keras': 'small_keras', 'transformer': 'small_vit'}.get(family, 'mnist')
+        args.model_name = {'slim': 'small_slim', 'keras': 'small_keras', 'PyTorch': 'small_torch',
+                           'transformer': 'small_vit'}.get(family, 'mnist')
         args.drop_path = 0.5 if family == 'transformer' else None
         state = TrainState(args, P, strategy)
     if state.average:
@@ -86,9 +87,10 @@ def _batch(strategy, number):
 
 @contextlib.contextmanager
 def _small_nets():
-    """Inside of this block there are more nets: in the manner of TF-Slim, of Keras Applications, and a transformer."""
+    """Inside of this block there are more nets: as TF-Slim's, Keras Applications' and PyTorch's, and a transformer."""
     nets = {'small_slim': types.SimpleNamespace(body=_slim_body, STAGES=('small/conv1/', 'small/unit_1/')),
             'small_keras': types.SimpleNamespace(body=_keras_body),
+            'small_torch': types.SimpleNamespace(body=torch_body),
             'small_vit': types.SimpleNamespace(body=_transformer_body, STAGES=_vit.STAGES)}
     load = plugins.load
 
@@ -110,6 +112,14 @@ def _keras_body(input_shape):
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(_small_application, _applications.as_torch(images))
     return keras.Model(images, {'features': net.output, 'model_output': _pooling.pooled(net.output, 'avg')}, name='small')
+
+
+def torch_body(input_shape):
+    """Half an instance norm, as in an IBN ResNet, and streams with a gate, as in an OSNet."""
+    images = keras.Input(input_shape, name='images')
+    net = _torch_resnet.bottleneck(images / 255, 'small.unit', 32, 2, _torch_resnet.half_instance_norm)
+    net = _osnet.gated([_osnet.light_conv(net, 'small.conv2a'), net], 'small.gate')
+    return keras.Model(images, {'model_output': _pooling.pooled(net, 'avg')}, name='small')
 
 
 def _transformer_body(input_shape, drop_path):

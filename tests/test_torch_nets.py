@@ -9,7 +9,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
 
 import freeze
-from nets import _osnet, _pooling, _torch_resnet, _torch_weights
+from _matrix import torch_body
+from nets import _torch_resnet, _torch_weights
 from reid import plugins
 from reid.errors import InputError
 from reid.modeling import exports, model, pretrained, recompute, weight_files
@@ -315,10 +316,8 @@ def test_instance_norm_in_mixed_precision(dtype):
 
 
 def test_exports(tmp_path):
-    images = keras.Input((17, 11, 3), name='images')
-    net = _torch_resnet.bottleneck(images / 255, 'small.unit', 64, 2, _torch_resnet.half_instance_norm)
-    net = _osnet.gated([_osnet.light_conv(net, 'small.conv2a'), net], 'small.gate')
-    network = keras.Model(images, {'emb': _pooling.pooled(net, 'avg')})
+    body = torch_body((17, 11, 3))
+    network = keras.Model(body.input, {'emb': body.output['model_output']})
     random = np.random.default_rng(0)
     for variable in network.variables:
         is_scale = variable.path.endswith(('gamma', 'moving_variance'))

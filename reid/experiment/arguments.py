@@ -260,7 +260,8 @@ def add_net_options(add):
     add('--gelu', choices=('exact', 'tanh'), help="a transformer's activation: as it is, or approximated, as JAX has it "
         '(as the initial checkpoint wants it, or exact)')
     add('--pixels', choices=('imagenet', 'half'), help='what the pixels become, of nets that leave it open: mean 0 and '
-        'variance 1 over ImageNet, or -1 to 1 (as the initial checkpoint wants it, or half for a transformer, else imagenet)')
+        'variance 1 over ImageNet, or -1 to 1 (as the initial checkpoint wants it, or half for transformers, else '
+        'imagenet)')
 
 
 NET_OPTIONS = ('last_stride', 'pooling', 'patch_stride', 'drop_path', 'class_token', 'registers', 'gelu', 'pixels')
