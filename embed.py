@@ -101,21 +101,20 @@ def main():
     # The images, and the rows of the file: one an image, or one a tracklet, which is named after its first frame.
     image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
     if args.dask and not (args.pool_tracklets or args.skip_broken_images):
-        parts = parts_of_csv(args.dataset, args.shards)  # Workers read them, and look for the images.
+        dataset, parts = None, parts_of_csv(args.dataset, args.shards)  # Workers read them, and look for the images.
         images = sum(part.rows for part in parts)
     else:
         dataset = load_dataset(args.dataset)
         check_files(dataset, image_root, args.allow_outside_root)
         if args.pool_tracklets and dataset.tracklets is None:
             raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
-        if args.skip_broken_images:
-            with quiet.tensorflow_import():
-                dataset = without_broken_images(dataset, image_root, filename, args)
-        parts = parts_of(dataset, args)
-        images = len(dataset)
     with quiet.tensorflow_import():
         from reid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
+    if args.skip_broken_images:
+        dataset = without_broken_images(dataset, image_root, filename, args)
+    if dataset is not None:
+        parts, images = parts_of(dataset, args), len(dataset)
 
     # What all files have in common, and the model.
     import tqdm

@@ -246,7 +246,7 @@ def load(path, variables):
 
 
 def load_weights(path, variables, weights=None):
-    """Set variables from the weights of a checkpoint that embed: where it holds averages over the steps, these.
+    """Set variables from the weights of a checkpoint that embed: where it holds averages over the steps of all, these.
 
     Args:
         path, variables: of `load`.
@@ -256,12 +256,12 @@ def load_weights(path, variables, weights=None):
         InputError: as `read`, or raw weights are asked for where there are no others.
     """
     held = open_reader(path).get_variable_to_shape_map()
-    averaged = {name for name in variables if name + AVERAGE in held}
+    averaged = all(name + AVERAGE in held for name in variables)  # Those of TF-Slim are of some, and were never taken.
     if weights == 'raw' and not averaged:
         raise InputError(f'--weights raw has no effect: the checkpoint {path} is of a training without --ema and holds no '
                          f'others.')
-    load(path, {name + AVERAGE if name in averaged and weights != 'raw' else name: variable
-                for name, variable in variables.items()})
+    suffix = AVERAGE if averaged and weights != 'raw' else ''
+    load(path, {name + suffix: variable for name, variable in variables.items()})
 
 
 def load_newest(root, variables, log):

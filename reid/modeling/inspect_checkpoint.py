@@ -46,7 +46,7 @@ def describe(path):
     lines += about_nets
     moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
     momenta = {name for name in variables if f'{name}/Momentum' in held}
-    averaged = {name for name in variables if name + checkpoints.AVERAGE in held}
+    averaged = variables if all(name + checkpoints.AVERAGE in held for name in variables) else {}
     if momenta:
         lines.append(f'optimizer: SGD with the momentum of {len(momenta)} variables')
     else:
