@@ -46,6 +46,8 @@ def raised():
 @contextlib.contextmanager
 def unheard_by_children():
     """The processes that are started inside of this block never hear of Ctrl+C, not even while they import modules."""
+    from multiprocessing import resource_tracker
+    resource_tracker.ensure_running()  # Otherwise it starts with the first semaphore, and unblocks Ctrl+C then.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

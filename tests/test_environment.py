@@ -108,6 +108,17 @@ os._exit(0)
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, '', '')
 
 
+def test_ctrl_c_is_unheard_by_children_though_a_semaphore_is_the_first():
+    """With which Python starts its resource tracker, and unblocks the signal."""
+    program = '; '.join([
+        'import multiprocessing, signal', 'from reid import signals', 'children = signals.unheard_by_children()',
+        'children.__enter__()', 'semaphore = multiprocessing.get_context("spawn").Semaphore()',
+        'print(signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)', 'children.__exit__(None, None, None)',
+        'print(signal.pthread_sigmask(signal.SIG_BLOCK, []))'])
+    process = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (process.stdout, process.stderr) == (f'{ {signal.SIGINT} }\nset()\n', '')
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_cache_is_filled(people, tmp_path, number):
     """The run has not started: it ends at once, and its root and the cache are as if it had never been."""
