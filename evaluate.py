@@ -133,6 +133,8 @@ def evaluate(args, chosen, workers):
     queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
     gallery, gallery_set = open_gallery(args.gallery_embeddings, args.gallery_dataset)
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
+    if chosen is not None:
+        warn_of_other_embeddings(args.threshold_from, embedding_parameters)
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
         queries = multi_query.mean_of_images(query_set, images, image_set, excluder)
@@ -195,6 +197,17 @@ def evaluate(args, chosen, workers):
             write_results(args.filename, results)
     finally:  # A disk that is full by now does not cost the numbers.
         print_results(results)
+
+
+def warn_of_other_embeddings(threshold_from, embedding_parameters):
+    """Say where the threshold of --threshold_from is of embeddings that were made differently."""
+    from reid.embeddings import DIFFERENCES
+    for parameters in embedding_parameters.values():
+        made_by = {name: parameters[name] for name in DIFFERENCES if name in parameters}
+        doubt = verification.doubt(threshold_from, made_by)
+        if doubt:
+            print(f'Warning: {doubt}', file=sys.stderr)
+            return
 
 
 # --- Protocols --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import sys
 import h5py
 
 from reid import argument_types, quiet
-from reid.embeddings import in_order, open_embeddings
+from reid.embeddings import difference, in_order, open_embeddings
 from reid.errors import InputError, exit_with, some
 from reid.evaluation import distances, verification
 from reid.experiment import arguments
@@ -102,6 +102,9 @@ def main():
     with quiet.tensorflow_import():
         from reid.search import embedder
     model = embedder.Embedder(args, trained)
+    doubt = args.threshold_from and verification.doubt(args.threshold_from, model.made_by)
+    if doubt:
+        print(f'Warning: {doubt}', file=sys.stderr)
     embs = []
     for path in args.photos:
         with open(path, 'rb') as file:
@@ -203,7 +206,7 @@ def open_gallery(args, trained, model):
 
 def open_embedded(path, model):
     """Open a gallery's `Embeddings`, which have to be made as the photos' are."""
-    from reid.search import gallery, index
+    from reid.search import gallery
     embeddings = open_embeddings(path)
     gallery.check_names(embeddings)
     if not len(embeddings):
@@ -211,7 +214,7 @@ def open_embedded(path, model):
     if embeddings.shape[1] != model.dim:
         raise InputError(f'{path} has embeddings of {embeddings.shape[1]} dimensions, and this model gives {model.dim}: '
                          f'embed the gallery with this model.')
-    how = index.difference(embeddings.parameters, model.made_by)
+    how = difference(embeddings.parameters, model.made_by)
     if how:
         raise InputError(f'{path} was made with {how} than that of the photos, {os.path.basename(model.checkpoint)}: '
                          f'give the flags with which it was embedded, or embed it again.')

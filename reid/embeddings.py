@@ -28,6 +28,21 @@ FILES_AT_ONCE = 64  # Open ones of many shards: a process may have a thousand or
 # Parameters of `embed.py` that say where things are and who did the work, not what the embeddings are.
 OF_NO_CONSEQUENCE = {'allow_outside_root', 'batch_size', 'dask', 'dataset', 'experiment_root', 'filename', 'image_root',
                      'shards', 'skip_broken_images'}
+# Of consequence for every distance to others, and what to call another one.
+DIFFERENCES = {'checkpoint_sha256': 'another checkpoint', 'weights': 'other weights of the checkpoint',
+               'flip_augment': 'other test-time augmentation',
+               'crop_augment': 'other test-time augmentation', 'aggregator': 'other test-time augmentation'}
+
+
+def difference(parameters, made_by):
+    """In which way embeddings were made differently, in words; None where they were made alike.
+
+    Args:
+        parameters: of an embedding file, a dict; names that it does not have are passed over.
+        made_by: of a `search.embedder.Embedder`, or the parameters of another file that are in DIFFERENCES.
+    """
+    different = [name for name, value in made_by.items() if parameters.get(name, value) != value]
+    return DIFFERENCES.get(different[0], 'another net or size of images') if different else None
 
 
 class Rows:

@@ -232,6 +232,22 @@ def test_a_threshold_applied_elsewhere(market, verified, tmp_path):
     assert f'here it accepts {here["fpr"]:.4%} of two' in stdout and 0 <= here['far'] <= 1
 
 
+def test_a_threshold_of_embeddings_that_were_made_differently(market, verified, tmp_path):
+    """Is told; what a file does not say is no difference."""
+    content = verified[1]
+    assert verification.doubt(market / 'verified.json', {'checkpoint_sha256': 'a', 'weights': None}) is None
+    made = {'checkpoint_sha256': 'a', 'weights': None, 'crop_augment': 'five', 'filename': 'x.h5'}
+    path = tmp_path / 'made.json'
+    path.write_text(json.dumps({**content, 'embedding_parameters': {'query': {}, 'gallery': made}}))
+    for made_by, how in (({'checkpoint_sha256': 'b'}, 'another checkpoint'), ({'weights': 'raw'}, 'other weights'),
+                         ({'checkpoint_sha256': 'a', 'crop_augment': None}, 'other test-time augmentation')):
+        assert f'{path} is of embeddings that were made with {how}' in verification.doubt(path, made_by)
+    assert verification.doubt(path, {'checkpoint_sha256': 'a', 'weights': None, 'crop_augment': 'five'}) is None
+    path.write_text(json.dumps({**content, 'embedding_parameters': {'query': 'a'}}))
+    with pytest.raises(InputError, match='made.json is not an evaluation'):
+        verification.doubt(path, {})
+
+
 def test_bad_input(market, verified, tmp_path):
     evaluate(market)
     has = market / 'verified.json'

@@ -60,6 +60,7 @@ class Evaluation:
         float [Q], NaN without a match.
     matches: how many matches each query has, int64 [Q].
     verification: `Verification`, None without --verification.
+    made_with: what the embedding files of queries and gallery say about how they were made, a list of dicts.
     query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened; with multi-query the queries' are an
         array [Q, D].
     reranking: then also what `k_reciprocal` returns for them, where evaluate.py re-ranked; else None.
@@ -76,6 +77,7 @@ class Evaluation:
     last: np.ndarray
     matches: np.ndarray
     verification: Verification | None = None
+    made_with: list | tuple = ()
     query_embeddings: object = None
     gallery_embeddings: object = None
     reranking: object = None
@@ -156,7 +158,8 @@ def _checked(path, content):
         raise ValueError(f'the ranks of query {np.argmin(possible)}, counted from 0, are not possible')
     fids, pids = ([str(query[key]) for query in queries] for key in ('fid', 'pid'))
     verification = _verification(content['verification']) if 'verification' in content else None
-    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, verification)
+    made_with = [dict(each) for each in content.get('embedding_parameters', {}).values()]
+    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, verification, made_with)
 
 
 def _verification(content):

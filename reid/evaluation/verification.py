@@ -3,6 +3,7 @@ import dataclasses
 
 import numpy as np
 
+from reid.embeddings import difference
 from reid.errors import InputError
 from reid.evaluation import chunks, neighbours, ranking
 from reid.evaluation.bootstrap import interval
@@ -301,6 +302,21 @@ def threshold_at(path, fpr, metric=None):
         raise InputError(f'{path} has no threshold at an FPR of {fpr:g}: more pairs of different identities than that '
                          f'are as near as the nearest of all.')
     return point
+
+
+def doubt(path, made_by):
+    """Why the thresholds of an evaluation need not hold for other embeddings, a sentence; None where they were made alike.
+
+    Args:
+        path: as in `threshold_at`.
+        made_by: what the other embeddings depend on, see `embeddings.difference`.
+    """
+    for parameters in read_evaluation(path).made_with:
+        how = difference(parameters, made_by)
+        if how:
+            return (f'{path} is of embeddings that were made with {how} than those here: its threshold need not hold for '
+                    f'them.')
+    return None
 
 
 def operating_points(path, metric=None):

@@ -14,26 +14,12 @@ import numpy as np
 
 from reid import signals
 from reid.dataset import Dataset
-from reid.embeddings import Embeddings, EmbeddingWriter, unfinished
+from reid.embeddings import Embeddings, EmbeddingWriter, difference, unfinished
 from reid.errors import InputError
 from reid.evaluation import chunks
 from reid.files import lock, write_at
 
 VERSION = 1
-DIFFERENCES = {'checkpoint_sha256': 'another checkpoint', 'weights': 'other weights of the checkpoint',
-               'flip_augment': 'other test-time augmentation',
-               'crop_augment': 'other test-time augmentation', 'aggregator': 'other test-time augmentation'}
-
-
-def difference(parameters, made_by):
-    """In which way embeddings were made differently, in words; None where they were made alike.
-
-    Args:
-        parameters: of an embedding file, a dict.
-        made_by: of an `Embedder`; names that the file does not have are passed over.
-    """
-    different = [name for name, value in made_by.items() if parameters.get(name, value) != value]
-    return DIFFERENCES.get(different[0], 'another net or size of images') if different else None
 
 
 def up_to_date(path, images, embedder, say):
