@@ -203,9 +203,10 @@ def draw_embeddings(args):
         check_projector(args.projector)
     with open_embeddings(args.embeddings) as header:
         dataset_path = args.dataset or stated(header, 'dataset')
-    if dataset_path is None or not (args.dataset or os.path.isfile(dataset_path)):
-        raise InputError(f'The csv file of {whole} is not known or not there ({dataset_path}); give it as '
-                         f'--dataset.')
+    if dataset_path is None:
+        raise InputError(f'{whole} does not say which csv file has the identities of its rows: give it as --dataset.')
+    if not (args.dataset or os.path.isfile(dataset_path)):
+        raise InputError(f'The csv file of {whole}, {dataset_path}, is not there: give it as --dataset.')
     embeddings, dataset = open_with_dataset(args.embeddings, load_dataset(dataset_path))
     with embeddings:
         rows = rows_of_identities(dataset.pids, args.identities, args.seed)

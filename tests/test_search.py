@@ -403,7 +403,7 @@ def test_bad_input_is_one_sentence(trained, tmp_path):
             (['--gallery', tmp_path / 'nowhere', photo], ['nowhere']),
             (['--gallery', tmp_path / 'other.h5', photo], ['7 dimensions', 'gives 4']),
             (['--gallery', tmp_path / 'made.h5', photo], ['another checkpoint']),
-            (['--gallery', tmp_path / 'nameless.h5', photo], ['does not name its images']),
+            (['--gallery', tmp_path / 'nameless.h5', photo], ['have no names in', 'nameless.h5']),
             (['--gallery', trained / 'gallery', photo, '--filename', photo], ['0_0.png']),
             (['--gallery', trained / 'gallery', photo, '--threshold_from', tmp_path / 'evaluation.json', '--fpr', '1e-3'],
              ['evaluation.json']),

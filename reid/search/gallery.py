@@ -130,5 +130,5 @@ def is_found(path):
 def check_names(embeddings):
     """Raise InputError where an embedding file does not name its images, as those of the original."""
     if not embeddings.has_fids:
-        raise InputError(f'{embeddings.path} does not name its images: give their csv file as --gallery, which embeds '
+        raise InputError(f'The images have no names in {embeddings.path}: give their csv file as --gallery, which embeds '
                          f'them anew.')
