@@ -133,8 +133,10 @@ def evaluate(args, chosen, workers):
     queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
     gallery, gallery_set = open_gallery(args.gallery_embeddings, args.gallery_dataset)
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
+    warn_of_other_weights(queries, gallery)
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
+        warn_of_other_weights(images, gallery)
         queries = multi_query.mean_of_images(query_set, images, image_set, excluder)
 
     # Rank the gallery for every query.
@@ -195,6 +197,15 @@ def evaluate(args, chosen, workers):
             write_results(args.filename, results)
     finally:  # A disk that is full by now does not cost the numbers.
         print_results(results)
+
+
+def warn_of_other_weights(embeddings, gallery):
+    """Say so where two open embedding files tell that they are not by the same weights."""
+    made_by = [tuple(each.parameters.get(name) for name in ('checkpoint_sha256', 'weights'))
+               for each in (embeddings, gallery) if 'checkpoint_sha256' in each.parameters]
+    if len(set(made_by)) > 1:
+        print(f'Warning: {embeddings.path} and {gallery.path} are by different weights (--checkpoint, --weights of '
+              f'embed.py), so that distances between them mean nothing. Embed one of them again.', file=sys.stderr)
 
 
 # --- Protocols --------------------------------------------------------------------------------------------------------
