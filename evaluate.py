@@ -135,8 +135,10 @@ def evaluate(args, chosen, workers):
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
     if chosen is not None:
         warn_of_other_embeddings(args.threshold_from, embedding_parameters)
+    warn_of_other_weights(queries, gallery)
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
+        warn_of_other_weights(images, gallery)
         queries = multi_query.mean_of_images(query_set, images, image_set, excluder)
 
     # Rank the gallery for every query.
@@ -208,6 +210,15 @@ def warn_of_other_embeddings(threshold_from, embedding_parameters):
         if doubt:
             print(f'Warning: {doubt}', file=sys.stderr)
             return
+
+
+def warn_of_other_weights(embeddings, gallery):
+    """Say so where two open embedding files tell that they are not by the same weights."""
+    made_by = [tuple(each.parameters.get(name) for name in ('checkpoint_sha256', 'weights'))
+               for each in (embeddings, gallery) if 'checkpoint_sha256' in each.parameters]
+    if len(set(made_by)) > 1:
+        print(f'Warning: {embeddings.path} and {gallery.path} are by different weights (--checkpoint, --weights of '
+              f'embed.py), so that distances between them mean nothing. Embed one of them again.', file=sys.stderr)
 
 
 # --- Protocols --------------------------------------------------------------------------------------------------------

@@ -66,7 +66,8 @@ def main():
             root.take_back_start(args.experiment_root)
 
     with root.locked(args.experiment_root), signals.undone(take_back):
-        arguments.save(args)
+        if not args.resume:
+            arguments.save(args)
         log = train_log.open_log(args.experiment_root)
         for notice in notices:
             log.warning(notice)
@@ -137,6 +138,8 @@ def train(args, train_set, validator, strategy, log):
     for factor, names in optimizer.by_factor(state.rate_factors).items():
         log.info('The learning rate times %.3g is that of %s.', factor, pretrained.listed(names))
     resumed = state.restore(args, strategy, log)
+    if args.resume and is_chief:  # Not before it is known that the run can go on with what it was given now.
+        arguments.save(args)
     first_step = state.step
     if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)

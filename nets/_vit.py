@@ -197,8 +197,8 @@ class Block(keras.layers.Layer):
             rows = tf.reshape(self.drops[number](tf.reshape(rows, shape), training=training), tf.shape(rows))
         return rows
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
+    def compute_output_spec(self, inputs, training=False):
+        return keras.KerasTensor(inputs.shape, 'float32')
 
 
 class MapHead(keras.layers.Layer):
@@ -232,8 +232,8 @@ class MapHead(keras.layers.Layer):
         hidden = GELUS[self.gelu](self.fc1(self.norm(rows)))
         return rows + tf.cast(self.fc2(hidden), tf.float32)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape[0], input_shape[-1]
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), 'float32')
 
 
 def attention(queries, keys, values):

@@ -1,5 +1,6 @@
 """evaluate.py as its user runs it: files in, JSON and a summary line out, and one sentence where that cannot be."""
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+import evaluate as evaluate_script
 import excluders
 from conftest import ROOT, assert_one_sentence, run_script, wait_until
 from reid.dataset import Dataset, load_dataset
@@ -119,6 +121,23 @@ def test_results(market):
     assert stdout.splitlines()[-1] == (f'mAP: {results["mAP"]:.2%} | top-1: {cmc[0]:.2%} top-2: {cmc[1]:.2%} | '
                                        f'top-5: {cmc[4]:.2%} | top-10: {cmc[9]:.2%}')
     assert stderr.count('Warning') == 1 and f'{(~matched).sum()} of 60 queries have no match' in stderr
+
+
+def test_embeddings_by_different_weights_are_warned_of(market, tmp_path):
+    """Of a checkpoint's averaged weights and its raw ones too; files that do not say by what they are made pass."""
+    by = {'average': {'checkpoint_sha256': 'a', 'weights': None}, 'older': {'checkpoint_sha256': 'a'},
+          'raw': {'checkpoint_sha256': 'a', 'weights': 'raw'}, 'other': {'checkpoint_sha256': 'b'}, 'silent': {}}
+    for name, parameters in by.items():
+        dataset, embs = read(market, 'query')
+        save_embeddings(tmp_path / f'{name}.h5', dataset, embs, parameters)
+    for first, second, warned in (('average', 'older', False), ('average', 'raw', True), ('other', 'older', True),
+                                  ('silent', 'raw', False), ('silent', 'silent', False)):
+        with Embeddings(tmp_path / f'{first}.h5') as queries, Embeddings(tmp_path / f'{second}.h5') as gallery:
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
+                evaluate_script.warn_of_other_weights(queries, gallery)
+        assert said.getvalue().count('different weights') == warned, (first, second)
+        assert not warned or f'{first}.h5' in said.getvalue() and f'{second}.h5' in said.getvalue()
 
 
 def test_market_ap_and_batch_size(market):

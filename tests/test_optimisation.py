@@ -383,7 +383,7 @@ def test_validation_is_noted_and_logged(run):
     best = max(noted['validations'], key=lambda entry: entry['mAP'])
     assert noted['checkpoint'] == f'checkpoint-{best["step"]}' and noted['mAP'] == best['mAP']
     log = (run / 'train.log').read_text()
-    assert 'mobilenet_v1_1_224 is a large net' in log and '--model_name conv4, lunet or mnist' in log
+    assert 'mobilenet_v1_1_224 starts from random weights' in log and '--model_name conv4, lunet or mnist' in log
     for entry in noted['validations']:
         assert (f'[VALIDATION] train: iter:{entry["step"]:6d}, validation mAP: {entry["mAP"]:.2%}, '
                 f'top-1: {entry["top1"]:.2%} (embed.py --checkpoint checkpoint-{entry["step"]})') in log

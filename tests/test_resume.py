@@ -1,10 +1,11 @@
 """Exact resume: a run that was interrupted, however and whenever, ends in the bits of one that was not."""
+import json
 import time
 
 import numpy as np
 import pytest
 
-from _runs import Run, interrupt_until_done, left_behind, make_people, train_arguments
+from _runs import Run, ended_in_one_sentence, interrupt_until_done, left_behind, make_people, train_arguments
 
 # Others at each run of the tests; soak.py has as many as one likes.
 INTERRUPTIONS = 6
@@ -39,3 +40,19 @@ def test_interrupted_runs_end_in_the_same_bits(people, undisturbed, tmp_path):
         found = left_behind(root, 20)
         for what in expected:
             assert found[what] == expected[what], (what, happened)
+
+
+def test_what_a_resumed_run_cannot_take_is_not_kept(people, tmp_path):
+    """A run of a version without the flag, whose checkpoints lack what it needs, goes on without it afterwards."""
+    root = tmp_path / 'run'
+    assert Run('train.py', *train_arguments(people, root, 4)).wait() == 0
+    stored = json.loads((root / 'args.json').read_text())
+    del stored['mixed_precision']
+    (root / 'args.json').write_text(json.dumps(stored))
+    resume = ['--experiment_root', root, '--resume', '--train_iterations', 5]
+    ended_in_one_sentence(Run('train.py', *resume, '--mixed_precision', 'float16'), 'checkpoint-4', 'lacks loss_scale')
+    assert json.loads((root / 'args.json').read_text()) == stored
+    run = Run('train.py', *resume)
+    assert run.wait() == 0, run.output
+    kept = json.loads((root / 'args.json').read_text())
+    assert kept == {**stored, 'train_iterations': 5, 'mixed_precision': 'none'}

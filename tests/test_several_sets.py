@@ -49,6 +49,8 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
     assert 'validation of val mAP' in run.output and 'validation of theirs mAP' in run.output
     best = best_checkpoint.results(str(whole))[0]
     assert set(best['sets']) == {'val', 'theirs'}
+    for name, folder in (('val', sets / 'ours'), ('theirs', sets / 'theirs')):
+        assert best['sets'][name]['embed_flags'] == f'--checkpoint checkpoint-{STEPS} --image_root {folder}'
     assert best['mAP'] == np.mean([best['sets'][name]['mAP'] for name in ('val', 'theirs')])
     # Which set a row is of.
     fids = np.load(whole / 'log_fids.npy')

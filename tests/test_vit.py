@@ -366,3 +366,21 @@ def test_what_is_recomputed_skips_the_same_branches(monkeypatch):
     for kept, again in zip(*found):
         np.testing.assert_allclose(again, kept, rtol=1e-4, atol=1e-5 * abs(kept.numpy()).max())
     assert both(tf.constant([0, 2]))[0][0] != found[0][0], 'nothing was skipped'
+
+
+@pytest.mark.parametrize('precision', ('bfloat16', 'float16'))
+@pytest.mark.parametrize('pooling', ('cls', 'map'))
+def test_what_is_recomputed_in_16_bits_is_what_is_kept(precision, pooling):
+    """What goes on from block to block is float32, also from where a part of the network begins."""
+    model.set_precision(precision)
+    try:
+        network = tiny((16, 8, 3), pooling=pooling)
+        ends = [network.output['model_output']]
+        assert {tensor.dtype for tensor in (*recompute.cuts_of(ends), *ends)} == {'float32'}
+        forward = recompute.recomputing(network, ['model_output'])
+    finally:
+        model.set_precision('none')
+    images = tf.random.stateless_uniform([2, 16, 8, 3], [0, 0], 0, 255)
+    outputs = [tf.function(form)(images, training=True)['model_output'] for form in (network, forward)]
+    assert outputs[1].dtype == tf.float32
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-2)

@@ -1,4 +1,5 @@
 """Test-time augmentation on a command line: the flags that embed.py and freeze.py share, and what they mean in pixels."""
+import shlex
 from typing import NamedTuple
 
 
@@ -47,10 +48,12 @@ def validation_crop(trained):
     return 'center' if trained.crop_augment else None
 
 
-def flags_of_validation(trained, checkpoint, pools_tracklets=False):
-    """The flags with which embed.py embeds just as the validation of a checkpoint did, one text."""
+def flags_of_validation(trained, checkpoint, image_root, pools_tracklets=False):
+    """The flags with which embed.py embeds just as the validation of a checkpoint did, one text, as a shell wants it."""
     crop = validation_crop(trained)
-    flags = [f'--checkpoint {checkpoint}', *([f'--crop_augment {crop}'] if crop else []),
+    flags = [f'--checkpoint {checkpoint}',
+             *([f'--image_root {shlex.quote(image_root)}'] if image_root != trained.image_root else []),
+             *([f'--crop_augment {crop}'] if crop else []),
              *(['--flip_augment --aggregator mean'] if trained.eval_flip else []),
              *(['--pool_tracklets mean'] if pools_tracklets else []),
              *(['--allow_outside_root'] if trained.allow_outside_root else [])]

@@ -95,9 +95,9 @@ class TrainState:
         # 3. Fresh ones.
         elif hasattr(plugins.load('nets', args.model_name), 'WEIGHTS'):
             small = [name for name in plugins.choices('nets') if not hasattr(plugins.load('nets', name), 'WEIGHTS')]
-            log.warning('%s is a large net and starts from random weights, from which it needs many images and '
-                        'iterations. Its pre-trained weights are %s (--initial_checkpoint); small nets that are meant '
-                        'to start without: --model_name %s.', args.model_name,
+            log.warning('%s starts from random weights, from which it needs many images and iterations. Its pre-trained '
+                        'weights are %s (--initial_checkpoint); small nets that are meant to start without: '
+                        '--model_name %s.', args.model_name,
                         plugins.load('nets', args.model_name).WEIGHTS, ' or '.join([', '.join(small[:-1]), small[-1]]))
         if self.average:
             self.average.begin()

@@ -139,7 +139,8 @@ class Validation:
             ranks = ranking.rank(embs[0], query, embs[1], gallery, each.excluder,
                                  self._args.eval_metric or self._args.metric)
             # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
-            flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.pools_tracklets)
+            flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.image_root,
+                                                        each.pools_tracklets)
             of_sets[each.name] = {'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0]),
                                   'embed_flags': flags}
         if len(of_sets) == 1:
