@@ -43,6 +43,7 @@ def main():
     add('--metric', default='euclidean', help='of evaluate.py (%(default)s)')
     add('--repeat', type=int, default=3, help='runs of each, of which the fastest counts (%(default)s)')
     add('--workers', type=int, help='also with this number of processes')
+    add('--dask', metavar='ADDRESS', help='also on this Dask cluster, such as local:2')
     add('--rerank', action='store_true', help='also with re-ranking')
     add('--by_camera', action='store_true', help='also by pairs of cameras')
     add('--verification', action='store_true', help='also with verification of all pairs')
@@ -76,6 +77,8 @@ def measure(args, folder):
     runs = {'evaluate.py': evaluate}
     if args.workers:
         runs[f'evaluate.py --workers {args.workers}'] = [*evaluate, '--workers', args.workers]
+    if args.dask:
+        runs[f'evaluate.py --dask {args.dask}'] = [*evaluate, '--dask', args.dask]
     if args.rerank:
         runs['evaluate.py --rerank'] = [*evaluate, '--rerank']
     if args.rerank and args.workers:
