@@ -10,6 +10,7 @@ from reid import plugins
 from reid.argument_types import (
     LONGEST_SIDE,
     ArgumentParser,
+    OneOrMore,
     color_jitter,
     dimensions,
     excluder,
@@ -56,12 +57,8 @@ class _Parser(ArgumentParser):
     """The parser of train.py, with the defaults that follow from other arguments."""
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse's, with a pre-crop size in any case; a single training set is a text, and so is its folder."""
+        """As argparse's, with a pre-crop size in any case."""
         args = super().parse_args(args, namespace)
-        for name in ('train_set', 'image_root'):
-            given = getattr(args, name)
-            if isinstance(given, list) and len(given) == 1:
-                setattr(args, name, given[0])
         for name in ('height', 'width'):
             if getattr(args, f'pre_crop_{name}') is None:
                 setattr(args, f'pre_crop_{name}', pre_crop(getattr(args, f'net_input_{name}')))
@@ -89,10 +86,10 @@ def make_parser():
 
     add = parser.add_argument_group('what is needed').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='where the run is kept: args.json, checkpoints, logs')
-    add('--train_set', nargs='+', metavar='CSV', help='csv file: identity,relative/path.jpg per line; several are joined, '
-        'and equal identities of two of them stay two')
-    add('--image_root', nargs='+', metavar='DIR', help='folder that the paths in the csv file are relative to; of '
-        'several csv files one for all, or one for each')
+    add('--train_set', nargs='+', action=OneOrMore, metavar='CSV', help='csv file: identity,relative/path.jpg per line; '
+        'several are joined, and equal identities of two of them stay two')
+    add('--image_root', nargs='+', action=OneOrMore, metavar='DIR', help='folder that the paths in the csv file are '
+        'relative to; of several csv files one for all, or one for each')
     add('--resume', action='store_true', help='go on with the run in the experiment root; everything else is loaded '
         'from its args.json')
 
