@@ -51,9 +51,13 @@ def convert(root, fids, target):
         def convert_one(fid):
             return _convert_one(os.path.join(root, fid), os.path.join(unfinished, copies[fid]))
 
-        with multiprocessing.pool.ThreadPool(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock.
+        pool = multiprocessing.pool.ThreadPool(os.cpu_count())  # Pillow decodes outside of Python's lock.
+        try:
             problems = tqdm.tqdm(pool.imap(convert_one, copies), f'Writing {target}', len(copies), delay=2, leave=False)
             broken = {fid: problem for fid, problem in zip(copies, problems) if problem}
+        finally:
+            pool.terminate()
+            pool.join()  # What a thread still writes after an error would come back into the folder that is removed.
         reasons = some(f'{fid}: {problem}' for fid, problem in broken.items())
         if len(broken) == len(copies):
             raise InputError(f'Not one of the pictures in {root} can be read: {reasons}.')

@@ -5,6 +5,7 @@ here, and only when somebody asks for it.
 """
 import contextlib
 import functools
+import gc
 import logging
 import os
 import pickle
@@ -40,10 +41,16 @@ def pool(address):
     logging.getLogger('distributed').setLevel(logging.CRITICAL)  # What matters of it is told as one sentence below.
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.raised())
+        problem = None
         try:
             client = stack.enter_context(_client(distributed, address, stack))
         except (OSError, TimeoutError, ValueError, TypeError) as error:  # The last: TLS without a certificate.
-            raise InputError(f'No scheduler of Dask answers at {address} ({" ".join(str(error).split())}).') from error
+            problem = ' '.join(str(error).split())
+        if problem is not None:
+            # The finalizer of the client that did not come about takes a lock. Run while another client starts, which
+            # holds that lock, it would wait for ever.
+            gc.collect()
+            raise InputError(f'No scheduler of Dask answers at {address} ({problem}).')
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_COME)
         except (OSError, TimeoutError) as error:

@@ -1,6 +1,7 @@
 """Work on a Dask cluster: a real scheduler and real workers on loopback, and what may happen to them."""
 import contextlib
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from conftest import ROOT, wait_until
 from reid import dask_cluster, embeddings, provenance
 from reid.errors import InputError
 
-pytest.importorskip('distributed')
+distributed = pytest.importorskip('distributed')
 
 
 class Cluster:
@@ -91,12 +92,15 @@ def test_what_goes_wrong_on_a_worker_is_a_sentence_with_its_host(cluster, monkey
 
 @pytest.mark.parametrize('address, sentence', [
     ('/gone/scheduler.json', 'There is no scheduler file /gone/scheduler.json'), ('tls://127.0.0.1:1', 'No scheduler'),
+    ('x://127.0.0.1:1', 'No scheduler'),
     ('local:x', '--dask local:x is no number of processes'), ('127.0.0.1:1', 'No scheduler of Dask answers at 127.0.0.1:1')])
 def test_no_scheduler(monkeypatch, address, sentence):
     monkeypatch.setattr(dask_cluster, 'SECONDS_TO_ANSWER', 0.2)
     with pytest.raises(InputError, match=f'^{sentence}'):
         with dask_cluster.pool(address):
             pass
+    clients = [each for each in gc.get_objects() if isinstance(each, distributed.Client)]
+    assert all(each.status in ('running', 'closed') for each in clients)  # The next one would wait for it for ever.
 
 
 def test_no_worker(monkeypatch, tmp_path):

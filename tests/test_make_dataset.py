@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import struct
+import threading
+import time
 
 import h5py
 import numpy as np
@@ -777,13 +779,25 @@ def test_convert_into_the_folder_itself(root, tmp_path):
 
 def test_convert_on_a_full_disk(root, tmp_path, monkeypatch):
     put_picture(root, 'a/1.png', 'b/1.png')
+    begun, ended = threading.Event(), threading.Event()
 
     def save(image, path, *_, **options):
-        raise OSError(28, 'No space left on device', str(path))
+        """The disk is full for one picture while another thread is in the middle of the next."""
+        if os.path.basename(os.path.dirname(path)) == 'a':
+            begun.wait(1)
+            raise OSError(28, 'No space left on device', str(path))
+        begun.set()
+        for _ in range(30):  # For as long as the folder is to be there.
+            if not os.path.isdir(os.path.dirname(path)):
+                break
+            time.sleep(0.01)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        ended.set()
 
     monkeypatch.setattr(Image.Image, 'save', save)
     with pytest.raises(OSError, match='No space left'):
         make('folder', root, convert=str(tmp_path / 'jpegs'))
+    assert ended.wait(60) or os.cpu_count() == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['root']
 
 
