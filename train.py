@@ -144,8 +144,14 @@ def train(args, train_set, validator, strategy, log):
     if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
-    data = distribute.data(strategy, args, lambda *parts: batches.batches(
-        train_set, identities, args, first_step, args.train_iterations, *parts))
+    hard = state.hard_identities
+
+    def batches_of(first_step, last_step, drawn=None):
+        return distribute.data(strategy, args, lambda *parts: batches.batches(
+            train_set, identities, args, first_step, last_step, *parts, drawn))
+
+    steps = first_step, args.train_iterations
+    data = hard.batches(strategy, identities.parts, *steps, batches_of) if hard else batches_of(*steps)
 
     # A run that has started is not just ended by a signal: from here on it finishes its iteration and saves.
     interruption = Interruption()
@@ -160,7 +166,7 @@ def train(args, train_set, validator, strategy, log):
     reporter = Reporter(args, log, first_step, train_set.fids, identities.pid_numbers) if is_chief else None
 
     def why_unreadable(step, error):
-        rows = sampling.rows_at(identities, args, step)
+        rows = sampling.rows_at(identities, args, step, hard and hard.at(step))
         return images.broken_image(images.paths(train_set.take(rows), args.image_root), error)
 
     tf.config.experimental.enable_tensor_float_32_execution(args.tf32)
@@ -308,6 +314,8 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     loss_scale = state.loss_scale.apply(gradient_norm, update)
     if state.memory:
         state.memory.remember(emb, batch_pids)
+    if state.hard_identities:
+        state.hard_identities.follow(emb, batch_pids)
     return {'loss': loss, 'cross_entropy': xent, 'center_loss': of_centers, 'losses': losses, 'dists': dists, 'emb': emb,
             'emb_raw': distribute.gathered(endpoints['emb_raw'], args.frames_per_tracklet), 'rows': batch['rows'],
             'gradient_norm': gradient_norm, 'loss_scale': loss_scale,

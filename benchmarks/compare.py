@@ -93,6 +93,7 @@ FACTORS = {
     'AutoAugment': '--auto_augment 0.5',
     'random erasing': '--random_erasing 0.5',
     'batches of 9x8': '--batch_p 9 --batch_k 8',
+    'hard identities': '--sampler hard_identity',
     'warm-up': '--warmup_iterations 50',
     'cosine': '--lr_schedule cosine',
     'beta1 0.5': '--decay_beta1 0.5',

@@ -236,6 +236,14 @@ def any_worker(strategy, flag):
     return bool(_sum_over_replicas(strategy, tf.constant(float(bool(flag)))) > 0)
 
 
+def of_first_worker(strategy, numbers):
+    """An array of numbers below 2^24 as the first worker has it; all of them have to ask."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return numbers
+    of_replicas = _gathered_from_workers(strategy, tf.constant(numbers[None], tf.float32))
+    return of_replicas.numpy()[0].astype(numbers.dtype)
+
+
 def check_same_on_all_workers(strategy, facts):
     """Compare what each of several workers was started with; all of them have to ask.
 

@@ -39,7 +39,7 @@ OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 OF_THE_MACHINE = ('image_root', 'eval_image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency',
                   'summary_frequency', 'recompute')
 # What checkpoints hold follows from these.
-OF_THE_CHECKPOINTS = ('optimizer', 'ema', 'memory', 'center_weight')
+OF_THE_CHECKPOINTS = ('optimizer', 'ema', 'memory', 'center_weight', 'sampler')
 LARGEST_MEMORY = 2 ** 20
 # Of a classifier: the range of a cosine, a right angle, and where the optima of the true identity and the others meet.
 LARGEST_MARGINS = {'cosface': 2.0, 'arcface': 1.57, 'circle': 0.5}
@@ -107,6 +107,8 @@ def make_parser():
     add('--batch_p', type=positive_int, default=32, metavar='P', help='identities in a batch (%(default)s)')
     add('--batch_per_set', action='store_true', help='of several training sets each has an equal part of the P '
         'identities; without, they are drawn from all alike')
+    add('--sampler', default='random', choices=('random', 'hard_identity'), help='which identities are in a batch: any, or '
+        'groups of those whose mean embeddings are near each other (%(default)s)')
     add('--batch_k', type=positive_int, default=4, metavar='K', help='images of each identity (%(default)s)')
     add('--flip_augment', action='store_true', help='mirror images at random')
     add('--crop_augment', action='store_true', help='load images at the pre-crop size, then crop at random')

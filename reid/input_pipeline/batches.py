@@ -7,7 +7,7 @@ from reid.input_pipeline.sampling import batch_rows
 
 
 @tf.autograph.experimental.do_not_convert
-def batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
+def batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None, drawn=None):
     """The batches of the steps [first_step, last_step), whole or in parts.
 
     Args:
@@ -16,6 +16,7 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
         args: of `train.py`.
         slots: places in the batch whose images are loaded, in this order, int64 [n]; None: all of them.
         part_size: into how many images each the slots are divided; None: all of them are one part.
+        drawn: the identities of each batch, int64 [last_step - first_step, P]; None: they are drawn at random.
 
     Returns: a `tf.data.Dataset` with one dict for each part of each step: `rows` int64 [B] and `pids` int32 [B] (numbers
         of identities) of the whole batch, `images` float32 [part_size, H, W, 3] of the part.
@@ -39,7 +40,7 @@ def batches(dataset, identities, args, first_step, last_step, slots=None, part_s
         return tf.data.Dataset.from_tensors(batch).repeat(len(slots) // part_size)
 
     steps = batch_rows(identities, args.seed, first_step, last_step, args.batch_p, args.batch_k,
-                       args.frames_per_tracklet)
+                       args.frames_per_tracklet, drawn)
     loaded = steps.flat_map(split).map(load, num_parallel_calls=args.loading_threads, deterministic=True)
     parts = tf.data.Dataset.zip(steps.flat_map(whole), loaded.batch(part_size, drop_remainder=True))
     return parts.map(lambda batch, part: {**batch, 'images': part}).prefetch(2)

@@ -109,21 +109,17 @@ def stream_seed(seed, stream, number):
     return tf.random.fold_in(tf.stack([tf.cast(seed, tf.int32), stream]), tf.cast(number, tf.int32))
 
 
-def epoch_identities(seed, epoch, num_identities, batch_p, part=None):
-    """The identities of all the batches of an epoch: a fresh permutation, cut to a multiple of P.
+def epoch_order(seed, epoch, num_identities, part=None):
+    """The identities in the order in which an epoch takes them: a fresh permutation, int64 [num_identities].
 
     Args:
-        seed, epoch, num_identities, batch_p: ints.
+        seed, epoch, num_identities: ints.
         part: which part of the batches, where they have several; each has its own permutations.
-
-    Returns: int64 [steps, P].
     """
     of_epoch = stream_seed(seed, IDENTITIES, epoch)
     of_epoch = of_epoch if part is None else tf.random.fold_in(of_epoch, part)
     keys = tf.random.stateless_uniform([num_identities], of_epoch, None, None, tf.int64)
-    permutation = tf.argsort(keys, stable=True)
-    steps = num_identities // batch_p
-    return tf.reshape(tf.cast(permutation[:steps * batch_p], tf.int64), [steps, batch_p])
+    return tf.cast(tf.argsort(keys, stable=True), tf.int64)
 
 
 def draw_of_each(seed, stream, step, counts, k):
@@ -152,30 +148,15 @@ def draw_of_each(seed, stream, step, counts, k):
 
 
 @tf.autograph.experimental.do_not_convert
-def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames=1):
+def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames=1, drawn=None):
     """A `tf.data.Dataset` of (step, rows [P·K·S]) for the steps [first_step, last_step); images of an identity adjoin.
 
-    S is the number of frames of a tracklet; with images it is 1.
+    S is the number of frames of a tracklet; with images it is 1. The identities are those that are `drawn`, int64
+    [last_step - first_step, P], or else those of `random_identities`.
     """
     rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
     item_starts, item_counts = tf.constant(identities.item_starts), tf.constant(identities.item_counts)
     first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
-    parts = identities.parts
-    batch_p = batch_p // len(parts)
-
-    def steps_of_part(part, numbers):
-        steps_per_epoch = len(numbers) // batch_p
-
-        def steps_of_epoch(epoch):
-            first = epoch * steps_per_epoch
-            skipped = tf.maximum(first_step - first, 0)
-            chosen = epoch_identities(seed, epoch, len(numbers), batch_p, part if len(parts) > 1 else None)
-            chosen = tf.gather(numbers, chosen[skipped:last_step - first])
-            steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
-            return tf.data.Dataset.from_tensor_slices((steps, chosen))
-
-        epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
-        return epochs.flat_map(steps_of_epoch)
 
     def draw(step, chosen):
         positions = draw_of_each(seed, IMAGES, step, tf.gather(counts, chosen), batch_k)
@@ -183,16 +164,46 @@ def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames
         positions = draw_of_each(seed, FRAMES, step, tf.gather(item_counts, items), frames)
         return step, tf.reshape(tf.gather(rows, tf.gather(item_starts, items)[:, None] + positions), [-1])
 
-    def draw_of_parts(*of_parts):
+    if drawn is None:
+        return random_identities(identities.parts, seed, first_step, last_step, batch_p).map(draw)
+    return tf.data.Dataset.from_tensor_slices((tf.range(first_step, last_step), drawn)).map(draw)
+
+
+@tf.autograph.experimental.do_not_convert
+def random_identities(parts, seed, first_step, last_step, batch_p):
+    """A `tf.data.Dataset` of (step, identities [P]): an epoch has each of them once, but for a remainder.
+
+    Args:
+        parts: of `Identities`.
+        first_step, last_step: int64 scalars.
+    """
+    size = batch_p // len(parts)
+
+    def steps_of_part(part, numbers):
+        steps_per_epoch = len(numbers) // size
+
+        def steps_of_epoch(epoch):
+            first = epoch * steps_per_epoch
+            skipped = tf.maximum(first_step - first, 0)
+            order = epoch_order(seed, epoch, len(numbers), part if len(parts) > 1 else None)
+            chosen = tf.reshape(order[:steps_per_epoch * size], [steps_per_epoch, size])
+            chosen = tf.gather(numbers, chosen[skipped:last_step - first])
+            steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
+            return tf.data.Dataset.from_tensor_slices((steps, chosen))
+
+        epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
+        return epochs.flat_map(steps_of_epoch)
+
+    def beside_each_other(*of_parts):
         steps, chosen = zip(*of_parts)
-        return draw(steps[0], tf.concat(chosen, axis=0))
+        return steps[0], tf.concat(chosen, axis=0)
 
     of_parts = [steps_of_part(*each) for each in enumerate(parts)]
-    return of_parts[0].map(draw) if len(parts) == 1 else tf.data.Dataset.zip(*of_parts).map(draw_of_parts)
+    return of_parts[0] if len(parts) == 1 else tf.data.Dataset.zip(*of_parts).map(beside_each_other)
 
 
-def rows_at(identities, args, step):
-    """The rows of the dataset that the batch of one step holds, int64 [B]."""
+def rows_at(identities, args, step, drawn=None):
+    """The rows of the dataset that the batch of one step holds, int64 [B]; `drawn` as of `batch_rows`."""
     one_step = batch_rows(identities, args.seed, step, step + 1, args.batch_p, args.batch_k,
-                          args.frames_per_tracklet)
+                          args.frames_per_tracklet, drawn)
     return next(iter(one_step))[1].numpy()

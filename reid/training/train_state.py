@@ -8,6 +8,7 @@ from reid.experiment import checkpoints
 from reid.modeling import model, pretrained
 from reid.training import optimizer
 from reid.training.centers import Centers
+from reid.training.hard_identities import HardIdentities
 from reid.training.memory import Memory
 from reid.training.weight_average import WeightAverage
 
@@ -23,6 +24,7 @@ class TrainState:
         average: `WeightAverage`, or None without `--ema`.
         memory: `Memory`, or None without `--memory`.
         centers: `Centers`, or None without `--center_weight`.
+        hard_identities: `HardIdentities`, or None with random ones.
         global_step: int64 variable, how many iterations are finished.
     """
 
@@ -51,11 +53,12 @@ class TrainState:
             self.centers = None
             if args.center_weight:
                 self.centers = Centers(num_identities, args.embedding_dim, args.center_learning_rate, args.seed)
+            self.hard_identities = HardIdentities(num_identities, args) if args.sampler == 'hard_identity' else None
         # TensorFlow keeps int32 variables on the host, where a step that XLA compiled for a GPU cannot read them.
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._stored = {**self.names, **self.optimizer.variables, **self.loss_scale.variables,
-                        **{name: variable for part in (self.average, self.memory, self.centers) if part
-                           for name, variable in part.variables.items()}, 'global_step': self.global_step}
+                        **{name: variable for part in (self.average, self.memory, self.centers, self.hard_identities)
+                           if part for name, variable in part.variables.items()}, 'global_step': self.global_step}
 
     @property
     def step(self):

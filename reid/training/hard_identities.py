@@ -1,0 +1,115 @@
+"""Batches of identities that look alike to the net: those whose mean embeddings are near each other.
+
+Triplets mined in a batch are only as hard as the identities in it are similar, and of many identities few that are drawn
+at random are. A simple relative of the sampling of Sikdar and Chowdhury (arXiv 2006.08963).
+"""
+import numpy as np
+import tensorflow as tf
+
+from reid import distribute
+from reid.input_pipeline.sampling import epoch_order
+
+RATE = 0.5  # By which a mean moves towards the embeddings of a batch.
+GROUP = 3  # Identities of a batch that look alike.
+FEWEST_STEPS = 16  # Between two draws, at each of which the loading of images starts afresh.
+
+
+class HardIdentities:
+    """Draws the identities of the batches of some steps ahead, by running means of the identities' embeddings.
+
+    Of the steps behind a draw the images can be loaded ahead, and a run that is resumed within them finds what was drawn.
+
+    Attributes:
+        variables: dict {name: variable} of its state, for checkpoints: the means float32 [I, D], zeros of an identity
+            that was in no batch yet, and the drawn identities int64 [steps, P].
+    """
+
+    def __init__(self, num_identities, args):
+        """Takes the arguments of `train.py`."""
+        self._metric, self._seed = args.metric, args.seed
+        steps_per_epoch = max(1, num_identities // args.batch_p)
+        steps = steps_per_epoch * -(-FEWEST_STEPS // steps_per_epoch)
+        self._means = tf.Variable(tf.zeros([num_identities, args.embedding_dim]), trainable=False)
+        self._drawn = tf.Variable(tf.zeros([steps, args.batch_p], tf.int64), trainable=False)
+        self.variables = {'identity_means': self._means, 'identities_drawn': self._drawn}
+
+    def follow(self, embs, pids):
+        """Move the means towards the embeddings of a whole batch, [B, D] and [B], inside of a `tf.function`."""
+        means = tf.convert_to_tensor(self._means)
+        count = tf.math.unsorted_segment_sum(tf.ones_like(pids, tf.float32), pids, means.shape[0])[:, None]
+        of_batch = tf.math.unsorted_segment_sum(embs, pids, means.shape[0]) / tf.maximum(count, 1)
+        is_new = tf.reduce_all(means == 0, axis=1, keepdims=True)
+        moved = means + tf.where(is_new, 1.0, RATE) * (of_batch - means)
+        self._means.assign(tf.where(count > 0, moved, means))
+
+    def at(self, step):
+        """The identities of the batch of a step between the last draw and the next one, int64 [1, P]."""
+        place = step % self._drawn.shape[0]
+        return tf.convert_to_tensor(self._drawn).numpy()[place:place + 1]
+
+    def batches(self, strategy, parts, first_step, last_step, batches):
+        """The batches of the steps [first_step, last_step), drawn as the training goes on.
+
+        Args:
+            strategy: a `tf.distribute.Strategy`, each worker of which has to take these batches.
+            parts: those of `sampling.Identities`.
+            batches: function (first step, last step, identities int64 [steps, P]) -> iterator.
+        """
+        period, step = self._drawn.shape[0], first_step
+        while step < last_step:
+            if step % period == 0:
+                means = tf.convert_to_tensor(self._means).numpy()
+                drawn = draw(means, self._metric, parts, self._drawn.shape[1], self._seed, step, period)
+                self._drawn.assign(distribute.of_first_worker(strategy, drawn))
+            end = min(step - step % period + period, last_step)
+            yield from batches(step, end, tf.convert_to_tensor(self._drawn).numpy()[step % period:][:end - step])
+            step = end
+
+
+def draw(means, metric, parts, batch_p, seed, step, steps):
+    """The identities of the batches of some steps, int64 [steps, P].
+
+    As with random batches an epoch has each identity once, but for a remainder.
+
+    Args:
+        means: mean embeddings float32 [I, D], zeros where there is none.
+        metric: one of `distances.METRICS`.
+        parts: numbers of the identities that the equal parts of a batch are drawn from, list of int64 arrays.
+        batch_p: P. seed, step: ints, the first step.
+    """
+    of_parts, size = [], batch_p // len(parts)
+    for number, part in enumerate(parts):
+        per_epoch, rows = len(part) // size, []
+        while len(rows) < steps:
+            order = epoch_order(seed, (step + len(rows)) // per_epoch, len(part), number if len(parts) > 1 else None)
+            rows += in_groups(part[order.numpy()], means, metric, size)
+        of_parts.append(rows[:steps])
+    return np.concatenate(of_parts, axis=1)
+
+
+def in_groups(order, means, metric, size):
+    """All identities in batches of groups: one of them and those that look most like it, of all that are left.
+
+    Args:
+        order: numbers of the identities, int64 [n]; the first one that is left begins a group.
+        means, metric: as of `draw`; one without a mean looks like nobody.
+        size: of a batch.
+
+    Returns: list of int64 arrays [size], without a remainder.
+    """
+    means = means[order]
+    batches, known, left = [], means.any(axis=1), np.arange(len(order))
+    if metric == 'cosine':
+        means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    absolute = np.abs if metric == 'cityblock' else np.square
+    while len(left) >= size:
+        batch = []
+        while len(batch) < size:
+            dists = absolute(means[left] - means[left[0]]).sum(axis=1)
+            dists[~(known[left] & known[left[0]])] = np.inf
+            dists[0] = -1
+            chosen = np.argsort(dists, kind='stable')[:min(GROUP, size - len(batch))]
+            batch += list(left[chosen])
+            left = np.delete(left, chosen)
+        batches.append(order[batch])
+    return batches
