@@ -144,14 +144,10 @@ def train(args, train_set, validator, strategy, log):
     if first_step >= args.train_iterations and not (validator and validator.is_due(first_step)):
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
-    hard = state.hard_identities
-
-    def batches_of(first_step, last_step, drawn=None):
-        return distribute.data(strategy, args, lambda *parts: batches.batches(
-            train_set, identities, args, first_step, last_step, *parts, drawn))
-
-    steps = first_step, args.train_iterations
-    data = hard.batches(strategy, identities.parts, *steps, batches_of) if hard else batches_of(*steps)
+    hard, end = state.hard_identities, args.train_iterations
+    steps = hard.steps(end) if hard else sampling.random_identities(identities, args, first_step, end)
+    data = distribute.data(strategy, args, lambda *parts: batches.batches(train_set, identities, args, steps, *parts))
+    data = hard.batches(data, first_step, end, strategy, identities.parts) if hard else iter(data)
 
     # A run that has started is not just ended by a signal: from here on it finishes its iteration and saves.
     interruption = Interruption()

@@ -94,6 +94,7 @@ FACTORS = {
     'random erasing': '--random_erasing 0.5',
     'batches of 9x8': '--batch_p 9 --batch_k 8',
     'hard identities': '--sampler hard_identity',
+    'batch_all, hard identities': '--loss batch_all --sampler hard_identity',
     'warm-up': '--warmup_iterations 50',
     'cosine': '--lr_schedule cosine',
     'beta1 0.5': '--decay_beta1 0.5',

@@ -222,7 +222,7 @@ def loading_speed(flags, args):
         flags.pre_crop_height, flags.pre_crop_width = (9 * flags.net_input_height // 8, 9 * flags.net_input_width // 8)
         train_set = load_dataset(flags.train_set)
         steps = 3 if args.tiny else 10 * args.steps
-        data = iter(batches.batches(train_set, sampling.Identities(train_set, flags.batch_p), flags, 0, steps + 1))
+        data = iter(batches.random_batches(train_set, sampling.Identities(train_set, flags.batch_p), flags, 0, steps + 1))
         next(data)
         started = time.perf_counter()
         count = sum(len(batch['rows']) for batch in data)

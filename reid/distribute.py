@@ -101,7 +101,7 @@ def data(strategy, args, batches):
         args: of `train.py`.
         batches: function (slots, part_size) -> `tf.data.Dataset` of this worker's images, see `batches.batches`.
 
-    Returns: an iterator.
+    Returns: an iterable.
     """
     replicas, frames = strategy.num_replicas_in_sync, args.frames_per_tracklet
     slots = np.arange(args.batch_p * args.batch_k * frames)
@@ -112,7 +112,7 @@ def data(strategy, args, batches):
 
 
 def ahead(strategy, parts):
-    """An iterator that copies the parts of a dataset to the replicas' devices before they are asked for.
+    """An iterable that copies the parts of a dataset to the replicas' devices before they are asked for.
 
     Args:
         strategy: a `tf.distribute.Strategy`.
@@ -123,10 +123,10 @@ def ahead(strategy, parts):
     options.experimental_optimization.map_and_batch_fusion = False
     options.experimental_optimization.parallel_batch = False
     if strategy.num_replicas_in_sync > 1:
-        return iter(strategy.distribute_datasets_from_function(lambda _: parts().with_options(options)))
+        return strategy.distribute_datasets_from_function(lambda _: parts().with_options(options))
     if tf.config.list_logical_devices('GPU'):
-        return iter(parts().with_options(options).apply(tf.data.experimental.prefetch_to_device('/GPU:0')))
-    return iter(parts().with_options(options))
+        return parts().with_options(options).apply(tf.data.experimental.prefetch_to_device('/GPU:0'))
+    return parts().with_options(options)
 
 
 def check_batch(strategy, batch_size):

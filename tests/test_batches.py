@@ -22,8 +22,13 @@ def make_dataset(counts):
     return Dataset('made.csv', pids, np.array([f'{row}.png' for row in range(len(pids))], dtype=object))
 
 
+def random_rows(identities, seed, first, last, p, k, frames=1):
+    args = argparse.Namespace(seed=seed, batch_p=p)
+    return sampling.batch_rows(identities, seed, sampling.random_identities(identities, args, first, last), k, frames)
+
+
 def all_rows(dataset, seed, first, last, p=P, k=K):
-    drawn = sampling.batch_rows(sampling.Identities(dataset, p), seed, first, last, p, k)
+    drawn = random_rows(sampling.Identities(dataset, p), seed, first, last, p, k)
     return {int(step): rows.numpy() for step, rows in drawn}
 
 
@@ -114,7 +119,7 @@ def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
     dataset = Dataset('made.csv', names[:, 0].astype(object), fids, names[:, 1].astype(object))
     identities = sampling.Identities(dataset, 3)
     frame_counts = collections.Counter(dataset.tracklets)
-    for _, rows in sampling.batch_rows(identities, 0, 0, 50, 3, 2, frames=4):
+    for _, rows in random_rows(identities, 0, 0, 50, 3, 2, frames=4):
         drawn = dataset.tracklets[rows.numpy()].reshape(3, 2, 4)
         assert (drawn == drawn[:, :, :1]).all()
         for pid_rows, of_pid in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
@@ -140,7 +145,7 @@ def image_run(tmp_path_factory):
 
 
 def load(args, dataset, first, last):
-    return list(batches.batches(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
+    return list(batches.random_batches(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
 
 
 def test_images_are_flipped_and_cropped_and_the_same_again_on_resume(image_run):
@@ -220,7 +225,7 @@ def test_joined_sets_do_not_merge():
 def test_a_batch_has_equal_parts_of_the_sets_and_the_same_again_on_resume():
     _, both = joined_sets([3] * 5, [2] * 40)
     identities = sampling.Identities(both, 6, batch_per_set=True)
-    rows = {int(step): of_step.numpy() for step, of_step in sampling.batch_rows(identities, 3, 0, 60, 6, 2)}
+    rows = {int(step): of_step.numpy() for step, of_step in random_rows(identities, 3, 0, 60, 6, 2)}
     seen = [collections.Counter(), collections.Counter()]
     for step, of_step in rows.items():
         pids = both.pids[of_step].reshape(6, 2)
@@ -231,14 +236,14 @@ def test_a_batch_has_equal_parts_of_the_sets_and_the_same_again_on_resume():
     # An epoch of the first set is one batch, with three of its five; one of the second is thirteen, 39 of 40.
     assert len(seen[0]) == 5 and sum(seen[0].values()) == 180
     assert len(seen[1]) == 40 and max(seen[1].values()) <= 5  # The fifth epoch has begun.
-    again = {int(step): of_step.numpy() for step, of_step in sampling.batch_rows(identities, 3, 37, 60, 6, 2)}
+    again = {int(step): of_step.numpy() for step, of_step in random_rows(identities, 3, 37, 60, 6, 2)}
     assert list(again) == list(range(37, 60)) and all(np.array_equal(rows[step], again[step]) for step in again)
 
 
 def test_the_parts_of_a_batch_are_drawn_independently():
     _, both = joined_sets([2] * 6, [2] * 6)
     identities = sampling.Identities(both, 4, batch_per_set=True)
-    drawn = [both.pids[rows.numpy()].reshape(4, 2)[:, 0] for _, rows in sampling.batch_rows(identities, 0, 0, 300, 4, 2)]
+    drawn = [both.pids[rows.numpy()].reshape(4, 2)[:, 0] for _, rows in random_rows(identities, 0, 0, 300, 4, 2)]
     alike = sum({pid[5:] for pid in pids[:2]} == {pid[5:] for pid in pids[2:]} for pids in drawn)
     assert 5 <= alike <= 40  # 300 batches, one of fifteen pairs: 20 +- 4.3.
 
@@ -248,7 +253,7 @@ def test_without_equal_parts_joined_sets_are_one():
     _, both = joined_sets([3] * 5, [2] * 8)
     one = Dataset('one.csv', both.pids, both.fids)
     for (step, rows), (_, expected) in zip(
-            *(sampling.batch_rows(sampling.Identities(each, 4), 9, 0, 30, 4, 3) for each in (both, one)), strict=True):
+            *(random_rows(sampling.Identities(each, 4), 9, 0, 30, 4, 3) for each in (both, one)), strict=True):
         assert np.array_equal(rows, expected), step
 
 

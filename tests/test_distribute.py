@@ -46,11 +46,11 @@ def free_addresses(count):
     return addresses
 
 
-def start_workers(*arguments, count=2):
+def start_workers(*arguments, count=2, fault=None):
     """Processes that train together over the loopback interface, the chief first."""
     addresses = free_addresses(count)
     config = {'cluster': {'worker': addresses}}
-    return [Run('train.py', *arguments, '--distribute', 'multi_worker', environment={
+    return [Run('train.py', *arguments, '--distribute', 'multi_worker', fault=fault, environment={
         'TF_CONFIG': json.dumps({**config, 'task': {'type': 'worker', 'index': index}})}) for index in range(count)]
 
 

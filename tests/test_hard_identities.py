@@ -1,10 +1,12 @@
 """Batches of identities that look alike: what is drawn, from which means, and that a resumed run draws the same."""
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.spatial.distance import cdist
 
-from _runs import Run, left_behind, make_people, train_arguments
+from _runs import Fault, Run, left_behind, make_people, train_arguments
 from reid.evaluation.distances import METRICS
 from reid.experiment import arguments
 from reid.input_pipeline import sampling
@@ -12,7 +14,14 @@ from reid.training import hard_identities
 from reid.training.hard_identities import HardIdentities
 from test_distribute import start_workers
 
-ITERATIONS = 20  # What is drawn after 16 is the first that knows of any means.
+DRAWN_AGAIN, ITERATIONS = 16, 20  # What is drawn first knows of no means.
+
+
+def draw_often():
+    hard_identities.FEWEST_STEPS = DRAWN_AGAIN
+
+
+DRAWING_OFTEN, FLAGS = Fault(draw_often, 'start'), ['--sampler', 'hard_identity']
 
 
 def naive_batches(order, means, metric, size):
@@ -47,8 +56,9 @@ def test_a_batch_has_groups_of_identities_that_look_alike(metric):
 @pytest.mark.parametrize('counts, p', [([13], 4), ([40], 40), ([5, 30], 6), ([300], 3)])
 def test_an_epoch_has_each_identity_once_and_the_first_ones_are_random(counts, p):
     parts = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    identities = types.SimpleNamespace(parts=parts)
     none, random = np.zeros([sum(counts), 2], np.float32), np.random.default_rng(0)
-    expected = sampling.random_identities(parts, 5, tf.constant(0, tf.int64), tf.constant(60, tf.int64), p)
+    expected = sampling.random_identities(identities, types.SimpleNamespace(seed=5, batch_p=p), 0, 60)
     np.testing.assert_array_equal(hard_identities.draw(none, 'euclidean', parts, p, 5, 0, 60),
                                   [chosen for _, chosen in expected])
     drawn = hard_identities.draw(random.normal(size=none.shape).astype(np.float32), 'cosine', parts, p, 5, 0, 60)
@@ -62,7 +72,7 @@ def test_an_epoch_has_each_identity_once_and_the_first_ones_are_random(counts, p
 
 def test_means_follow_the_embeddings_of_their_identities():
     args = arguments.make_parser().parse_args(['--experiment_root', 'none', '--embedding_dim', '3', '--batch_p', '2'])
-    hard, random, means = HardIdentities(5, args), np.random.default_rng(0), {}
+    hard, random, means = HardIdentities(5, args, tf.distribute.get_strategy()), np.random.default_rng(0), {}
     for _ in range(8):
         pids = random.permutation([0, 0, 1, 1, 1, 4])
         embs = random.normal(size=(6, 3)).astype(np.float32)
@@ -82,7 +92,7 @@ def people(tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(people, tmp_path_factory):
     root = tmp_path_factory.mktemp('runs') / 'whole'
-    run = Run('train.py', *train_arguments(people, root, ITERATIONS), '--sampler', 'hard_identity')
+    run = Run('train.py', *train_arguments(people, root, ITERATIONS), *FLAGS, fault=DRAWING_OFTEN)
     assert run.wait() == 0, run.output
     return root
 
@@ -95,34 +105,33 @@ def test_batches_are_those_that_the_means_tell(people, whole):
     """The means are made again from the embeddings that the detailed log has."""
     embs, names = np.load(whole / 'log_embs.npy'), sorted(str(pid) for pid in range(13))
     means = np.zeros([13, 4], np.float32)
-    for fids, of_step in list(zip(pids_of_batches(whole), embs))[:16]:
+    for fids, of_step in list(zip(pids_of_batches(whole), embs))[:DRAWN_AGAIN]:
         for place, name in enumerate(fids):
             number, mean = names.index(name), of_step[2 * place:2 * place + 2].mean(axis=0)
             means[number] = (means[number] + mean) / 2 if means[number].any() else mean
-    order = sampling.epoch_order(0, 4, 13).numpy()
+    order = sampling.epoch_order(0, DRAWN_AGAIN // 4, 13).numpy()
     expected = naive_batches(order, means, 'euclidean', 3)
-    assert pids_of_batches(whole)[16:] == [[names[number] for number in batch] for batch in expected]
+    assert pids_of_batches(whole)[DRAWN_AGAIN:] == [[names[number] for number in batch] for batch in expected]
 
 
-@pytest.mark.parametrize('step', [8, 16])
+@pytest.mark.parametrize('step', [8, DRAWN_AGAIN])
 def test_a_resumed_run_has_the_same_bits(whole, step):
     before = left_behind(whole, ITERATIONS)
     for path in whole.glob('checkpoint*'):
         number = path.name.partition('-')[2].partition('.')[0]
         if not number or number.isdigit() and int(number) > step:
             path.unlink()
-    run = Run('train.py', '--experiment_root', whole, '--resume')
+    run = Run('train.py', '--experiment_root', whole, '--resume', fault=DRAWING_OFTEN)
     assert run.wait() == 0 and f'checkpoint-{step}' in run.output, run.output
     after = left_behind(whole, ITERATIONS)
     assert all(before[name] == after[name] for name in before if name != 'log')
 
 
 def test_two_devices_and_two_workers_draw_the_same(people, whole, tmp_path):
-    flags = ['--sampler', 'hard_identity']
-    run = Run('train.py', *train_arguments(people, tmp_path / 'two', ITERATIONS), *flags, '--distribute', 'mirrored',
-              '--devices', 2)
+    run = Run('train.py', *train_arguments(people, tmp_path / 'two', ITERATIONS), *FLAGS, '--distribute', 'mirrored',
+              '--devices', 2, fault=DRAWING_OFTEN)
     assert run.wait() == 0 and '2 replicas' in run.output, run.output
-    workers = start_workers(*train_arguments(people, tmp_path / 'workers', ITERATIONS), *flags)
+    workers = start_workers(*train_arguments(people, tmp_path / 'workers', ITERATIONS), *FLAGS, fault=DRAWING_OFTEN)
     assert [each.wait() for each in workers] == [0, 0], workers[0].output + workers[1].output
     for root in (tmp_path / 'two', tmp_path / 'workers'):
         assert np.array_equal(np.load(root / 'log_fids.npy'), np.load(whole / 'log_fids.npy'))

@@ -39,7 +39,7 @@ OF_ONE_START = ('experiment_root', 'resume', 'distribute', 'devices')
 OF_THE_MACHINE = ('image_root', 'eval_image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency',
                   'summary_frequency', 'recompute')
 # What checkpoints hold follows from these.
-OF_THE_CHECKPOINTS = ('optimizer', 'ema', 'memory', 'center_weight', 'sampler')
+OF_THE_CHECKPOINTS = ('optimizer', 'ema', 'memory', 'center_weight', 'sampler', 'classifier')
 LARGEST_MEMORY = 2 ** 20
 # Of a classifier: the range of a cosine, a right angle, and where the optima of the true identity and the others meet.
 LARGEST_MARGINS = {'cosface': 2.0, 'arcface': 1.57, 'circle': 0.5}

@@ -148,36 +148,19 @@ def draw_of_each(seed, stream, step, counts, k):
 
 
 @tf.autograph.experimental.do_not_convert
-def batch_rows(identities, seed, first_step, last_step, batch_p, batch_k, frames=1, drawn=None):
-    """A `tf.data.Dataset` of (step, rows [P·K·S]) for the steps [first_step, last_step); images of an identity adjoin.
-
-    S is the number of frames of a tracklet; with images it is 1. The identities are those that are `drawn`, int64
-    [last_step - first_step, P], or else those of `random_identities`.
-    """
-    rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
-    item_starts, item_counts = tf.constant(identities.item_starts), tf.constant(identities.item_counts)
-    first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
-
-    def draw(step, chosen):
-        positions = draw_of_each(seed, IMAGES, step, tf.gather(counts, chosen), batch_k)
-        items = tf.reshape(tf.gather(starts, chosen)[:, None] + positions, [-1])
-        positions = draw_of_each(seed, FRAMES, step, tf.gather(item_counts, items), frames)
-        return step, tf.reshape(tf.gather(rows, tf.gather(item_starts, items)[:, None] + positions), [-1])
-
-    if drawn is None:
-        return random_identities(identities.parts, seed, first_step, last_step, batch_p).map(draw)
-    return tf.data.Dataset.from_tensor_slices((tf.range(first_step, last_step), drawn)).map(draw)
-
-
-@tf.autograph.experimental.do_not_convert
-def random_identities(parts, seed, first_step, last_step, batch_p):
-    """A `tf.data.Dataset` of (step, identities [P]): an epoch has each of them once, but for a remainder.
+def random_identities(identities, args, first_step, last_step):
+    """Who is in the batches of the steps [first_step, last_step): an epoch has everybody once, but for a remainder.
 
     Args:
-        parts: of `Identities`.
-        first_step, last_step: int64 scalars.
+        identities: the `Identities`.
+        args: of `train.py`: its `seed` and `batch_p`.
+        first_step, last_step: ints.
+
+    Returns: a `tf.data.Dataset` of (step, numbers of identities [P]).
     """
-    size = batch_p // len(parts)
+    first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
+    parts = identities.parts
+    size = args.batch_p // len(parts)
 
     def steps_of_part(part, numbers):
         steps_per_epoch = len(numbers) // size
@@ -185,7 +168,7 @@ def random_identities(parts, seed, first_step, last_step, batch_p):
         def steps_of_epoch(epoch):
             first = epoch * steps_per_epoch
             skipped = tf.maximum(first_step - first, 0)
-            order = epoch_order(seed, epoch, len(numbers), part if len(parts) > 1 else None)
+            order = epoch_order(args.seed, epoch, len(numbers), part if len(parts) > 1 else None)
             chosen = tf.reshape(order[:steps_per_epoch * size], [steps_per_epoch, size])
             chosen = tf.gather(numbers, chosen[skipped:last_step - first])
             steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
@@ -202,8 +185,38 @@ def random_identities(parts, seed, first_step, last_step, batch_p):
     return of_parts[0] if len(parts) == 1 else tf.data.Dataset.zip(*of_parts).map(beside_each_other)
 
 
-def rows_at(identities, args, step, drawn=None):
-    """The rows of the dataset that the batch of one step holds, int64 [B]; `drawn` as of `batch_rows`."""
-    one_step = batch_rows(identities, args.seed, step, step + 1, args.batch_p, args.batch_k,
-                          args.frames_per_tracklet, drawn)
-    return next(iter(one_step))[1].numpy()
+@tf.autograph.experimental.do_not_convert
+def batch_rows(identities, seed, steps, batch_k, frames=1):
+    """The rows of each batch; images of an identity adjoin.
+
+    Args:
+        identities: the `Identities`.
+        seed: int.
+        steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as that of `random_identities`.
+        batch_k: K.
+        frames: of a tracklet, S; with images it is 1.
+
+    Returns: a `tf.data.Dataset` of (step, rows [P·K·S]).
+    """
+    rows, starts, counts = (tf.constant(array) for array in (identities.rows, identities.starts, identities.counts))
+    item_starts, item_counts = tf.constant(identities.item_starts), tf.constant(identities.item_counts)
+
+    def draw(step, chosen):
+        positions = draw_of_each(seed, IMAGES, step, tf.gather(counts, chosen), batch_k)
+        items = tf.reshape(tf.gather(starts, chosen)[:, None] + positions, [-1])
+        positions = draw_of_each(seed, FRAMES, step, tf.gather(item_counts, items), frames)
+        return step, tf.reshape(tf.gather(rows, tf.gather(item_starts, items)[:, None] + positions), [-1])
+
+    return steps.map(draw)
+
+
+def rows_at(identities, args, step, chosen=None):
+    """The rows of the dataset that the batch of one step holds, int64 [B].
+
+    Args:
+        chosen: numbers of the identities in it, int64 [P]; None: they were drawn at random.
+    """
+    steps = random_identities(identities, args, step, step + 1)
+    if chosen is not None:
+        steps = tf.data.Dataset.from_tensors((tf.constant(step, tf.int64), tf.constant(chosen, tf.int64)))
+    return next(iter(batch_rows(identities, args.seed, steps, args.batch_k, args.frames_per_tracklet)))[1].numpy()

@@ -99,7 +99,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
     loaded = loaded.map(load, num_parallel_calls=loading_threads)
     parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
-    batches = distribute.ahead(strategy, lambda: parts)
+    batches = iter(distribute.ahead(strategy, lambda: parts))
     embed = _embedding_function(network, strategy, batches.element_spec)
     for start in range(0, len(paths), images_per_batch):
         of_batch = paths[start:start + images_per_batch]

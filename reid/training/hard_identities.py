@@ -1,7 +1,7 @@
 """Batches of identities that look alike to the net: those whose mean embeddings are near each other.
 
 Triplets mined in a batch are only as hard as the identities in it are similar, and of many identities few that are drawn
-at random are. A simple relative of the sampling of Sikdar and Chowdhury (arXiv 2006.08963).
+at random are. A simple relative of the sampling of Sikdar and Chowdhury (2020).
 """
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ from reid.input_pipeline.sampling import epoch_order
 
 RATE = 0.5  # By which a mean moves towards the embeddings of a batch.
 GROUP = 3  # Identities of a batch that look alike.
-FEWEST_STEPS = 16  # Between two draws, at each of which the loading of images starts afresh.
+FEWEST_STEPS = 100  # Between two draws, each of which waits for the step before and for the images of the next.
 
 
 class HardIdentities:
@@ -24,13 +24,16 @@ class HardIdentities:
             that was in no batch yet, and the drawn identities int64 [steps, P].
     """
 
-    def __init__(self, num_identities, args):
-        """Takes the arguments of `train.py`."""
+    def __init__(self, num_identities, args, strategy):
+        """Takes the arguments of `train.py`, and the `tf.distribute.Strategy` that trains."""
         self._metric, self._seed = args.metric, args.seed
         steps_per_epoch = max(1, num_identities // args.batch_p)
-        steps = steps_per_epoch * -(-FEWEST_STEPS // steps_per_epoch)
-        self._means = tf.Variable(tf.zeros([num_identities, args.embedding_dim]), trainable=False)
-        self._drawn = tf.Variable(tf.zeros([steps, args.batch_p], tf.int64), trainable=False)
+        self._period = steps_per_epoch * -(-FEWEST_STEPS // steps_per_epoch)
+        with strategy.scope():
+            self._means = tf.Variable(tf.zeros([num_identities, args.embedding_dim]), trainable=False)
+        with tf.device('CPU'):  # Where batches are made.
+            self._drawn = tf.Variable(tf.zeros([self._period, args.batch_p], tf.int64), trainable=False)
+            self._step = tf.Variable(tf.zeros([], tf.int64), trainable=False)
         self.variables = {'identity_means': self._means, 'identities_drawn': self._drawn}
 
     def follow(self, embs, pids):
@@ -43,27 +46,39 @@ class HardIdentities:
         self._means.assign(tf.where(count > 0, moved, means))
 
     def at(self, step):
-        """The identities of the batch of a step between the last draw and the next one, int64 [1, P]."""
-        place = step % self._drawn.shape[0]
-        return tf.convert_to_tensor(self._drawn).numpy()[place:place + 1]
+        """The identities of the batch of a step behind the last draw, int64 [P]."""
+        return self._drawn.numpy()[step % self._period]
 
-    def batches(self, strategy, parts, first_step, last_step, batches):
-        """The batches of the steps [first_step, last_step), drawn as the training goes on.
+    @tf.autograph.experimental.do_not_convert
+    def steps(self, last_step):
+        """A `tf.data.Dataset` of (step, numbers of identities [P]) up to the next draw, or to `last_step`, for `batches`.
+
+        It is another one each time that it is iterated over.
+        """
+        def since_draw(_):
+            place = self._step % self._period
+            chosen = self._drawn[place:place + last_step - self._step]
+            return tf.data.Dataset.from_tensor_slices((self._step + tf.range(tf.shape(chosen, tf.int64)[0]), chosen))
+
+        return tf.data.Dataset.range(1).flat_map(since_draw)
+
+    def batches(self, data, first_step, last_step, strategy, parts):
+        """Iterate over the batches of the steps [first_step, last_step), and draw as the training goes on.
 
         Args:
+            data: iterable over the batches of `steps(last_step)`.
             strategy: a `tf.distribute.Strategy`, each worker of which has to take these batches.
             parts: those of `sampling.Identities`.
-            batches: function (first step, last step, identities int64 [steps, P]) -> iterator.
         """
-        period, step = self._drawn.shape[0], first_step
+        period, step = self._period, first_step
         while step < last_step:
             if step % period == 0:
                 means = tf.convert_to_tensor(self._means).numpy()
                 drawn = draw(means, self._metric, parts, self._drawn.shape[1], self._seed, step, period)
                 self._drawn.assign(distribute.of_first_worker(strategy, drawn))
-            end = min(step - step % period + period, last_step)
-            yield from batches(step, end, tf.convert_to_tensor(self._drawn).numpy()[step % period:][:end - step])
-            step = end
+            self._step.assign(step)
+            yield from data
+            step += period - step % period
 
 
 def draw(means, metric, parts, batch_p, seed, step, steps):

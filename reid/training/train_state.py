@@ -53,7 +53,7 @@ class TrainState:
             self.centers = None
             if args.center_weight:
                 self.centers = Centers(num_identities, args.embedding_dim, args.center_learning_rate, args.seed)
-            self.hard_identities = HardIdentities(num_identities, args) if args.sampler == 'hard_identity' else None
+        self.hard_identities = HardIdentities(num_identities, args, strategy) if args.sampler == 'hard_identity' else None
         # TensorFlow keeps int32 variables on the host, where a step that XLA compiled for a GPU cannot read them.
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._stored = {**self.names, **self.optimizer.variables, **self.loss_scale.variables,
