@@ -145,6 +145,9 @@ def train(args, train_set, validator, strategy, log):
         log.info('This run has had all of its %d iterations; nothing is left to do.', args.train_iterations)
         return
     hard, end = state.hard_identities, args.train_iterations
+    if hard and len(identities.names) < 2 * args.batch_p:
+        log.warning('--sampler hard_identity has little to choose from: %d identities, of which each batch takes %d.',
+                    len(identities.names), args.batch_p)
     steps = hard.steps(end) if hard else sampling.random_identities(identities, args, first_step, end)
     data = distribute.data(strategy, args, lambda *parts: batches.batches(train_set, identities, args, steps, *parts))
     data = hard.batches(data, first_step, end, strategy, identities.parts) if hard else iter(data)

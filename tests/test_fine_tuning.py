@@ -107,7 +107,8 @@ def test_an_average_over_too_few_steps_is_told(iterations, told):
 
 
 @pytest.mark.parametrize('flags', (['--optimizer', 'sgd'], ['--ema', '0.9'], ['--memory', '9'],
-                                   ['--center_weight', '0.1']))
+                                   ['--center_weight', '0.1'], ['--sampler', 'hard_identity'],
+                                   ['--classifier', 'arcface']))
 def test_a_run_of_before_is_not_resumed_with_what_its_checkpoints_lack(flags, tmp_path):
     (tmp_path / 'args.json').write_text('{"train_set": "a.csv"}')
     args = parsed('--experiment_root', str(tmp_path), '--resume', *flags)

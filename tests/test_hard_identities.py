@@ -24,14 +24,14 @@ def draw_often():
 DRAWING_OFTEN, FLAGS = Fault(draw_often, 'start'), ['--sampler', 'hard_identity']
 
 
-def naive_batches(order, means, metric, size):
+def naive_batches(order, means, metric, size, candidates=None):
     left, batches = list(order), []
     while len(left) >= size:
         batch = []
         while len(batch) < size:
             anchor = left[0]
             alike = sorted((cdist(means[[anchor]], means[[other]], metric).item(), place)
-                           for place, other in enumerate(left[1:]) if means[other].any() and means[anchor].any())
+                           for place, other in enumerate(left[1:candidates]) if means[other].any() and means[anchor].any())
             group = [left[1 + place] for _, place in alike]
             group = [anchor, *group, *(other for other in left[1:] if other not in group)]
             group = group[:min(hard_identities.GROUP, size - len(batch))]
@@ -42,7 +42,7 @@ def naive_batches(order, means, metric, size):
 
 
 @pytest.mark.parametrize('metric', METRICS)
-def test_a_batch_has_groups_of_identities_that_look_alike(metric):
+def test_a_batch_has_groups_of_identities_that_look_alike(metric, monkeypatch):
     random = np.random.default_rng(0)
     means = random.normal(size=(23, 4)).astype(np.float32)
     means[[3, 11, 12]] = 0  # They were in no batch yet.
@@ -51,6 +51,9 @@ def test_a_batch_has_groups_of_identities_that_look_alike(metric):
         order = random.permutation(23)[:21]
         drawn = hard_identities.in_groups(order, means, metric, size)
         assert [list(batch) for batch in drawn] == naive_batches(order, means, metric, size)
+    monkeypatch.setattr(hard_identities, 'CANDIDATES', 7)
+    drawn = hard_identities.in_groups(order, means, metric, 6)
+    assert [list(batch) for batch in drawn] == naive_batches(order, means, metric, 6, 7)
 
 
 @pytest.mark.parametrize('counts, p', [([13], 4), ([40], 40), ([5, 30], 6), ([300], 3)])

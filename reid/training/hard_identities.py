@@ -11,6 +11,7 @@ from reid.input_pipeline.sampling import epoch_order
 
 RATE = 0.5  # By which a mean moves towards the embeddings of a batch.
 GROUP = 3  # Identities of a batch that look alike.
+CANDIDATES = 4096  # Among as many the group of one is looked for, so that a draw is linear in the identities.
 FEWEST_STEPS = 100  # Between two draws, each of which waits for the step before and for the images of the next.
 
 
@@ -103,7 +104,7 @@ def draw(means, metric, parts, batch_p, seed, step, steps):
 
 
 def in_groups(order, means, metric, size):
-    """All identities in batches of groups: one of them and those that look most like it, of all that are left.
+    """All identities in batches of groups: one of them and those that look most like it, of those that are left.
 
     Args:
         order: numbers of the identities, int64 [n]; the first one that is left begins a group.
@@ -120,8 +121,9 @@ def in_groups(order, means, metric, size):
     while len(left) >= size:
         batch = []
         while len(batch) < size:
-            dists = absolute(means[left] - means[left[0]]).sum(axis=1)
-            dists[~(known[left] & known[left[0]])] = np.inf
+            among = left[:CANDIDATES]
+            dists = absolute(means[among] - means[among[0]]).sum(axis=1)
+            dists[~(known[among] & known[among[0]])] = np.inf
             dists[0] = -1
             chosen = np.argsort(dists, kind='stable')[:min(GROUP, size - len(batch))]
             batch += list(left[chosen])
