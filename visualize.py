@@ -267,7 +267,10 @@ def draw_augmentation(args):
     drawn = drawn_images(images.paths(chosen, image_root), run, DRAWN_VARIANTS, args.seed)
     warn_of_boxes({root, *chosen.fids})
     flags = flags_of(run) or 'no augmentation'
-    save_picture(picture_of_augmentation(drawn, chosen.fids, f'{root}: {flags}'), filename)
+    # Of joined sets the first folder is the set.
+    names = [f'{fid.partition("/")[0]}/{os.path.basename(fid)}' if chosen.sets else os.path.basename(fid)
+             for fid in chosen.fids]
+    save_picture(picture_of_augmentation(drawn, names, f'{root}: {flags}'), filename)
     print(f'{len(chosen)} images, each {DRAWN_VARIANTS} times with {flags}: {filename}')
 
 

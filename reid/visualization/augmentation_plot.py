@@ -1,6 +1,4 @@
 """What a net gets to see of some images while training, as a picture."""
-import os
-
 import numpy as np
 import tensorflow as tf
 
@@ -47,12 +45,12 @@ def drawn_images(paths, args, variants, seed):
     return np.array(rows).round().clip(0, 255).astype(np.uint8)
 
 
-def picture_of_augmentation(drawn, fids, title):
+def picture_of_augmentation(drawn, names, title):
     """A row for each image: itself, then what was drawn of it.
 
     Args:
         drawn: as of `drawn_images`.
-        fids: their file ids.
+        names: of the images.
         title: of the picture.
 
     Returns: figure.
@@ -61,10 +59,10 @@ def picture_of_augmentation(drawn, fids, title):
     row_height = CELL * height / width + 0.2
     figure = new_figure(CELL * columns + 0.2, row_height * count + 0.8)
     panels = figure.subplots(count, columns, squeeze=False)
-    for row, fid, of_image in zip(panels, fids, drawn):
+    for row, name, of_image in zip(panels, names, drawn):
         for panel, pixels in zip(row, of_image):
             panel.imshow(pixels)
             panel.set(xticks=[], yticks=[])
-        row[0].set_title(shortened(os.path.basename(fid), 7, 72 * CELL), fontsize=7, loc='left')
+        row[0].set_title(shortened(name, 7, 72 * CELL), fontsize=7, loc='left')
     figure.suptitle(shortened(title, 9, 72 * CELL * columns), fontsize=9)
     return figure
