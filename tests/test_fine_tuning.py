@@ -194,8 +194,7 @@ def test_a_net_that_cannot_be_cut():
 
 def test_what_recomputing_keeps_is_a_small_part():
     """Of the activations of ResNet-50: the outputs of its units."""
-    with keras.StatelessScope(initialize_variables=False):
-        network = model.build('resnet_v1_50', 'direct', 4, (256, 128, 3))
+    network = model.without_values(model.build, 'resnet_v1_50', 'direct', 4, (256, 128, 3))
     shapes = [tuple(cut.shape[1:]) for cut in recompute.cuts_of([network.output['emb']])]
     assert shapes == [*2 * [(64, 32, 256)], (32, 16, 256), *3 * [(32, 16, 512)], (16, 8, 512), *5 * [(16, 8, 1024)],
                       (8, 4, 1024), *3 * [(8, 4, 2048)]]

@@ -115,8 +115,27 @@ def test_batch_norm_in_replicas():
 
 def body_without_values(name, *args, **options):
     """The body of a net as far as its structure goes, in a tenth of the time."""
-    with keras.StatelessScope(initialize_variables=False):
-        return plugins.load('nets', name).body(*args, **options)
+    return model.without_values(plugins.load('nets', name).body, *args, **options)
+
+
+def test_without_values_nothing_gets_any_later():
+    """As Keras would do behind the next scope of its kind, of which the building of most nets has many."""
+    valued = []
+
+    def initial(shape, dtype=None):
+        valued.append(shape)
+        return tf.zeros(shape, dtype)
+
+    def build():
+        inputs = keras.Input((3,))
+        return keras.Model(inputs, keras.layers.Dense(2, kernel_initializer=initial, name='dense')(inputs))
+
+    network = model.without_values(build)
+    with keras.StatelessScope():
+        pass
+    assert valued == [] and [variable.shape for variable in network.variables] == [(3, 2), (2,)]
+    build()
+    assert valued == [(3, 2)]
 
 
 def strided_convolutions(body):

@@ -252,9 +252,8 @@ def test_what_files_tell(tmp_path):
         assert pretrained.published_options(name, path) == {'pixels': 'imagenet'}
     assert weight_files.shapes(path) == {'conv1.weight': (64, 3, 7, 7)}
     images = tf.constant(np.linspace(0, 255, 12, dtype=np.float32).reshape(1, 2, 2, 3))
-    with keras.StatelessScope(initialize_variables=False):
-        bodies = {pixels: plugins.load('nets', 'resnet50_torch').body((2, 2, 3), pixels=pixels)
-                  for pixels in ('imagenet', 'half')}
+    bodies = {pixels: model.without_values(plugins.load('nets', 'resnet50_torch').body, (2, 2, 3), pixels=pixels)
+              for pixels in ('imagenet', 'half')}
     first = {pixels: keras.Model(body.input, body.get_layer('resnet50_torch.conv1').input)(images)[:, 3:5, 3:5]
              for pixels, body in bodies.items()}
     np.testing.assert_allclose(first['imagenet'], prepared(images.numpy()).transpose(0, 2, 3, 1), rtol=1e-5)
@@ -272,8 +271,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_parameters(name):
-    with keras.StatelessScope(initialize_variables=False):
-        body = plugins.load('nets', name).body((256, 128, 3))
+    body = model.without_values(plugins.load('nets', name).body, (256, 128, 3))
     assert sum(np.prod(variable.shape) for variable in body.trainable_variables) == PARAMETERS[name]
     # One tensor goes on behind each residual unit, and what is in front of it need not be kept.
     units = {'osnet_x1_0': 6, 'resnet50_ibn': 16, 'resnet50_torch': 16}[name]
@@ -283,11 +281,10 @@ def test_parameters(name):
 def test_sizes_of_images():
     with pytest.raises(InputError, match='osnet_x0_25 takes no images of 12x64: at least 13 pixels a side'):
         plugins.load('nets', 'osnet_x0_25').body((12, 64, 3))
-    with keras.StatelessScope(initialize_variables=False):
-        output = plugins.load('nets', 'osnet_x0_25').body((13, 14, 3)).output
-        assert output['conv5'].shape == (None, 1, 1, 128)
-        shapes = [_torch_resnet.body((256, 128, 3), stride, name='small', instance_norm=True,
-                                     unit_counts=(1, 1, 1, 1)).output['layer4'].shape for stride in (1, 2)]
+    output = model.without_values(plugins.load('nets', 'osnet_x0_25').body, (13, 14, 3)).output
+    assert output['conv5'].shape == (None, 1, 1, 128)
+    shapes = [model.without_values(_torch_resnet.body, (256, 128, 3), stride, name='small', instance_norm=True,
+                                   unit_counts=(1, 1, 1, 1)).output['layer4'].shape for stride in (1, 2)]
     assert shapes == [(None, 16, 8, 2048), (None, 8, 4, 2048)]
 
 

@@ -40,9 +40,7 @@ def describe(path):
         step = checkpoints.read(path, {'global_step': ()})['global_step']
         lines.append(f'step: {step}')
 
-    # Inside of this scope variables have names and shapes, but no values: models cost a tenth of their time.
-    with keras.StatelessScope(initialize_variables=False):
-        about_nets, variables = _fitting_nets(held, _trained_with(os.path.dirname(path)))
+    about_nets, variables = model.without_values(_fitting_nets, held, _trained_with(os.path.dirname(path)))
     lines += about_nets
     moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
     momenta = {name for name in variables if f'{name}/Momentum' in held}
