@@ -124,8 +124,9 @@ def test_net_with_slim_checkpoint(oracle, net, check):
         np.testing.assert_array_equal(variable, values[name])
 
 
-COMBINATIONS = [(*pair, *augmentation) for pair, augmentation in
-                zip(itertools.product(HEADS, NETS), itertools.cycle(AUGMENTATIONS))]
+# A head sees no more of its net than the features: of the largest net, one will do.
+PAIRS = [(head, net) for head, net in itertools.product(HEADS, NETS) if net != 'resnet_v1_101' or head == 'fc1024']
+COMBINATIONS = [(*pair, *augmentation) for pair, augmentation in zip(PAIRS, itertools.cycle(AUGMENTATIONS))]
 
 
 @pytest.mark.parametrize('head, net, flip, crop', COMBINATIONS)
@@ -150,8 +151,8 @@ def test_embedding_with_original_root(oracle, tmp_path, monkeypatch, check, head
     with h5py.File(root / 'dataset_embeddings.h5') as file:
         if len(names) > 1:
             assert [name.decode() for name in file['augmentation_types']] == names
-            check('embed.py on the roots of 3 nets × 4 heads, emb_aug', difference(file['emb_aug'], expected), 1e-4)
-        check('embed.py on the roots of 3 nets × 4 heads, emb', difference(file['emb'], expected.mean(axis=0)), 1e-4)
+            check('embed.py on 9 roots of 3 nets and 4 heads, emb_aug', difference(file['emb_aug'], expected), 1e-4)
+        check('embed.py on 9 roots of 3 nets and 4 heads, emb', difference(file['emb'], expected.mean(axis=0)), 1e-4)
 
 
 @pytest.mark.parametrize('name', TRAININGS)

@@ -8,7 +8,8 @@ FOLDER/NAME-batches.npz (the images and pids of all steps), and writes, of weigh
     FOLDER/slim/NET.ckpt        a checkpoint as TF-Slim's nets were released: one file of the old format
     FOLDER/slim/NET-v2.ckpt.*   the same in the format of today
     FOLDER/slim/NET.npz         images of two sizes, and the net's output for them
-    FOLDER/NET-FAMILY/          checkpoint-25000 as the original left it, of the heads FAMILY and FAMILY_normalize
+    FOLDER/NET-FAMILY/          checkpoint-25000 as the original left it, of the heads FAMILY and FAMILY_normalize;
+                                of the largest net those of fc1024 alone
     FOLDER/NET-HEAD.npz         embeddings of the dataset, one array for each variant of its images
     FOLDER/NAME-training/       checkpoint-FIRST_STEPS as the original left it, with the optimizer's state
     FOLDER/NAME-training.npz    all losses, and all variables at the end of the training
@@ -161,7 +162,7 @@ def embed(folder, net, images_of_variants):
         np.savez(folder / 'slim' / f'{net}.npz', **outputs)
 
         features_of = {name: session.run(features, {images: pixels}) for name, pixels in images_of_variants.items()}
-        for family in ('direct', 'fc1024'):
+        for family in ('direct', 'fc1024') if net != 'resnet_v1_101' else ('fc1024',):
             with tf1.variable_scope(family):
                 emb_raw = head(family, features, is_training=False)
             heads = {family: emb_raw, f'{family}_normalize': tf.nn.l2_normalize(emb_raw, -1)}

@@ -91,20 +91,20 @@ def load_keras(path, body):
     if 'features' not in body.output:
         raise InputError(f'{path} is a file of Keras, whose weights the net {body.name} cannot take.')
     own = keras.Model(body.input, body.output['features'])
-    pretrained = with_keras_batch_norm(own)
     arrays = []
     try:
         with h5py.File(path) as file:
             file.visititems(lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None)
         # Keras takes what it needs out of a `.weights.h5`, and does not tell of the rest.
-        if len(arrays) == len(pretrained.weights):
+        if len(arrays) == len(own.weights):
+            pretrained = with_keras_batch_norm(own)
             pretrained.load_weights(path)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(f'{path} has no weights that the net {body.name} can take: '
                          f'{" ".join(str(error).split())}') from error
-    if len(arrays) != len(pretrained.weights):
+    if len(arrays) != len(own.weights):
         raise InputError(f'{path} holds {len(arrays)} arrays where the net {body.name} without its top has '
-                         f'{len(pretrained.weights)}. Is it the file of another net, or of one with its top?')
+                         f'{len(own.weights)}. Is it the file of another net, or of one with its top?')
     values = named_variables(pretrained)
     for name, variable in named_variables(own).items():
         variable.assign(values[name])
