@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import subprocess
+import sys
 from unittest import mock
 
 import keras
@@ -21,8 +22,8 @@ from reid.modeling import model
 RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',
          '36', '--net_input_height', '32', '--net_input_width', '32']
-# What a recipe starts from; those that only differ in the loss from another one run with a smaller net. TF-Slim's ResNet
-# has one unit a block here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
+# What a recipe starts from; those that only differ in the loss from another one run with a smaller net. ResNets have one
+# unit a block here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
 STARTS_FROM = {
     'lunet_market1501.sh': None,
     'two_tricks_market1501.sh': 'resnet_v1_50',
@@ -60,10 +61,16 @@ def market1501(tmp_path_factory):
 
 
 SLIM_BODY, TRANSFORMER_BODY = _resnet.slim_body, _vit.body
+RESNET_OF_KERAS = sys.modules[keras.applications.ResNet50.__module__]
+BLOCK_OF_KERAS = RESNET_OF_KERAS.stack_residual_blocks_v1
 
 
 def _shallow(name, _, *more):
     return SLIM_BODY(name, (1, 1, 1, 1), *more)
+
+
+def _shallow_block(net, filters, _, **more):
+    return BLOCK_OF_KERAS(net, filters, 1, **more)
 
 
 @functools.wraps(TRANSFORMER_BODY)
@@ -74,6 +81,7 @@ def _tiny(input_shape, **options):
 
 def _make_shallow():
     _resnet.slim_body, _vit.body = _shallow, _tiny
+    RESNET_OF_KERAS.stack_residual_blocks_v1 = _shallow_block
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +92,8 @@ def weights(tmp_path_factory):
         for name in ('resnet_v1_50', 'mnist'):
             body = model.build(name, 'direct', 2, (32, 32, 3)).body
             checkpoints.save(folder, ('resnet_v1_50', 'mnist').index(name), model.named_variables(body))
-    keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
+    with mock.patch.object(RESNET_OF_KERAS, 'stack_residual_blocks_v1', _shallow_block):
+        keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
     siglip = random_weights((4, 4), class_token=False, map_head=True)
     transformers = {
         'augreg': written(folder / 'augreg.npz', jax_arrays(random_weights((4, 4)))),
