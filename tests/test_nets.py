@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from _few_units import few_units
 from _runs import FORKS, start_fork_server
 from heads import _dense
 from nets import _applications
@@ -224,8 +225,9 @@ def test_mixed_precision(policy):
 
 
 @pytest.mark.parametrize('name, application', [('resnet50', 'ResNet50'), ('densenet121', 'DenseNet121')])
-def test_nets_of_keras_have_this_batch_norm_and_the_numbers_of_keras(name, application):
+def test_nets_of_keras_have_this_batch_norm_and_the_numbers_of_keras(name, application, monkeypatch):
     """Under Keras's names; before training the statistics are not those of any images, so both are given some."""
+    few_units(monkeypatch.setattr)
     body = model.build(name, 'direct', 4, (32, 32, 3)).body
     kinds = {type(layer) for layer in body.layers}
     assert BatchNorm in kinds and keras.layers.BatchNormalization not in kinds

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import sys
 
 import h5py
 import keras
@@ -14,6 +13,7 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
+from _few_units import few_units
 from _runs import Run, ended_in_one_sentence
 from conftest import run_script
 from nets import _pooling
@@ -197,17 +197,6 @@ NETS = {
 }
 
 
-def few_units(monkeypatch):
-    """Of the nets that Keras builds from now on: one a stage, but in the last of ResNet-50, whose units are told apart."""
-    densenet, resnet, convnext = (sys.modules[application.__module__] for application in (
-        keras.applications.DenseNet121, keras.applications.ResNet50, keras.applications.ConvNeXtTiny))
-    dense, residual = densenet.dense_block, resnet.stack_residual_blocks_v1
-    monkeypatch.setattr(densenet, 'dense_block', lambda net, _, name: dense(net, 1, name))
-    monkeypatch.setattr(resnet, 'stack_residual_blocks_v1', lambda net, width, _, stride1=2, name=None: residual(
-        net, width, 3 if name == 'conv5' else 1, stride1, name))
-    monkeypatch.setitem(convnext.MODEL_CONFIGS['tiny'], 'depths', [1, 1, 1, 1])
-
-
 @pytest.mark.parametrize('name', NETS)
 def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch):
     options, features, parameters = NETS[name]
@@ -217,7 +206,7 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch):
     body = model.without_values(model.build_for, args).body
     assert body.output['model_output'].shape == (None, features)
     assert body.count_params() == parameters
-    few_units(monkeypatch)
+    few_units(monkeypatch.setattr)
     network = model.with_classifier(model.build_for(args), 3)
     images = tf.random.stateless_uniform([4, 64, 32, 3], (1, 2), 0, 255)
     variables = model.named_variables(network)
@@ -276,22 +265,20 @@ def write_legacy(path, net):
 
 @pytest.fixture(scope='module')
 def densenet(tmp_path_factory):
-    """A DenseNet of Keras with random weights, and its files in both formats."""
-    net = keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(32, 32, 3))
+    """A DenseNet of Keras with random weights, this project's of the same few units, and files of both formats."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_units(patch.setattr)
+        net = keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(32, 32, 3))
+        network = model.build('densenet121', 'features', 8, (32, 32, 3), pooling='gem')
     folder = tmp_path_factory.mktemp('keras')
     net.save_weights(folder / 'new.weights.h5')
     write_legacy(folder / 'old_notop.h5', net)
-    return net, folder
-
-
-@pytest.fixture(scope='module')
-def own_densenet():
-    return model.build('densenet121', 'features', 8, (32, 32, 3), pooling='gem')
+    return net, network, folder
 
 
 @pytest.mark.parametrize('file', ('new.weights.h5', 'old_notop.h5'))
-def test_weights_that_keras_distributes(densenet, own_densenet, file):
-    (net, folder), network = densenet, own_densenet
+def test_weights_that_keras_distributes(densenet, file):
+    net, network, folder = densenet
     for variable in network.body.variables:
         variable.assign(tf.zeros_like(variable))
     pretrained.load_body(network, str(folder / file))
@@ -300,8 +287,8 @@ def test_weights_that_keras_distributes(densenet, own_densenet, file):
     np.testing.assert_allclose(network.body(images, training=False)['features'], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_of_keras_that_do_not_fit(densenet, own_densenet, tmp_path):
-    _, folder = densenet
+def test_weights_of_keras_that_do_not_fit(densenet, tmp_path):
+    _, network, folder = densenet
     with pytest.raises(InputError, match='another net'):
         other = model.without_values(model.build, 'convnext_tiny', 'direct', 4, (32, 32, 3))
         pretrained.load_body(other, str(folder / 'new.weights.h5'))
@@ -315,7 +302,7 @@ def test_weights_of_keras_that_do_not_fit(densenet, own_densenet, tmp_path):
         file['top'] = np.zeros(3)
     for name in ('garbage.h5', 'half.weights.h5', 'more.h5', 'none.h5'):
         with pytest.raises(InputError, match=name):
-            pretrained.load_body(own_densenet, str(tmp_path / name))
+            pretrained.load_body(network, str(tmp_path / name))
 
 
 # --- Weights of an earlier experiment ---------------------------------------------------------------------------------

@@ -77,12 +77,12 @@ def distances_of(query, gallery, metric):
 
 def market_ap(hits):
     """Average precision as in the benchmark's script, for a ranked list of hits and misses."""
-    found, ap, precision_before = 0, 0, 1
+    found, ap, precision_before, count = 0, 0, 1, np.sum(hits)
     for position, hit in enumerate(hits):
         found += hit
         precision = found / (position + 1)
         if hit:
-            ap += (precision_before + precision) / 2 / sum(hits)
+            ap += (precision_before + precision) / 2 / count
         precision_before = precision
     return ap
 

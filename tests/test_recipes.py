@@ -3,7 +3,6 @@ import functools
 import json
 import os
 import subprocess
-import sys
 from unittest import mock
 
 import keras
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from _few_units import few_units
 from _forked_python import forking_python
 from _people import write_market1501
 from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weights, torch_arrays, written
@@ -22,8 +22,8 @@ from reid.modeling import model
 RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',
          '36', '--net_input_height', '32', '--net_input_width', '32']
-# What a recipe starts from; those that only differ in the loss from another one run with a smaller net. ResNets have one
-# unit a block here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
+# What a recipe starts from; those that only differ in the loss from another one run with a smaller net. ResNets have few
+# units here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
 STARTS_FROM = {
     'lunet_market1501.sh': None,
     'two_tricks_market1501.sh': 'resnet_v1_50',
@@ -61,16 +61,10 @@ def market1501(tmp_path_factory):
 
 
 SLIM_BODY, TRANSFORMER_BODY = _resnet.slim_body, _vit.body
-RESNET_OF_KERAS = sys.modules[keras.applications.ResNet50.__module__]
-BLOCK_OF_KERAS = RESNET_OF_KERAS.stack_residual_blocks_v1
 
 
 def _shallow(name, _, *more):
     return SLIM_BODY(name, (1, 1, 1, 1), *more)
-
-
-def _shallow_block(net, filters, _, **more):
-    return BLOCK_OF_KERAS(net, filters, 1, **more)
 
 
 @functools.wraps(TRANSFORMER_BODY)
@@ -81,7 +75,7 @@ def _tiny(input_shape, **options):
 
 def _make_shallow():
     _resnet.slim_body, _vit.body = _shallow, _tiny
-    RESNET_OF_KERAS.stack_residual_blocks_v1 = _shallow_block
+    few_units(setattr)
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +86,8 @@ def weights(tmp_path_factory):
         for name in ('resnet_v1_50', 'mnist'):
             body = model.build(name, 'direct', 2, (32, 32, 3)).body
             checkpoints.save(folder, ('resnet_v1_50', 'mnist').index(name), model.named_variables(body))
-    with mock.patch.object(RESNET_OF_KERAS, 'stack_residual_blocks_v1', _shallow_block):
+    with pytest.MonkeyPatch.context() as patch:
+        few_units(patch.setattr)
         keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
     siglip = random_weights((4, 4), class_token=False, map_head=True)
     transformers = {

@@ -1,0 +1,17 @@
+"""Nets of Keras Applications with one unit a stage, for tests that need each kind of layer and not all of them."""
+import sys
+
+import keras
+
+DENSENET, RESNET, CONVNEXT = (sys.modules[application.__module__] for application in (
+    keras.applications.DenseNet121, keras.applications.ResNet50, keras.applications.ConvNeXtTiny))
+DENSE, RESIDUAL, CONFIGS = DENSENET.dense_block, RESNET.stack_residual_blocks_v1, CONVNEXT.MODEL_CONFIGS
+
+
+def few_units(set_attribute):
+    """Of DenseNet-121, ResNet-50 and ConvNeXt-Tiny from now on. `set_attribute` is `setattr`, or that of a monkeypatch."""
+    set_attribute(DENSENET, 'dense_block', lambda net, _, name: DENSE(net, 1, name))
+    # The units of the last stage are told apart by resnet50_mid.
+    set_attribute(RESNET, 'stack_residual_blocks_v1', lambda net, width, _, stride1=2, name=None: RESIDUAL(
+        net, width, 3 if name == 'conv5' else 1, stride1, name))
+    set_attribute(CONVNEXT, 'MODEL_CONFIGS', {**CONFIGS, 'tiny': {**CONFIGS['tiny'], 'depths': [1, 1, 1, 1]}})
