@@ -46,6 +46,15 @@ class Cluster:
         return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                 env={**os.environ, 'PYTHONPATH': paths})
 
+    def wait_until_idle(self):
+        """Until no worker is at work any more: what one has begun it ends, also when nobody waits for it."""
+        def under_way(dask_worker):
+            return len(dask_worker.state.all_running_tasks) + len(dask_worker.state.ready)
+
+        with distributed.Client(scheduler_file=self.address) as client:
+            wait_until(lambda: not any(client.processing().values()) and not any(client.run(under_way).values()),
+                       'the workers')
+
     def end(self):
         for process in [*self.workers, self.scheduler]:
             with contextlib.suppress(ProcessLookupError):
@@ -165,6 +174,7 @@ def test_embedding_is_the_same_in_bytes(cluster, tmp_path):
     wait_until(lambda: any(path.exists() for path in paths), 'the first part')
     os.kill(run.pid, signal.SIGKILL)
     assert run.wait() in (0, -signal.SIGKILL)
+    cluster.wait_until_idle()
     assert embedded('--dask', cluster.address, '--resume') == alone
     (people / '1_1.png').write_bytes(b'no image')
     ended_in_one_sentence(Run(*arguments, '--dask', cluster.address), f'On {socket.gethostname()}', '1_1.png')
