@@ -134,6 +134,11 @@ class PreciseDistances(Distances):
     """
     dtype = np.float64
 
+    def __init__(self, queries, metric):
+        super().__init__(queries, metric)
+        if metric != 'cityblock':
+            self.factors = np.column_stack([-2 * self.centred, self.sizes, np.ones(len(queries))])
+
     def prepare(self, rows, embs):
         chunk = super().prepare(rows, embs)
         if self.metric != 'cityblock':  # To have the sizes added by the product spares two passes over its result.
@@ -147,8 +152,7 @@ class PreciseDistances(Distances):
             approximate = _cityblock(self.centred[batch], chunk.centred)
             largest = self.sizes[batch] + chunk.sizes.max()
         else:
-            factors = np.column_stack([-2 * self.centred[batch], self.sizes[batch], np.ones(len(batch))])
-            approximate = factors @ chunk.centred.T
+            approximate = self.factors[batch] @ chunk.centred.T
             largest = (np.sqrt(self.sizes[batch]) + np.sqrt(chunk.sizes.max())) ** 2
         # Twice, because in float64 the exact ones are rounded as well.
         return approximate, 2.02 * (dim + 18) * ROUNDING_OF_FLOAT64 * largest + dim * SMALLEST

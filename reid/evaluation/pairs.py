@@ -17,7 +17,7 @@ from reid.evaluation import chunks
 from reid.evaluation.distances import shown
 
 BINS = 1 << 15
-IMAGES_AT_ONCE = 1024  # Of a chunk; with a query batch of 256 their distances, 2 MB, stay in the processor's cache.
+IMAGES_AT_ONCE = 1024
 LOOKED_INTO_AT_ONCE = 1 << 20  # Distances, at least.
 KEPT_AT_MOST = 1 << 22  # Pairs.
 MEASURED_AT_MOST = 1 << 15  # Of the kept ones. Where more pairs seem to be equal, another pass measures all at once.
@@ -44,8 +44,8 @@ class Plan:
         return (self.top - self.bottom) / (BINS - 1)
 
     def bins_of(self, distances):
-        """The bin of each distance, int64 [n], for ascending distances ascending."""
-        scaled = np.minimum(distances, self.top)
+        """The bin of each distance, int64 of the same shape, for ascending distances ascending."""
+        scaled = np.minimum(distances, distances.dtype.type(self.top))
         if self.bottom:
             scaled -= scaled.dtype.type(self.bottom)
             np.maximum(scaled, 0, out=scaled)
@@ -60,15 +60,14 @@ class Plan:
     @functools.cached_property
     def looked_into(self):
         """Bins that are looked into, bool [BINS]: all that can hold a distance at a level, or one that is kept."""
-        changes = np.bincount(self.bins_of(self.low - self.width / 2), minlength=BINS + 1)
-        changes -= np.bincount(self.bins_of(np.maximum(self.high, 0) + self.width / 2) + 1, minlength=BINS + 1)
-        return (np.cumsum(changes)[:BINS] > 0) | self.kept
+        changes = np.bincount(self.bins_of(self.low - self.width / 16), minlength=BINS + 1)
+        changes -= np.bincount(self.bins_of(np.maximum(self.high, 0) + self.width / 16) + 1, minlength=BINS + 1)
+        return (np.cumsum(changes) > 0) | np.append(self.kept, False)
 
 
 class Tally:
     """What is learnt of some pairs by a `Plan`.
 
-    pairs: how many.
     bins: int64 [BINS], how many of their distances are in each.
     below, up_to: int64 [L], how many in the bins that are looked into are below each level, and up to it.
     error: bound of the errors of the distances that are kept.
@@ -79,16 +78,19 @@ class Tally:
 
     def __init__(self, plan):
         self.plan = plan
-        self.pairs = 0
         self.bins = np.zeros(BINS, np.int64)
         self.below, self.up_to = np.zeros((2, len(plan.low)), np.int64)
         self.error = 0.0
         self.kept, self.measured = [], []
         self.too_many = False
 
+    @property
+    def pairs(self):
+        """How many pairs there are."""
+        return int(self.bins.sum())
+
     def add(self, other):
         """Add what is learnt of other pairs."""
-        self.pairs += other.pairs
         self.bins += other.bins
         self.below += other.below
         self.up_to += other.up_to
@@ -111,7 +113,7 @@ class Tally:
 
     def counts(self):
         """How many distances are below each level, and up to it: int64 [L], [L]."""
-        before = np.cumsum(np.append(0, np.where(self.plan.looked_into, 0, self.bins)))
+        before = np.cumsum(np.append(0, np.where(self.plan.looked_into[:BINS], 0, self.bins)))
         before = before[self.plan.bins_of(self.plan.low)]
         return before + self.below, before + self.up_to
 
@@ -136,8 +138,9 @@ class Tally:
         start = plan.edge(first) - plan.width / 2 if first else -np.inf
         end = plan.edge(last + 1) + plan.width / 2 if last < BINS - 1 else np.inf
         if not plan.measured:
-            here = [[each[(start <= kept[0]) & (kept[0] < end)] for each in kept] for kept in self.kept]
-            values, query, row = (np.concatenate(arrays) for arrays in zip(*here))
+            values, query, row = (np.concatenate(arrays) for arrays in zip(*self.kept))
+            here = (start <= values) & (values < end)
+            values, query, row = values[here], query[here], row[here]
             # Only those that may have the rank are measured, and those that may be shown as the same distance.
             close = np.partition(values, rank - before)[rank - before]
             off = 4 * self.error + 1e-27
@@ -208,29 +211,21 @@ class Counter:
 
     def _count_tile(self, batch, tile, precise, error, passed_over, rounded):
         plan, tally = self.plan, self.tally
-        tolerable = plan.width / 4
+        tolerable = plan.width / 32
         inexact = np.flatnonzero(error > tolerable)
         for q in inexact:
             columns = np.arange(len(tile.rows))
             precise[q] = self.distances.exact(np.full(len(columns), batch[q]), tile, columns)
         self.error = max(self.error, error[error <= tolerable].max(initial=0))
-        left_out = np.flatnonzero(passed_over)
-        precise = precise.reshape(-1)
-        precise[left_out] = np.inf
         # To find the bin, float32 will do where bins begin at 0.
-        coarse = rounded.reshape(-1) if not (plan.bottom or len(inexact)) else precise
-        bins = plan.bins_of(coarse)
-        tally.pairs += len(bins) - len(left_out)
-        tally.bins += np.bincount(bins, minlength=BINS)
-        if len(left_out):
-            tally.bins -= np.bincount(bins[left_out], minlength=BINS)
+        bins = plan.bins_of(precise if plan.bottom or len(inexact) else rounded)
+        np.copyto(bins, BINS, where=passed_over)  # A bin of their own.
+        bins = bins.reshape(-1)
+        tally.bins += np.bincount(bins, minlength=BINS + 1)[:BINS]
         here = np.flatnonzero(plan.looked_into.take(bins))
-        values = precise[here]
-        if len(left_out):
-            there = np.isfinite(values)
-            here, values = here[there], values[there]
         if len(here):
-            self.pending.append((batch, tile, here, values, plan.kept.take(bins[here])))
+            values = precise.reshape(-1).take(here)
+            self.pending.append((batch, tile, here, values, plan.kept.take(bins.take(here))))
             self.pending_size += len(here)
             if self.pending_size >= self.pending_at_most:
                 self._look_into()
@@ -244,11 +239,10 @@ class Counter:
     def _look_into(self):
         """Compare the pending distances with the levels, and keep those in kept bins."""
         plan, error = self.plan, self.error
-        values = np.concatenate([values for *_, values, _ in self.pending])
+        values = np.concatenate([*(values for *_, values, _ in self.pending), [np.inf]])
         in_order = np.sort(values)
-        below = in_order.searchsorted(plan.low - error)
-        up_to = in_order.searchsorted(plan.high + error, 'right')
-        unsure = below < up_to
+        below = up_to = in_order.searchsorted(plan.low - error)
+        unsure = in_order[below] <= plan.high + error
         if unsure.any():
             low, high = plan.low[unsure], plan.high[unsure]
             start = 0
