@@ -17,12 +17,13 @@ def read(source, start, stop):
 
 
 def read_rows(source, rows, block=65536):
-    """Some rows of open `Embeddings` or an array, float32 [len(rows), D]; a file is read a block at a time."""
+    """Some rows of open `Embeddings` or an array, float32 [len(rows), D]; of a file the blocks that they are in."""
     found = np.empty((len(rows), source.shape[1]), np.float32)
-    for start in range(0, len(source), block):
-        here = (rows >= start) & (rows < start + block)
-        if here.any():
-            found[here] = read(source, start, start + block)[rows[here] - start]
+    of_row = rows // block
+    for number in np.unique(of_row):
+        here = of_row == number
+        start = number * block
+        found[here] = read(source, start, min(start + block, len(source)))[rows[here] - start]
     return found
 
 

@@ -138,7 +138,8 @@ class Tally:
         start = plan.edge(first) - plan.width / 2 if first else -np.inf
         end = plan.edge(last + 1) + plan.width / 2 if last < BINS - 1 else np.inf
         if not plan.measured:
-            values, query, row = (np.concatenate(arrays) for arrays in zip(*self.kept))
+            self.kept = [tuple(np.concatenate(arrays) for arrays in zip(*self.kept))]
+            values, query, row = self.kept[0]
             here = (start <= values) & (values < end)
             values, query, row = values[here], query[here], row[here]
             # Only those that may have the rank are measured, and those that may be shown as the same distance.

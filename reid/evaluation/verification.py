@@ -1,5 +1,6 @@
 """Are two images of one person? Which distance means it, and how often that errs."""
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -7,9 +8,10 @@ from reid.embeddings import difference
 from reid.errors import InputError
 from reid.evaluation import chunks, neighbours, ranking
 from reid.evaluation.bootstrap import interval
-from reid.evaluation.distances import Distances, PreciseDistances, shown, shown_up_to
-from reid.evaluation.pairs import BINS, Census, Counter, Plan, kept_bins
+from reid.evaluation.distances import Distances, shown, shown_up_to
+from reid.evaluation.pairs import BINS, Census, Plan, kept_bins
 from reid.evaluation.results import read_evaluation
+from reid.evaluation.workers import pool
 
 RATES = [10.0 ** -exponent for exponent in range(1, 7)]
 FEWEST_ERRORS = 10  # Pairs that a rate must be of.
@@ -78,8 +80,8 @@ def measure(queries, query_set, gallery, gallery_set, thresholds, how):
         raise InputError('All pairs that the excluder leaves are of one identity: there is nothing to verify.')
 
     def exact(query, row):
-        distances = Distances(chunks.read_rows(queries, query), metric)
-        chunk = distances.prepare(row, chunks.read_rows(gallery, row))
+        distances = Distances(chunks.read_rows(queries, query, block=256), metric)
+        chunk = distances.prepare(row, chunks.read_rows(gallery, row, block=256))
         return distances.exact(np.arange(len(query)), chunk, np.arange(len(row)))
 
     tallies = [census.tally]
@@ -121,26 +123,35 @@ def _sample(queries, query_set, gallery, gallery_set, how, top):
     rows = _spread(len(gallery_set), min(most, max(2048, len(gallery_set) // 16)))
     embs = chunks.read_rows(gallery, rows)
     fids = np.concatenate([gallery_set.fids[rows[some]] for some in chunks.slices(len(rows), chunks.RERANKED_AT_ONCE)])
-    none = np.zeros(0)
-    plan = Plan(none, none, 0.0, top, np.zeros(BINS, bool))
+    parts = [slice(number, None, SAMPLES) for number in range(min(SAMPLES, len(rows)))]
+    tasks = [(embs[part], fids[part], gallery_pids[rows[part]]) for part in parts]
     bins = np.zeros((SAMPLES, BINS), np.int64)
     found = []
-    for block in ranking.query_blocks(query_pids, gallery_pids, chunks.QUERIES_AT_ONCE):
-        distances = PreciseDistances(chunks.read(queries, block.start, block.stop), how['metric'])
-        found.append(ranking.matches_of(distances, query_pids[block], gallery, gallery_pids,
-                                        np.zeros(len(gallery_pids), np.int8), 1).distance)
-        for number in range(min(SAMPLES, len(rows))):
-            counter = Counter(distances, plan)
-            mine = rows[number::SAMPLES]
-            chunk = distances.prepare(mine, embs[number::SAMPLES])
-            excluded = how['excluder'](fids[number::SAMPLES])
-            for some in chunks.slices(block.stop - block.start, how['batch_size']):
-                batch = np.arange(some.start, some.stop)
-                passed_over = excluded(query_set.fids[block][some])
-                passed_over |= query_pids[block][some, None] == gallery_pids[mine]
-                counter.count(batch, chunk, passed_over)
-            bins[number] += counter.result().bins
+    with pool(how['workers']) as share:
+        for block in ranking.query_blocks(query_pids, gallery_pids, chunks.QUERIES_AT_ONCE):
+            distances = Distances(chunks.read(queries, block.start, block.stop), how['metric'])
+            found.append(ranking.matches_of(distances, query_pids[block], gallery, gallery_pids,
+                                            np.zeros(len(gallery_pids), np.int8), 1).distance)
+            histogram = functools.partial(_histogram, distances, query_set.fids[block], query_pids[block],
+                                          how['excluder'], how['batch_size'], top)
+            bins[:len(parts)] += list(share(histogram, tasks, 'Sample'))
     return np.concatenate(found), bins
+
+
+def _histogram(distances, query_fids, query_pids, excluder, batch_size, top, images):
+    """How many distances of strangers are about in each bin from 0 to `top`, int64 [BINS], given the embeddings, file ids
+    and identities of some images."""
+    embs, fids, pids = images
+    none = np.zeros(0)
+    plan = Plan(none, none, 0.0, top, none)
+    chunk = distances.prepare(np.arange(len(embs)), embs)
+    excluded = excluder(fids)
+    bins = np.zeros(BINS, np.int64)
+    for some in chunks.slices(len(query_pids), batch_size):
+        passed_over = excluded(query_fids[some]) | (query_pids[some, None] == pids)
+        approximate, _ = distances.approximate(np.arange(some.start, some.stop), chunk)
+        bins += np.bincount(plan.bins_of(np.maximum(approximate, 0))[~passed_over], minlength=BINS)
+    return bins
 
 
 # --- What follows from them -------------------------------------------------------------------------------------------
