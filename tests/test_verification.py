@@ -176,6 +176,22 @@ def test_a_sample_that_misleads_costs_another_pass_and_no_digit():
         assert first_error == impostors[allowed] and nearer == impostors[impostors < first_error].max()
 
 
+@pytest.mark.parametrize('bottom', [0.0, 3.0])
+def test_a_bin_of_float32_tells_the_side_of_a_level(bottom):
+    """For distances as inexact as can be tolerated, beyond the bins too."""
+    random = np.random.default_rng(0)
+    for top in random.uniform(4, 2000, 200):
+        levels = np.sort(random.uniform(bottom, 1.2 * top, 5))
+        plan = pairs.Plan(levels, levels, bottom, top, np.zeros(pairs.BINS, bool))
+        near = levels + 4 * plan.tolerable * random.uniform(-1, 1, (100, 5))
+        exact = np.append(random.uniform(0, 2 * top, 1000), near)
+        inexact = exact + plan.tolerable * random.uniform(-1, 1, len(exact))
+        bins = plan.bins_of(np.maximum(inexact, 0).astype(np.float32 if bottom == 0 else np.float64))
+        sure = ~plan.looked_into[bins]
+        assert sure.any() and bins.max() == pairs.BINS - 1
+        np.testing.assert_array_equal(bins[sure, None] < plan.bins_of(levels), exact[sure, None] < levels)
+
+
 @pytest.mark.parametrize('metric', METRICS)
 def test_largest_distances_that_are_shown_as_at_most_one(metric):
     exact = np.array([0, 1e-30, 1e-13, 0.3, 2, 1e9])

@@ -17,7 +17,7 @@ from reid.evaluation import chunks
 from reid.evaluation.distances import shown
 
 BINS = 1 << 15
-IMAGES_AT_ONCE = 1024
+IMAGES_AT_ONCE = 1024  # Of a chunk; with a query batch of 256 their distances, 2 MB, stay in the processor's cache.
 LOOKED_INTO_AT_ONCE = 1 << 20  # Distances, at least.
 KEPT_AT_MOST = 1 << 22  # Pairs.
 MEASURED_AT_MOST = 1 << 15  # Of the kept ones. Where more pairs seem to be equal, another pass measures all at once.
@@ -41,7 +41,12 @@ class Plan:
 
     @property
     def width(self):
-        return (self.top - self.bottom) / (BINS - 1)
+        return (self.top - self.bottom) / (BINS - 0.5)  # Half a bin: roundings move `top` into no other bin.
+
+    @property
+    def tolerable(self):
+        """The error that a distance may have in the search for its bin, besides that of being rounded to float32."""
+        return self.width / 32
 
     def bins_of(self, distances):
         """The bin of each distance, int64 of the same shape, for ascending distances ascending."""
@@ -49,7 +54,7 @@ class Plan:
         if self.bottom:
             scaled -= scaled.dtype.type(self.bottom)
             np.maximum(scaled, 0, out=scaled)
-        scaled *= scaled.dtype.type((BINS - 1) / (self.top - self.bottom))
+        scaled *= scaled.dtype.type(1 / self.width)
         # The detour takes half the time.
         return scaled.astype(np.uint16).astype(np.int64)
 
@@ -59,9 +64,10 @@ class Plan:
 
     @functools.cached_property
     def looked_into(self):
-        """Bins that are looked into, bool [BINS]: all that can hold a distance at a level, or one that is kept."""
-        changes = np.bincount(self.bins_of(self.low - self.width / 16), minlength=BINS + 1)
-        changes -= np.bincount(self.bins_of(np.maximum(self.high, 0) + self.width / 16) + 1, minlength=BINS + 1)
+        """Bins that are looked into, bool [BINS + 1]: all that can hold a distance at a level, or one that is kept. Not
+        the last one, where `Counter` puts what is passed over."""
+        changes = np.bincount(self.bins_of(self.low - 2 * self.tolerable), minlength=BINS + 1)
+        changes -= np.bincount(self.bins_of(np.maximum(self.high, 0) + 2 * self.tolerable) + 1, minlength=BINS + 1)
         return (np.cumsum(changes) > 0) | np.append(self.kept, False)
 
 
@@ -138,8 +144,8 @@ class Tally:
         start = plan.edge(first) - plan.width / 2 if first else -np.inf
         end = plan.edge(last + 1) + plan.width / 2 if last < BINS - 1 else np.inf
         if not plan.measured:
-            self.kept = [tuple(np.concatenate(arrays) for arrays in zip(*self.kept))]
-            values, query, row = self.kept[0]
+            values, query, row = kept = tuple(np.concatenate(arrays) for arrays in zip(*self.kept))
+            self.kept = [kept]  # For the next rank.
             here = (start <= values) & (values < end)
             values, query, row = values[here], query[here], row[here]
             # Only those that may have the rank are measured, and those that may be shown as the same distance.
@@ -212,15 +218,14 @@ class Counter:
 
     def _count_tile(self, batch, tile, precise, error, passed_over, rounded):
         plan, tally = self.plan, self.tally
-        tolerable = plan.width / 32
-        inexact = np.flatnonzero(error > tolerable)
+        inexact = np.flatnonzero(error > plan.tolerable)
         for q in inexact:
             columns = np.arange(len(tile.rows))
             precise[q] = self.distances.exact(np.full(len(columns), batch[q]), tile, columns)
-        self.error = max(self.error, error[error <= tolerable].max(initial=0))
+        self.error = max(self.error, error[error <= plan.tolerable].max(initial=0))
         # To find the bin, float32 will do where bins begin at 0.
         bins = plan.bins_of(precise if plan.bottom or len(inexact) else rounded)
-        np.copyto(bins, BINS, where=passed_over)  # A bin of their own.
+        np.copyto(bins, BINS, where=passed_over)
         bins = bins.reshape(-1)
         tally.bins += np.bincount(bins, minlength=BINS + 1)[:BINS]
         here = np.flatnonzero(plan.looked_into.take(bins))
