@@ -144,10 +144,9 @@ class Tally:
         start = plan.edge(first) - plan.width / 2 if first else -np.inf
         end = plan.edge(last + 1) + plan.width / 2 if last < BINS - 1 else np.inf
         if not plan.measured:
-            values, query, row = kept = tuple(np.concatenate(arrays) for arrays in zip(*self.kept))
-            self.kept = [kept]  # For the next rank.
-            here = (start <= values) & (values < end)
-            values, query, row = values[here], query[here], row[here]
+            near = [(start <= kept[0]) & (kept[0] < end) for kept in self.kept]
+            here = [[each[mask] for each in kept] for kept, mask in zip(self.kept, near)]
+            values, query, row = (np.concatenate(arrays) for arrays in zip(*here))
             # Only those that may have the rank are measured, and those that may be shown as the same distance.
             close = np.partition(values, rank - before)[rank - before]
             off = 4 * self.error + 1e-27
@@ -240,6 +239,8 @@ class Counter:
         """The `Tally` of all pairs that were counted."""
         if self.pending:
             self._look_into()
+        if self.tally.kept:  # Of each tile a few.
+            self.tally.kept = [tuple(np.concatenate(arrays) for arrays in zip(*self.tally.kept))]
         return self.tally
 
     def _look_into(self):
