@@ -3,16 +3,17 @@
 
     benchmarks/compare.py omniglot ~/omniglot/images_background_small2 --out compared --table docs/factors.md
     benchmarks/compare.py digits digits --out compared_digits
+    benchmarks/compare.py … --against batch_all --only 'batch_all, hard identities'
 
 On Omniglot characters of an alphabet that is not trained on are searched: that by which choices are made, and not those
 of the test. Of the digits of scikit-learn new images are. Every factor of FACTORS is added to the plain recipe and
 trained with some seeds, each run being one of train.py. What is in the folder --out is not run again, so that a table
 that was interrupted, or got a further factor, is completed.
 
-Three numbers tell whether a difference is more than noise. A factor and the plain recipe with the same seed are held
-beside each other, query by query: one interval says how far the difference would move with other characters, for these
-very models; the other one how far with other seeds, for these characters (Student's t of a handful of differences).
-Where either holds 0, nothing is shown.
+Three numbers tell whether a difference is more than noise. A factor and what it is held against, the plain recipe or
+another factor, with the same seed are compared query by query: one interval says how far the difference would move with
+other characters, for these very models; the other one how far with other seeds, for these characters (Student's t of a
+handful of differences). Where either holds 0, nothing is shown.
 """
 import argparse
 import json
@@ -109,6 +110,8 @@ def main():
     parser.add_argument('images', metavar='FOLDER', help='of the dataset, as make_dataset.py takes it')
     parser.add_argument('--out', required=True, metavar='DIR', help='where the results of the runs are kept')
     parser.add_argument('--only', nargs='+', metavar='NAME', choices=FACTORS, help='factors (all)')
+    parser.add_argument('--against', default='plain', metavar='NAME', choices=FACTORS, help='what the differences are to '
+                        '(%(default)s)')
     parser.add_argument('--seeds', type=argument_types.positive_int, default=3, help='how many (%(default)s)')
     parser.add_argument('--iterations', type=argument_types.positive_int,
                         help=f'({", ".join(f"{name}: {each.iterations}" for name, each in DATASETS.items())})')
@@ -120,7 +123,7 @@ def main():
         check_replaceable(options.table)
     os.makedirs(options.out, exist_ok=True)
     make_dataset.make(options.dataset, options.images, options.out, setting.options)
-    names = list(dict.fromkeys(['plain', *(options.only or FACTORS)]))
+    names = list(dict.fromkeys([options.against, *(options.only or FACTORS)]))
     # Seed by seed: what is there after an interruption is a whole table of fewer seeds.
     results = {name: [] for name in names}
     for seed in range(options.seeds):
@@ -207,24 +210,25 @@ def mean_ap(result):
 
 def table(results, setting, options):
     """The Markdown of {name: results with each seed}."""
-    plain = results['plain']
+    against = results[options.against]
+    recipe = 'the plain recipe' if options.against == 'plain' else options.against
     lines = [f'`{shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]])}` printed this: mAP of '
-             f'{len(plain[0]["aps"])} queries, {len(set(plain[0]["pids"]))} {setting.searched}, after {options.iterations} '
-             f'iterations, mean of {len(plain)} seeds (lowest to highest); the difference to the plain recipe with the same '
-             f'seed, in percentage points, and its 95% intervals, with other {setting.searched} and with other seeds; and '
-             f'the CPU seconds of `train.py`.', '', f'Plain is `{setting.plain}`.', '',
+             f'{len(against[0]["aps"])} queries, {len(set(against[0]["pids"]))} {setting.searched}, after '
+             f'{options.iterations} iterations, mean of {len(against)} seeds (lowest to highest); the difference to '
+             f'{recipe} with the same seed, in percentage points, and its 95% intervals, with other {setting.searched} and '
+             f'with other seeds; and the CPU seconds of `train.py`.', '', f'Plain is `{setting.plain}`.', '',
              f'| factor | mAP | difference | other {setting.searched} | other seeds | CPU seconds |',
              '| --- | --- | --- | --- | --- | --- |']
     rows = []
     for name, of_seeds in results.items():
         means = [mean_ap(result) for result in of_seeds]
-        differences = [mean - mean_ap(other) for mean, other in zip(means, plain)]
+        differences = [mean - mean_ap(other) for mean, other in zip(means, against)]
         flags = f' `{FACTORS[name]}`' if FACTORS[name] else ''
         cells = [f'{name}{flags}', f'{statistics.fmean(means):.1%} ({min(means):.1%} to {max(means):.1%})']
-        cells += ['', '', ''] if name == 'plain' else [
-            points(statistics.fmean(differences)), interval_of_identities(of_seeds, plain), interval_of_seeds(differences)]
+        cells += ['', '', ''] if name == options.against else [
+            points(statistics.fmean(differences)), interval_of_identities(of_seeds, against), interval_of_seeds(differences)]
         cells.append(f'{statistics.fmean(result["cpu_seconds"] for result in of_seeds):.0f}')
-        rows.append((name != 'plain', -statistics.fmean(means), f'| {" | ".join(cells)} |'))
+        rows.append((name != options.against, -statistics.fmean(means), f'| {" | ".join(cells)} |'))
     return '\n'.join([*lines, *(line for *_, line in sorted(rows))])
 
 
@@ -232,13 +236,13 @@ def points(difference):
     return f'{100 * difference:+.1f}'
 
 
-def interval_of_identities(of_seeds, plain):
+def interval_of_identities(of_seeds, against):
     """By bootstrap over identities, of the queries' mean differences over seeds."""
     import numpy as np
 
     from reid.evaluation import bootstrap
-    differences = np.mean([np.subtract(one['aps'], other['aps']) for one, other in zip(of_seeds, plain)], axis=0)
-    [interval] = bootstrap.interval(plain[0]['pids'], differences[:, None], lowest=-1)
+    differences = np.mean([np.subtract(one['aps'], other['aps']) for one, other in zip(of_seeds, against)], axis=0)
+    [interval] = bootstrap.interval(against[0]['pids'], differences[:, None], lowest=-1)
     return 'unknown' if interval is None else f'{points(interval[0])} to {points(interval[1])}'
 
 

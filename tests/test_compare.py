@@ -54,8 +54,8 @@ def test_table(compare):
     better = [{**each, 'aps': [ap + 0.2 + 0.002 * number for number, ap in enumerate(each['aps'])], 'cpu_seconds': 30}
               for each in plain]
     worse = [{**each, 'aps': [ap - 0.1 for ap in each['aps']]} for each in plain]
-    lines = compare.table({'plain': plain, 'margin 0.2': worse, 'rotated': better}, compare.DATASETS['omniglot'],
-                          argparse.Namespace(iterations=300)).splitlines()
+    results, setting = {'plain': plain, 'margin 0.2': worse, 'rotated': better}, compare.DATASETS['omniglot']
+    lines = compare.table(results, setting, argparse.Namespace(iterations=300, against='plain')).splitlines()
     assert "`python benchmarks/compare.py digits 'a folder'` printed this: mAP of 40 queries, 8 characters" in lines[0]
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines[-3:]]
     assert [row[0] for row in rows] == ['plain', 'rotated `--rotate 10`', 'margin 0.2 `--margin 0.2`']
@@ -66,6 +66,10 @@ def test_table(compare):
     low, high = map(float, rows[1][3].split(' to '))
     assert 20 < low < 23.9 < high < 28
     assert rows[2][2:5] == ['-10.0', 'unknown', '-10.0 to -10.0']
+    lines = compare.table(results, setting, argparse.Namespace(iterations=300, against='margin 0.2')).splitlines()
+    assert 'the difference to margin 0.2 with the same seed' in lines[0]
+    assert [line.split('|')[1].split()[0] for line in lines[-3:]] == ['margin', 'rotated', 'plain']
+    assert '| +33.9 |' in lines[-2] and '| +10.0 |' in lines[-1]
 
 
 def test_what_is_done_is_not_done_again(compare, tmp_path):
