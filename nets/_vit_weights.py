@@ -17,6 +17,7 @@ TORCH_PREFIX = r'((base|backbone|teacher|module|model|visual|trunk)\.)*'
 BESIDE = re.compile(r'(^|/)(head|pre_logits|MAPHead_0|txt)/|^(params/)?[tb]$|^opt/state/'
                     r'|(^|\.)(head|fc|pre_logits|attn_pool|classifier\w*|bottleneck\w*|dino_head|ibot_head|student|b1|b2|text)\.'
                     r'|(^|\.)(mask_token|masked_embed|sie_embed|logit_scale|logit_bias)$')
+POSITIONS = re.compile('/positions$')
 
 
 def options(held):

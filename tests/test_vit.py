@@ -13,6 +13,7 @@ from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weight
 from nets import _pooling, _published, _vit, _vit_weights
 from reid import plugins
 from reid.errors import InputError
+from reid.experiment import checkpoints
 from reid.modeling import exports, model, pretrained, recompute, weight_files
 from reid.modeling.stochastic_depth import Step, StochasticDepth
 
@@ -177,6 +178,17 @@ def test_position_embeddings_are_resampled(shape):
     grid = np.random.default_rng(0).normal(size=(*shape[:2], 2)).astype(np.float32)
     np.testing.assert_allclose(_published.resized(grid, *shape[2:]), naively_resized(grid, *shape[2:]), atol=1e-6)
     np.testing.assert_allclose(_published.resized(np.ones((*shape[:2], 1)), *shape[2:]), 1, rtol=1e-6)
+
+
+def test_a_checkpoint_of_images_of_another_size(tmp_path):
+    of_run, larger = (model.named_variables(tiny(size)) for size in ((32, 16, 3), (48, 20, 3)))
+    checkpoints.save(str(tmp_path), 3, {name: tf.convert_to_tensor(variable) for name, variable in of_run.items()})
+    pretrained.load_checkpoint(checkpoints.find(str(tmp_path)), larger, _vit_weights)
+    for name, variable in of_run.items():
+        expected = naively_resized(variable.numpy(), 12, 5) if name == 'tiny/tokens/positions' else variable
+        np.testing.assert_allclose(larger[name], expected, atol=1e-6 * name.endswith('positions'))
+    with pytest.raises(InputError, match=r'other shapes for tiny/tokens/positions \[12, 5, 16\] \(there: \[8, 4, 16\]\)'):
+        pretrained.load_checkpoint(checkpoints.find(str(tmp_path)), larger, None)
 
 
 @pytest.mark.parametrize('dtype', ['F32', 'F16', 'BF16', 'F64'])

@@ -54,8 +54,28 @@ def load_body(network, path):
     if of_body:
         raise InputError(f'{path} holds {listed(of_body)}, which the net {network.body.name} as it is built here does '
                          f'not have: choose --model_name and --pooling as that net was trained with.')
-    checkpoints.load(path, variables)
+    load_checkpoint(path, variables, layout)
     return beside
+
+
+def load_checkpoint(path, variables, layout):
+    """Assign the weights of a checkpoint; position embeddings of images of another size are resampled.
+
+    Args:
+        path: as `checkpoints.find` returns it.
+        variables: {TensorFlow 1 name: variable} of a body.
+        layout: see `published_layout`.
+
+    Raises:
+        InputError: as of `checkpoints.read`.
+    """
+    held = checkpoints.open_reader(path).get_variable_to_shape_map()
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    grids = {name: tuple(held[name]) for name, shape in shapes.items()
+             if hasattr(layout, 'POSITIONS') and layout.POSITIONS.search(name) and name in held
+             and len(held[name]) == 3 and held[name][2] == shape[2] and tuple(held[name]) != shape}
+    for name, value in checkpoints.read(path, {**shapes, **grids}).items():
+        variables[name].assign(layout.resized(value, *shapes[name][:2]) if name in grids else value)
 
 
 def unused(path, variables):
@@ -117,6 +137,9 @@ def published_layout(net_name):
         options(held) -> {option of the net's `body`: value}: what a file tells of it.
         sources(held, wanted) -> {TF1 name: Source}: of which arrays each of the variables is made.
         BESIDE: compiled pattern of the names of what may be in a file beside them.
+    Where the net has position embeddings, a grid [h, w, C] for one size of images, it also has
+        POSITIONS: compiled pattern of their TF1 names.
+        resized(grid, height, width) -> the grid for another size.
     held is {name: shape} of a file, wanted is {TF1 name: shape} of a body.
     """
     return getattr(plugins.load('nets', net_name), 'PUBLISHED', None) if net_name in plugins.choices('nets') else None
