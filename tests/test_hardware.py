@@ -117,7 +117,8 @@ def _overflowing_step(folder, to_parent):
     log = types.SimpleNamespace(warning=lambda *parts: told.append(parts[0] % parts[1:]), info=lambda *_: None)
     train_set = load_dataset(folder / 'people.csv')
     identities = sampling.Identities(train_set, args.batch_p)
-    data = distribute.data(strategy, args, lambda *parts: batches.random_batches(train_set, identities, args, 0, 1, *parts))
+    data = iter(distribute.data(strategy, args, lambda *parts: batches.random_batches(
+        train_set, identities, args, 0, 1, *parts)))
     loop = Loop(args, state, strategy, None, None, types.SimpleNamespace(requested=None), train_set.fids, log)
     loop.run(train.make_train_step(args, state, strategy), data, None)
     after = state.values()
@@ -138,7 +139,8 @@ def _dealt_images(folder, frames, to_parent):
     args = parsed(folder, '--batch_p', 2, '--batch_k', 4, '--frames_per_tracklet', frames, '--train_set', folder / 'set.csv')
     train_set = load_dataset(folder / 'set.csv')
     identities = sampling.Identities(train_set, args.batch_p)
-    data = distribute.data(strategy, args, lambda *parts: batches.random_batches(train_set, identities, args, 0, 1, *parts))
+    data = iter(distribute.data(strategy, args, lambda *parts: batches.random_batches(
+        train_set, identities, args, 0, 1, *parts)))
 
     def step(batch):
         pids = distribute.own_part(distribute.dealt(batch['pids'], frames))
