@@ -56,14 +56,14 @@ def test_a_batch_has_groups_of_identities_that_look_alike(metric, monkeypatch):
     assert [list(batch) for batch in drawn] == naive_batches(order, means, metric, 6, 7)
 
 
-@pytest.mark.parametrize('counts, p', [([13], 4), ([40], 40), ([5, 30], 6), ([300], 3)])
+@pytest.mark.parametrize('counts, p', [([13], 4), ([40], 40), ([5, 30], 6), ([300], 3), ([9, 200], 4)])
 def test_an_epoch_has_each_identity_once_and_the_first_ones_are_random(counts, p):
     parts = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
     identities = types.SimpleNamespace(parts=parts)
     none, random = np.zeros([sum(counts), 2], np.float32), np.random.default_rng(0)
     expected = sampling.random_identities(identities, types.SimpleNamespace(seed=5, batch_p=p), 0, 60)
-    np.testing.assert_array_equal(hard_identities.draw(none, 'euclidean', parts, p, 5, 0, 60),
-                                  [chosen for _, chosen in expected])
+    drawn = [hard_identities.draw(none, 'euclidean', parts, p, 5, *steps) for steps in ((0, 33), (33, 27))]
+    np.testing.assert_array_equal(np.concatenate(drawn), [chosen for _, chosen in expected])
     drawn = hard_identities.draw(random.normal(size=none.shape).astype(np.float32), 'cosine', parts, p, 5, 0, 60)
     assert drawn.shape == (60, p)
     for part, columns in zip(parts, np.split(drawn, len(parts), axis=1)):

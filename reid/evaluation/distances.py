@@ -134,10 +134,10 @@ class PreciseDistances(Distances):
     """
     dtype = np.float64
 
-    def __init__(self, queries, metric):
-        super().__init__(queries, metric)
-        if metric != 'cityblock':
-            self.factors = np.column_stack([-2 * self.centred, self.sizes, np.ones(len(queries))])
+    @functools.cached_property
+    def factors(self):
+        """What the products with a chunk are made of, float64 [Q, D + 2]."""
+        return np.column_stack([-2 * self.centred, self.sizes, np.ones(len(self.queries))])
 
     def prepare(self, rows, embs):
         chunk = super().prepare(rows, embs)

@@ -229,7 +229,7 @@ class Counter:
         tally.bins += np.bincount(bins, minlength=BINS + 1)[:BINS]
         here = np.flatnonzero(plan.looked_into.take(bins))
         if len(here):
-            values = precise.reshape(-1).take(here)
+            values = np.maximum(precise.reshape(-1).take(here), 0)  # Rounding may have put the equal below.
             self.pending.append((batch, tile, here, values, plan.kept.take(bins.take(here))))
             self.pending_size += len(here)
             if self.pending_size >= self.pending_at_most:

@@ -60,7 +60,7 @@ def without_values(build, *args, **options):
     """What a function that builds models returns, with variables of names and shapes but no values: in a tenth of the time.
 
     Keras keeps such variables in mind for each thread, and gives them values with the next model that is built in it:
-    these are built in one of their own.
+    these are built in one of their own, where `set_precision` of another thread is unheard of.
     """
     def built():
         with keras.StatelessScope(initialize_variables=False):

@@ -11,7 +11,7 @@ from reid.input_pipeline.sampling import epoch_order
 
 RATE = 0.5  # By which a mean moves towards the embeddings of a batch.
 GROUP = 3  # Identities of a batch that look alike.
-CANDIDATES = 4096  # Among as many the group of one is looked for, so that a draw is linear in the identities.
+CANDIDATES = 4096  # Among as many the group of one is looked for, so that distances are linear in the identities.
 FEWEST_STEPS = 100  # Between two draws, each of which waits for the step before and for the images of the next.
 
 
@@ -28,11 +28,11 @@ class HardIdentities:
     def __init__(self, num_identities, args, strategy):
         """Takes the arguments of `train.py`, and the `tf.distribute.Strategy` that trains."""
         self._metric, self._seed = args.metric, args.seed
-        steps_per_epoch = max(1, num_identities // args.batch_p)
+        steps_per_epoch = num_identities // args.batch_p
         self._period = steps_per_epoch * -(-FEWEST_STEPS // steps_per_epoch)
         with strategy.scope():
             self._means = tf.Variable(tf.zeros([num_identities, args.embedding_dim]), trainable=False)
-        with tf.device('CPU'):  # Where batches are made.
+        with tf.device('CPU:0'):  # Where batches are made.
             self._drawn = tf.Variable(tf.zeros([self._period, args.batch_p], tf.int64), trainable=False)
             self._step = tf.Variable(tf.zeros([], tf.int64), trainable=False)
         self.variables = {'identity_means': self._means, 'identities_drawn': self._drawn}
@@ -85,20 +85,22 @@ class HardIdentities:
 def draw(means, metric, parts, batch_p, seed, step, steps):
     """The identities of the batches of some steps, int64 [steps, P].
 
-    As with random batches an epoch has each identity once, but for a remainder.
+    As with random batches an epoch has each identity once, but for a remainder; where a part's epoch goes on behind a
+    draw, about so: the order in which groups begin stays, and who belongs to them moves with the means.
 
     Args:
         means: mean embeddings float32 [I, D], zeros where there is none.
         metric: one of `distances.METRICS`.
         parts: numbers of the identities that the equal parts of a batch are drawn from, list of int64 arrays.
-        batch_p: P. seed, step: ints, the first step.
+        batch_p: P.
+        seed, step, steps: ints, the first step and how many.
     """
     of_parts, size = [], batch_p // len(parts)
     for number, part in enumerate(parts):
         per_epoch, rows = len(part) // size, []
         while len(rows) < steps:
             order = epoch_order(seed, (step + len(rows)) // per_epoch, len(part), number if len(parts) > 1 else None)
-            rows += in_groups(part[order.numpy()], means, metric, size)
+            rows += in_groups(part[order.numpy()], means, metric, size)[(step + len(rows)) % per_epoch:]
         of_parts.append(rows[:steps])
     return np.concatenate(of_parts, axis=1)
 
