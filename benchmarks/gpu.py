@@ -56,13 +56,11 @@ def main():
 
 
 def device_name(args):
-    code = ('import tensorflow as tf\ngpus = tf.config.list_physical_devices("GPU")\n'
-            'print(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "")')
-    name = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=SECONDS_AT_MOST,
-                          check=True).stdout.strip()
-    if not name and not args.tiny:
+    import tensorflow as tf
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus and not args.tiny:
         raise SystemExit('error: TensorFlow sees no GPU here; --tiny runs without one.')
-    return name or 'No GPU: the CPU'
+    return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU') if gpus else 'No GPU: the CPU'
 
 
 def in_process(args, *flags):
