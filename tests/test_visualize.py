@@ -26,14 +26,21 @@ from test_ranking import dense_reranking
 
 @pytest.fixture(scope='module', autouse=True)
 def bare_machine(tmp_path_factory):
-    """Scripts run where TensorFlow cannot be imported and where there is no display."""
+    """Scripts run where TensorFlow cannot be imported and where there is no display.
+
+    A t-SNE has one thread: its threads wait for one another by spinning, a minute long where other tests have the cores.
+    """
+    import sklearn.manifold  # noqa: F401  # Only threads of what is loaded can be limited.
+    from threadpoolctl import threadpool_limits
     folder = tmp_path_factory.mktemp('modules')
     (folder / 'tensorflow.py').write_text('raise AssertionError("nothing of this needs TensorFlow")')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', str(folder))
         patch.setenv('MPLBACKEND', 'TkAgg')
         patch.delenv('DISPLAY', raising=False)
-        yield
+        patch.setenv('OMP_NUM_THREADS', '1')
+        with threadpool_limits(1, 'openmp'):
+            yield
 
 
 @pytest.fixture(scope='module')
