@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from _few_units import few_units
 from _runs import Run, ended_in_one_sentence
 from conftest import run_script
-from nets import _pooling
+from nets import _pooling, _resnet
 from reid import plugins
 from reid.dataset import load_dataset
 from reid.errors import InputError
@@ -197,8 +197,15 @@ NETS = {
 }
 
 
+@pytest.fixture
+def one_unit_a_block(monkeypatch):
+    """A function that leaves TF-Slim's ResNets one unit in each of the four blocks from now on."""
+    body = _resnet.slim_body
+    return lambda: monkeypatch.setattr(_resnet, 'slim_body', lambda name, _, *rest: body(name, (1, 1, 1, 1), *rest))
+
+
 @pytest.mark.parametrize('name', NETS)
-def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch):
+def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch, one_unit_a_block):
     options, features, parameters = NETS[name]
     flags = [text for option, value in options.items() for text in (f'--{option}', str(value))]
     args = parsed('--experiment_root', str(tmp_path), '--model_name', name, '--head_name', 'bnneck', '--embedding_dim',
@@ -207,6 +214,7 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch):
     assert body.output['model_output'].shape == (None, features)
     assert body.count_params() == parameters
     few_units(monkeypatch.setattr)
+    one_unit_a_block()
     network = model.with_classifier(model.build_for(args), 3)
     images = tf.random.stateless_uniform([4, 64, 32, 3], (1, 2), 0, 255)
     variables = model.named_variables(network)
@@ -230,7 +238,8 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch):
     np.testing.assert_array_equal(restored(images, training=False)['emb'], network(images, training=False)['emb'])
 
 
-def test_last_stride_doubles_the_resolution_of_the_last_stage():
+def test_last_stride_doubles_the_resolution_of_the_last_stage(one_unit_a_block):
+    one_unit_a_block()
     shapes = [model.build('resnet_v1_50', 'direct', 4, (64, 32, 3), **options).output['block4'].shape
               for options in ({}, {'last_stride': 2}, {'last_stride': 1})]
     assert shapes == [(None, 2, 1, 2048), (None, 2, 1, 2048), (None, 4, 2, 2048)]
