@@ -74,22 +74,12 @@ def measure(args, folder):
     evaluate = [ROOT / 'evaluate.py', '--excluder', 'market1501', '--metric', args.metric]
     for role in ('query', 'gallery'):
         evaluate += [f'--{role}_dataset', f'{folder}/{role}.csv', f'--{role}_embeddings', f'{folder}/{role}.h5']
-    runs = {'evaluate.py': evaluate}
-    if args.workers:
-        runs[f'evaluate.py --workers {args.workers}'] = [*evaluate, '--workers', args.workers]
-    if args.dask:
-        runs[f'evaluate.py --dask {args.dask}'] = [*evaluate, '--dask', args.dask]
-    if args.rerank:
-        runs['evaluate.py --rerank'] = [*evaluate, '--rerank']
-    if args.rerank and args.workers:
-        runs[f'evaluate.py --rerank --workers {args.workers}'] = [*evaluate, '--rerank', '--workers', args.workers]
-    if args.by_camera:
-        runs['evaluate.py --by_camera'] = [*evaluate, '--by_camera']
-    if args.verification:
-        runs['evaluate.py --verification'] = [*evaluate, '--verification']
-    if args.verification and args.workers:
-        runs[f'evaluate.py --verification --workers {args.workers}'] = [*evaluate, '--verification', '--workers',
-                                                                        args.workers]
+    runs = {}
+    shared = [['--workers', args.workers]] * bool(args.workers) + [['--dask', args.dask]] * bool(args.dask)
+    for flags in ([], ['--rerank'] * args.rerank, ['--by_camera'] * args.by_camera, ['--verification'] * args.verification):
+        for among in ([], *shared):
+            more = [*flags, *among]
+            runs[' '.join(map(str, ['evaluate.py', *more]))] = [*evaluate, *more]
     runs.update({name: [__file__, '--run', name, folder] for name in args.references})
 
     print(f'{args.queries} queries, {args.gallery} gallery images, {args.dim} dimensions, {os.cpu_count()} cores\n')
