@@ -58,6 +58,12 @@ class Plan:
         # The detour takes half the time.
         return scaled.astype(np.uint16).astype(np.int64)
 
+    def bins_of_pairs(self, distances, passed_over):
+        """The bin of each of the distances [B, C], int64 [B·C], and BINS of what is `passed_over`, bool [B, C]."""
+        bins = self.bins_of(distances)
+        np.copyto(bins, BINS, where=passed_over)
+        return bins.reshape(-1)
+
     def edge(self, bin_):
         """Where a bin begins, but for rounding."""
         return self.bottom + bin_ * self.width
@@ -65,7 +71,7 @@ class Plan:
     @functools.cached_property
     def looked_into(self):
         """Bins that are looked into, bool [BINS + 1]: all that can hold a distance at a level, or one that is kept. Not
-        the last one, where `Counter` puts what is passed over."""
+        the last one, that of what is passed over."""
         changes = np.bincount(self.bins_of(self.low - 2 * self.tolerable), minlength=BINS + 1)
         changes -= np.bincount(self.bins_of(np.maximum(self.high, 0) + 2 * self.tolerable) + 1, minlength=BINS + 1)
         return (np.cumsum(changes) > 0) | np.append(self.kept, False)
@@ -223,9 +229,7 @@ class Counter:
             precise[q] = self.distances.exact(np.full(len(columns), batch[q]), tile, columns)
         self.error = max(self.error, error[error <= plan.tolerable].max(initial=0))
         # To find the bin, float32 will do where bins begin at 0.
-        bins = plan.bins_of(precise if plan.bottom or len(inexact) else rounded)
-        np.copyto(bins, BINS, where=passed_over)
-        bins = bins.reshape(-1)
+        bins = plan.bins_of_pairs(precise if plan.bottom or len(inexact) else rounded, passed_over)
         tally.bins += np.bincount(bins, minlength=BINS + 1)[:BINS]
         here = np.flatnonzero(plan.looked_into.take(bins))
         if len(here):

@@ -150,9 +150,8 @@ def _histogram(distances, query_fids, query_pids, excluder, batch_size, top, ima
     for some in chunks.slices(len(query_pids), batch_size):
         passed_over = excluded(query_fids[some]) | (query_pids[some, None] == pids)
         approximate, _ = distances.approximate(np.arange(some.start, some.stop), chunk)
-        bin_ = plan.bins_of(np.maximum(approximate, 0, out=approximate))
-        np.copyto(bin_, BINS, where=passed_over)
-        bins += np.bincount(bin_.reshape(-1), minlength=BINS + 1)[:BINS]
+        of_pairs = plan.bins_of_pairs(np.maximum(approximate, 0, out=approximate), passed_over)
+        bins += np.bincount(of_pairs, minlength=BINS + 1)[:BINS]
     return bins
 
 
