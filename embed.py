@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Embed a dataset with a trained model: csv and images → .h5. What the model is stands in its args.json."""
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import argparse
@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 
-from reid import argument_types, dask_cluster, quiet
-from reid.errors import InputError, exit_with
-from reid.experiment import arguments
-from reid.files import check_output
-from reid.modeling import embedding_files, inference_flags
+from tripletreid import argument_types, dask_cluster, quiet
+from tripletreid.errors import InputError, exit_with
+from tripletreid.experiment import arguments
+from tripletreid.files import check_output
+from tripletreid.modeling import embedding_files, inference_flags
 
 
 def make_parser():
@@ -86,9 +86,9 @@ def main():
         print(f'Warning: {small_crops}', file=sys.stderr)
 
     # The file to write.
-    from reid.dataset import check_files, load_dataset
-    from reid.dataset import parts as parts_of_csv
-    from reid.embeddings import is_embeddings, is_made_of, shard_names
+    from tripletreid.dataset import check_files, load_dataset
+    from tripletreid.dataset import parts as parts_of_csv
+    from tripletreid.embeddings import is_embeddings, is_made_of, shard_names
     filename = args.filename
     if filename is None:
         filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
@@ -109,7 +109,7 @@ def main():
         if args.pool_tracklets and dataset.tracklets is None:
             raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
-        from reid import distribute
+        from tripletreid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
     if args.skip_broken_images:
         dataset = without_broken_images(dataset, image_root, filename, args)
@@ -119,9 +119,9 @@ def main():
     # What all files have in common, and the model.
     import tqdm
 
-    from reid import provenance
-    from reid.experiment import checkpoints
-    from reid.input_pipeline import augmentation
+    from tripletreid import provenance
+    from tripletreid.experiment import checkpoints
+    from tripletreid.input_pipeline import augmentation
     checkpoint = checkpoints.of_root(args.experiment_root, args.checkpoint)
     parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
                   'devices': None, 'dask': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
@@ -154,7 +154,7 @@ def main():
 
 def parts_of(dataset, args):
     """The `Dataset`s of --shards files; of one file the whole."""
-    from reid.dataset import bounds
+    from tripletreid.dataset import bounds
     if args.shards is None:
         return [dataset]
     row_of_image = dataset.tracklet_of_row() if args.pool_tracklets else np.arange(len(dataset))
@@ -179,8 +179,8 @@ def embed_on_cluster(job, tasks):
 
 def without_broken_images(dataset, image_root, filename, args):
     """The `Dataset` without images that cannot be read, which are listed beside the embeddings; csv files of both."""
-    from reid.dataset import save_dataset
-    from reid.input_pipeline import images
+    from tripletreid.dataset import save_dataset
+    from tripletreid.input_pipeline import images
     stem = os.path.splitext(filename)[0]
     readable = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,
                                      lambda sentence: print(sentence, file=sys.stderr))
@@ -193,7 +193,7 @@ def without_broken_images(dataset, image_root, filename, args):
 
 def check_lists_beside(filename, dataset):
     """Check that the csv files of --skip_broken_images, beside the .h5 file to write, are not there or belong to it."""
-    from reid.embeddings import unfinished
+    from tripletreid.embeddings import unfinished
     stem = os.path.splitext(filename)[0]
     is_made_anew = os.path.exists(filename) or os.path.exists(unfinished(filename))
     for path in (f'{stem}.csv', f'{stem}_broken.csv'):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Evaluate embeddings: rank the gallery for every query; mAP, CMC and mINP → JSON. Or compare two such files."""
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import collections
@@ -10,13 +10,13 @@ import sys
 import numpy as np
 
 import excluders
-from reid import argument_types
-from reid.errors import InputError, exit_with
-from reid.evaluation import chunks, distances, multi_query, ranking, reranking, verification
-from reid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
-from reid.evaluation.results import is_evaluation, read_evaluation, write_results
-from reid.evaluation.workers import pool
-from reid.files import check_output
+from tripletreid import argument_types
+from tripletreid.errors import InputError, exit_with
+from tripletreid.evaluation import chunks, distances, multi_query, ranking, reranking, verification
+from tripletreid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED, interval
+from tripletreid.evaluation.results import is_evaluation, read_evaluation, write_results
+from tripletreid.evaluation.workers import pool
+from tripletreid.files import check_output
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 CAMERAS_SHOWN = 10  # As many columns as a terminal has room for.
@@ -120,9 +120,9 @@ def evaluate(args, chosen, workers):
         chosen: the `OperatingPoint` of --threshold_from, or None.
         workers: what `workers.pool` yields.
     """
-    from reid import provenance
-    from reid.dataset import load_dataset
-    from reid.embeddings import open_gallery, open_with_dataset
+    from tripletreid import provenance
+    from tripletreid.dataset import load_dataset
+    from tripletreid.embeddings import open_gallery, open_with_dataset
 
     # Queries and gallery.
     excluder = excluders.load(args.excluder)
@@ -203,7 +203,7 @@ def evaluate(args, chosen, workers):
 
 def warn_of_other_embeddings(threshold_from, embedding_parameters):
     """Say where the threshold of --threshold_from is of embeddings that were made differently."""
-    from reid.embeddings import DIFFERENCES
+    from tripletreid.embeddings import DIFFERENCES
     for parameters in embedding_parameters.values():
         made_by = {name: parameters[name] for name in DIFFERENCES if name in parameters}
         doubt = verification.doubt(threshold_from, made_by)

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Take a trained model elsewhere: export a checkpoint as SavedModel, TFLite, ONNX or frozen graph, and time that."""
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import argparse
 import os
 import time
 
-from reid import argument_types, plugins, quiet
-from reid.errors import InputError, exit_with
-from reid.experiment import arguments
-from reid.files import temporary_folder
-from reid.modeling import exports, inference_flags
+from tripletreid import argument_types, plugins, quiet
+from tripletreid.errors import InputError, exit_with
+from tripletreid.experiment import arguments
+from tripletreid.files import temporary_folder
+from tripletreid.modeling import exports, inference_flags
 
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
@@ -109,7 +109,7 @@ def main():
     check(args, root, parser)
     if args.describe:
         with quiet.tensorflow_import():
-            from reid.modeling import inspect_checkpoint
+            from tripletreid.modeling import inspect_checkpoint
         for line in inspect_checkpoint.describe(args.describe):
             print(line)
         return
@@ -181,15 +181,15 @@ def export(args, trained, root, checkpoint, sizes, targets):
     """
     paths = []
     if args.check_dataset:
-        from reid.dataset import check_files, image_path, load_dataset
+        from tripletreid.dataset import check_files, image_path, load_dataset
         dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
         image_root = args.image_root or arguments.stored_image_root(root, trained)
         check_files(dataset, image_root)
         paths = [image_path(image_root, fid) for fid in dataset.fids]
     with quiet.tensorflow_import():
         import tensorflow as tf
-    from reid.experiment import checkpoints
-    from reid.modeling import inference, model
+    from tripletreid.experiment import checkpoints
+    from tripletreid.modeling import inference, model
     # Within 1e-4 of the other formats, which have no such thing as a GPU's multiplication with 10 bits.
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
@@ -230,7 +230,7 @@ def export(args, trained, root, checkpoint, sizes, targets):
 
 def check_all_used(path, variables):
     """Raises InputError when a checkpoint holds variables of a net or a head beside those that are given."""
-    from reid.modeling import pretrained
+    from tripletreid.modeling import pretrained
     unused = pretrained.unused(path, variables)
     if unused:
         raise InputError(f'{path} holds {pretrained.listed(unused)}, which a model of these flags does not have: say '
@@ -250,8 +250,8 @@ def embedder(network, load_size, args):
     """
     import tensorflow as tf
 
-    from reid.input_pipeline.augmentation import variants
-    from reid.input_pipeline.images import resize_batch
+    from tripletreid.input_pipeline.augmentation import variants
+    from tripletreid.input_pipeline.images import resize_batch
     input_size = network.input_shape[1:3]
     taken_size = (None, None) if args.any_size else load_size
 
@@ -299,9 +299,9 @@ def what_embed_gives(network, paths, load_size, args):
     import tensorflow as tf
     from PIL import Image
 
-    from reid.input_pipeline import images
-    from reid.modeling import inference
-    from reid.modeling.aggregators import AGGREGATORS
+    from tripletreid.input_pipeline import images
+    from tripletreid.modeling import inference
+    from tripletreid.modeling.aggregators import AGGREGATORS
     with temporary_folder() as folder:
         if args.input_dtype == 'uint8' and not args.any_size:
             # To 8 bits only after the resizing: files of that size, so that embed.py sees the same.

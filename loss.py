@@ -11,8 +11,8 @@ import math
 
 import tensorflow as tf
 
-from reid import plugins
-from reid.errors import InputError
+from tripletreid import plugins
+from tripletreid.errors import InputError
 
 
 def cdist(a, b, metric):

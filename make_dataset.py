@@ -5,7 +5,7 @@
     make_dataset.py join both.csv market=data/market1501_train.csv duke=data/dukeMTMC_train.csv
 """
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import argparse
@@ -20,11 +20,11 @@ import shlex
 import statistics
 
 from data import _convert
-from reid import dask_cluster, plugins
-from reid.argument_types import DASK_ADDRESS, ArgumentParser
-from reid.errors import InputError, exit_with, some, warn
-from reid.files import check_output
-from reid.provenance import file_hash
+from tripletreid import dask_cluster, plugins
+from tripletreid.argument_types import DASK_ADDRESS, ArgumentParser
+from tripletreid.errors import InputError, exit_with, some, warn
+from tripletreid.files import check_output
+from tripletreid.provenance import file_hash
 
 LOOKED_AT_ONCE = 1024  # Images, by a worker of a cluster.
 
@@ -99,7 +99,7 @@ def make(name, root, out, options, prefix=None):
         InputError: nothing of the dataset is in `root`, something there cannot be read, or csv files of an earlier run
             would stay beside those of this one.
     """
-    from reid.dataset import file_problems, is_dataset, save_datasets
+    from tripletreid.dataset import file_problems, is_dataset, save_datasets
     dataset = plugins.load('data', name)
     prefix = prefix or name
     convert = options.get('convert')
@@ -186,7 +186,7 @@ def check(csv_paths, root, dask=None):
     of the csv files share. The status is 1 when there are images that cannot be used, and when csv files share images,
     unless the names of both say that they are to evaluate on (query, test, gallery or probe) or to train on (train).
     """
-    from reid.dataset import hint_of_missing, image_path, load_dataset
+    from tripletreid.dataset import hint_of_missing, image_path, load_dataset
     datasets = [load_dataset(path) for path in csv_paths]
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
@@ -227,7 +227,7 @@ def join(out, sets, image_root):
     already, images with the same content in two sets are told of. (`train.py --train_set A.csv B.csv` joins as well,
     each with an image root of its own.)
     """
-    from reid.dataset import check_files, is_dataset, joined, load_dataset, save_dataset
+    from tripletreid.dataset import check_files, is_dataset, joined, load_dataset, save_dataset
     names = [name for name, _ in sets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -278,7 +278,7 @@ def alike(fids, image_root, look):
     """Those file ids for which `look`, a function of a path, answers the same as for one of another set; sorted."""
     import tqdm
 
-    from reid.dataset import image_path
+    from tripletreid.dataset import image_path
     fids_of_answer = collections.defaultdict(list)
     with multiprocessing.pool.ThreadPool(16) as pool:
         answers = pool.imap(lambda fid: look(image_path(image_root, fid)), fids, chunksize=16)
@@ -298,7 +298,7 @@ def look_at(paths, dask):
     """The `looks.Look` at each of some image files, a list; by the workers of a Dask cluster where `dask` is an address."""
     import tqdm
 
-    from reid.input_pipeline.looks import list_of_looks, looks
+    from tripletreid.input_pipeline.looks import list_of_looks, looks
     if dask is None:
         os.environ['CUDA_VISIBLE_DEVICES'] = '-1'  # A training may be running on a GPU.
         return list(tqdm.tqdm(looks(_convert.changes, paths), 'Looking at images', len(paths), leave=False))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Who is this? Search a gallery with photos: a folder of images, a csv file or an .h5 file → the nearest, or nobody."""
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import os
@@ -9,13 +9,13 @@ import sys
 
 import h5py
 
-from reid import argument_types, quiet
-from reid.embeddings import difference, in_order, open_embeddings
-from reid.errors import InputError, exit_with, some
-from reid.evaluation import distances, verification
-from reid.experiment import arguments
-from reid.files import check_file, check_output
-from reid.modeling import inference_flags
+from tripletreid import argument_types, quiet
+from tripletreid.embeddings import difference, in_order, open_embeddings
+from tripletreid.errors import InputError, exit_with, some
+from tripletreid.evaluation import distances, verification
+from tripletreid.experiment import arguments
+from tripletreid.files import check_file, check_output
+from tripletreid.modeling import inference_flags
 
 OF_THE_PAGE = ('host', 'port')
 OF_THE_FILES = ('filename', 'report', 'together')
@@ -84,23 +84,23 @@ def main():
     metric = args.metric or trained.metric
     threshold, curve = threshold_and_curve(args, metric)
     check_gallery(args, parser)
-    from reid.search import gallery, photos
+    from tripletreid.search import gallery, photos
     if args.filename is not None:
         check_output(args.filename, '--filename', 'a result of search.py', gallery.is_found,
                      [*args.photos, args.gallery, args.threshold_from])
     if args.report is not None:
-        from reid.search import page
+        from tripletreid.search import page
         check_output(args.report, '--report', 'a page of search.py', page.is_page,
                      [*args.photos, args.gallery, args.threshold_from])
     for path in args.photos:
         photos.check(path)
     if args.serve:
-        from reid.search import server
+        from tripletreid.search import server
         listening = server.listen(args.host, args.port)
 
     # The model, and the photos with it: what is wrong with them is told before a gallery is embedded for hours.
     with quiet.tensorflow_import():
-        from reid.search import embedder
+        from tripletreid.search import embedder
     model = embedder.Embedder(args, trained)
     doubt = args.threshold_from and verification.doubt(args.threshold_from, model.made_by)
     if doubt:
@@ -183,7 +183,7 @@ def threshold_and_curve(args, metric):
 
 def open_gallery(args, trained, model):
     """The open `Embeddings` of the gallery, embedded where that is needed, and the folder of its images, or None."""
-    from reid.search import images, index
+    from tripletreid.search import images, index
     if is_embedded(args.gallery):
         embeddings = open_embedded(args.gallery, model)
         image_root = args.image_root or embeddings.parameters.get('image_root')
@@ -206,7 +206,7 @@ def open_gallery(args, trained, model):
 
 def open_embedded(path, model):
     """Open a gallery's `Embeddings`, which have to be made as the photos' are."""
-    from reid.search import gallery
+    from tripletreid.search import gallery
     embeddings = open_embeddings(path)
     gallery.check_names(embeddings)
     if not len(embeddings):

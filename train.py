@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Train an embedding with the triplet loss: flags → args.json → data → model → loss → optimizer → restore → loop."""
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import os
 
-from reid import argument_types, cluster, plugins, provenance, quiet, signals
-from reid.errors import InputError, exit_with, sentence_of
-from reid.experiment import arguments, root, train_log
-from reid.training.interruption import Interruption
+from tripletreid import argument_types, cluster, plugins, provenance, quiet, signals
+from tripletreid.errors import InputError, exit_with, sentence_of
+from tripletreid.experiment import arguments, root, train_log
+from tripletreid.training.interruption import Interruption
 
 USED_ENDPOINTS = ('emb', 'emb_raw', 'metric_emb', 'logits')  # In `replica_step`.
 
@@ -30,8 +30,8 @@ def main():
             arguments.check_stored_image_roots(args.experiment_root, args)
     arguments.check(args, parser)
     notices += arguments.notices(args)
-    from reid.dataset import check_files, load_sets
-    from reid.training.validation import Validation
+    from tripletreid.dataset import check_files, load_sets
+    from tripletreid.training.validation import Validation
     train_set = load_sets(args.train_set)
     if args.frames_per_tracklet > 1 and train_set.tracklets is None:
         raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
@@ -44,14 +44,14 @@ def main():
     # What computes: TensorFlow has to know of several devices before it computes anything.
     with quiet.tensorflow_import():
         from loss import check_margin, check_metric
-        from reid import distribute
+        from tripletreid import distribute
     strategy = distribute.strategy(args.distribute, args.devices)
     signals.end_the_process()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
     distribute.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     check_metric(args.loss, args.metric)
     if args.initial_checkpoint and not args.resume:
-        from reid.modeling import pretrained
+        from tripletreid.modeling import pretrained
         arguments.complete(args, pretrained.published_options(args.model_name, args.initial_checkpoint))
     if not task.is_chief:
         with distribute.losing_a_worker_is_an_error(strategy):
@@ -98,14 +98,14 @@ def train(args, train_set, validator, strategy, log):
     """
     import tensorflow as tf
 
-    from reid import distribute
-    from reid.experiment import best_checkpoint, checkpoints
-    from reid.input_pipeline import batches, images, sampling
-    from reid.modeling import pretrained
-    from reid.training import optimizer
-    from reid.training.loop import Loop
-    from reid.training.reporter import Reporter
-    from reid.training.train_state import TrainState
+    from tripletreid import distribute
+    from tripletreid.experiment import best_checkpoint, checkpoints
+    from tripletreid.input_pipeline import batches, images, sampling
+    from tripletreid.modeling import pretrained
+    from tripletreid.training import optimizer
+    from tripletreid.training.loop import Loop
+    from tripletreid.training.reporter import Reporter
+    from tripletreid.training.train_state import TrainState
     task = cluster.task(args.distribute)
     is_chief = task.is_chief
     if task.workers > 1:
@@ -222,8 +222,8 @@ def make_train_step(args, state, strategy):
     """
     import tensorflow as tf
 
-    from reid import distribute
-    from reid.modeling import recompute
+    from tripletreid import distribute
+    from tripletreid.modeling import recompute
     losses_of = plugins.load('losses', args.loss).loss
     forward = recompute.recomputing(state.network, USED_ENDPOINTS) if args.recompute else state.network
 
@@ -255,10 +255,10 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     import tensorflow as tf
 
     from loss import cdist, cdist_to_memory, classifier_logits, cross_entropy, mean_over_frames, monitor
-    from reid import distribute
-    from reid.input_pipeline.sampling import LOSS, STOCHASTIC_DEPTH, stream_seed
-    from reid.modeling import stochastic_depth
-    from reid.training import optimizer
+    from tripletreid import distribute
+    from tripletreid.input_pipeline.sampling import LOSS, STOCHASTIC_DEPTH, stream_seed
+    from tripletreid.modeling import stochastic_depth
+    from tripletreid.training import optimizer
     network = state.network
     network.body.trainable = not body_is_frozen  # It stops the body's batch norm as well.
     trained = state.trainable_head if body_is_frozen else state.trainable

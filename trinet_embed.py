@@ -5,7 +5,7 @@ One line per image on standard output: path,e0,e1,…,e127. The embedding is the
 the centre, the four corners, and their mirror images.
 """
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import concurrent.futures
@@ -14,8 +14,8 @@ import sys
 
 import numpy as np
 
-from reid import argument_types, quiet
-from reid.errors import InputError, exit_with
+from tripletreid import argument_types, quiet
+from tripletreid.errors import InputError, exit_with
 
 PRE_CROP = (288, 144)
 CROP = (256, 128)
@@ -52,8 +52,8 @@ def main():
         import tensorflow as tf
     import tqdm
 
-    from reid import distribute
-    from reid.modeling import model, pretrained
+    from tripletreid import distribute
+    from tripletreid.modeling import model, pretrained
     distribute.strategy('none')
     network = model.build('trinet', 'fc1024', 128, (*CROP, 3))
     pretrained.load_trinet(args.weights, model.named_variables(network))

@@ -11,7 +11,7 @@ An evaluation file says which csv and .h5 files it was made from, and an .h5 fil
 are for files that were moved since. No display is needed, and TensorFlow for the augmentation only.
 """
 if __name__ == '__main__':  # Before all other imports.
-    from reid import startup
+    from tripletreid import startup
     startup.settle()
 
 import os
@@ -19,11 +19,11 @@ import sys
 
 import numpy as np
 
-from reid.argument_types import OF_EMBEDDINGS, ArgumentParser, OneOrMore, non_negative_int, positive_int
-from reid.errors import InputError, exit_with
-from reid.files import check_output
-from reid.visualization.curves import picture_of_curves
-from reid.visualization.embedding_plot import (
+from tripletreid.argument_types import OF_EMBEDDINGS, ArgumentParser, OneOrMore, non_negative_int, positive_int
+from tripletreid.errors import InputError, exit_with
+from tripletreid.files import check_output
+from tripletreid.visualization.curves import picture_of_curves
+from tripletreid.visualization.embedding_plot import (
     MOST_NAMED,
     check_projector,
     in_two_dimensions,
@@ -31,8 +31,8 @@ from reid.visualization.embedding_plot import (
     scatter_plot,
     write_projector,
 )
-from reid.visualization.figures import check_picture_name, save_picture, use_fonts_for
-from reid.visualization.rankings_plot import picture_of_lists
+from tripletreid.visualization.figures import check_picture_name, save_picture, use_fonts_for
+from tripletreid.visualization.rankings_plot import picture_of_lists
 
 DRAWN_VARIANTS = 8  # Of each image.
 NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # of pictures on a page
@@ -120,7 +120,7 @@ def main():
 
 def draw_rankings(args):
     """A picture with a row for each chosen query: itself, then its nearest images."""
-    from reid.visualization.ranked_lists import open_evaluation, ranked_lists
+    from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
     filename = os.path.splitext(args.evaluation)[0] + '_rankings.png' if args.filename is None else args.filename
     check_picture_name(filename, read_by(args))
     evaluation, query, gallery = open_evaluation(args)
@@ -163,8 +163,8 @@ def choose_queries(evaluation, args):
 
 def write_report(args):
     """One page with the evaluation's numbers, charts and every query's ranked list."""
-    from reid.visualization.ranked_lists import open_evaluation, open_other_evaluation
-    from reid.visualization.report import estimated_bytes, find, is_page, page_data, write_page
+    from tripletreid.visualization.ranked_lists import open_evaluation, open_other_evaluation
+    from tripletreid.visualization.report import estimated_bytes, find, is_page, page_data, write_page
     filename = os.path.splitext(args.evaluation)[0] + '.html' if args.filename is None else args.filename
     check_output(filename, '--filename', 'a page of visualize.py report', is_page, [*read_by(args), args.compare])
     evaluation, query, gallery = open_evaluation(args)
@@ -192,10 +192,10 @@ def check_megabytes(megabytes):
 
 def draw_embeddings(args):
     """A scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
-    from reid.dataset import load_dataset
-    from reid.embeddings import name_of_whole, open_embeddings, open_with_dataset
-    from reid.evaluation import chunks
-    from reid.visualization.ranked_lists import image_paths, stated
+    from tripletreid.dataset import load_dataset
+    from tripletreid.embeddings import name_of_whole, open_embeddings, open_with_dataset
+    from tripletreid.evaluation import chunks
+    from tripletreid.visualization.ranked_lists import image_paths, stated
     whole = name_of_whole(args.embeddings)
     filename = os.path.splitext(whole)[0] + '.png' if args.filename is None else args.filename
     check_picture_name(filename, [args.embeddings, args.dataset])
@@ -224,8 +224,8 @@ def draw_embeddings(args):
 
 def draw_curves(args):
     """A panel for each scalar, with all runs in it; then each run's loss distribution, where it kept detailed logs."""
-    from reid.experiment.detailed_logs import read_loss_quantiles
-    from reid.experiment.event_files import read_scalars
+    from tripletreid.experiment.detailed_logs import read_loss_quantiles
+    from tripletreid.experiment.event_files import read_scalars
     filename = os.path.join(args.experiment_roots[0], 'curves.png') if args.filename is None else args.filename
     if all(map(os.path.isdir, args.experiment_roots)):  # Else it is told below what is wrong with them.
         check_picture_name(filename, ())
@@ -239,9 +239,9 @@ def draw_curves(args):
 
 def draw_augmentation(args):
     """A row for each of some training images: as it is, then as it is drawn with the augmentation of a run."""
-    from reid import quiet
-    from reid.dataset import check_files, load_sets
-    from reid.experiment import arguments
+    from tripletreid import quiet
+    from tripletreid.dataset import check_files, load_sets
+    from tripletreid.experiment import arguments
     root = args.experiment_root
     filename = os.path.join(root, 'augmentation.png') if args.filename is None else args.filename
     run, _ = arguments.load(root)
@@ -262,8 +262,8 @@ def draw_augmentation(args):
     chosen = train_set.take(np.sort(np.random.default_rng(args.seed).permutation(len(train_set))[:args.count]))
     check_files(chosen, image_root, run.allow_outside_root)
     with quiet.tensorflow_import():
-        from reid.input_pipeline import images
-        from reid.visualization.augmentation_plot import drawn_images, flags_of, picture_of_augmentation
+        from tripletreid.input_pipeline import images
+        from tripletreid.visualization.augmentation_plot import drawn_images, flags_of, picture_of_augmentation
     drawn = drawn_images(images.paths(chosen, image_root), run, DRAWN_VARIANTS, args.seed)
     warn_of_boxes({root, *chosen.fids})
     flags = flags_of(run) or 'no augmentation'

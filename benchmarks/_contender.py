@@ -26,9 +26,9 @@ def batch(batch_size):
 
 
 def network(precision='none', name='resnet_v1_50'):
-    from reid import quiet
+    from tripletreid import quiet
     with quiet.tensorflow_import():
-        from reid.modeling import model
+        from tripletreid.modeling import model
     model.set_precision(precision)
     return model.build(name, 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
 
@@ -40,8 +40,8 @@ def training(batch_size, precision='none', net=None, recomputes=False):
 
     from loss import cdist
     from losses import batch_hard
-    from reid.modeling import model, recompute
-    from reid.training import optimizer
+    from tripletreid.modeling import model, recompute
+    from tripletreid.training import optimizer
     forward = recompute.recomputing(net, ['emb']) if recomputes else net
     images, pids = (tf.constant(array) for array in batch(batch_size))
     trainable = {name: each for name, each in model.named_variables(net).items() if each.trainable}
@@ -69,10 +69,10 @@ def training_recompute(batch_size):
 
 def training_keras_bn(batch_size):
     """The same with the batch norm that Keras has."""
-    from reid import quiet
+    from tripletreid import quiet
     with quiet.tensorflow_import():
         import keras
-    from reid.modeling import batch_norm
+    from tripletreid.modeling import batch_norm
     batch_norm.BatchNorm = lambda epsilon=1e-5, momentum=0.9, **kwargs: keras.layers.BatchNormalization(
         epsilon=epsilon, momentum=momentum, **kwargs)
     return training(batch_size)
@@ -85,7 +85,7 @@ def training_keras_net(batch_size):
 
 def training_keras_net_keras_bn(batch_size):
     """The same as Keras builds it."""
-    from reid.modeling.batch_norm import with_keras_batch_norm
+    from tripletreid.modeling.batch_norm import with_keras_batch_norm
     return training(batch_size, net=with_keras_batch_norm(network(name='resnet50')))
 
 
@@ -119,7 +119,7 @@ def embedding_of_files(batch_size):
     net = network()
     from PIL import Image
 
-    from reid.modeling import inference
+    from tripletreid.modeling import inference
     folder = pathlib.Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     paths = [str(folder / f'{number}.jpg') for number in range(batch_size)]

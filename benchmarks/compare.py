@@ -32,9 +32,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # Not this folder: `evaluate` is the project's.
 
 import make_dataset
-from reid import argument_types, quiet
-from reid.errors import InputError, exit_with
-from reid.files import check_replaceable, write_json, written_whole
+from tripletreid import argument_types, quiet
+from tripletreid.errors import InputError, exit_with
+from tripletreid.files import check_replaceable, write_json, written_whole
 
 
 class Setting(typing.NamedTuple):
@@ -183,13 +183,13 @@ def result_of(name, seed, setting, options):
 def scores(root, setting, options):
     """What the last checkpoint of an experiment root reaches: `pids` and `aps` of the queries."""
     with quiet.tensorflow_import():
-        from reid.modeling import inference, inference_flags
+        from tripletreid.modeling import inference, inference_flags
     import numpy as np
 
     import excluders
-    from reid.dataset import load_dataset
-    from reid.evaluation import ranking
-    from reid.experiment import arguments
+    from tripletreid.dataset import load_dataset
+    from tripletreid.evaluation import ranking
+    from tripletreid.experiment import arguments
     args, _ = arguments.load(root)
     network, _ = inference.from_experiment(root)
     crop = inference_flags.validation_crop(args)
@@ -240,7 +240,7 @@ def interval_of_identities(of_seeds, against):
     """By bootstrap over identities, of the queries' mean differences over seeds."""
     import numpy as np
 
-    from reid.evaluation import bootstrap
+    from tripletreid.evaluation import bootstrap
     differences = np.mean([np.subtract(one['aps'], other['aps']) for one, other in zip(of_seeds, against)], axis=0)
     [interval] = bootstrap.interval(against[0]['pids'], differences[:, None], lowest=-1)
     return 'unknown' if interval is None else f'{points(interval[0])} to {points(interval[1])}'
@@ -252,7 +252,7 @@ def interval_of_seeds(differences):
         return 'unknown'
     import scipy.stats
 
-    from reid.evaluation import bootstrap
+    from tripletreid.evaluation import bootstrap
     half = (scipy.stats.t.ppf((1 + bootstrap.CONFIDENCE) / 2, len(differences) - 1) * statistics.stdev(differences) /
             len(differences) ** 0.5)
     mean = statistics.fmean(differences)

@@ -34,7 +34,7 @@ def nothing(number):
 
 
 def measure_overhead(args):
-    from reid import dask_cluster
+    from tripletreid import dask_cluster
     started = time.monotonic()
     with dask_cluster.pool(f'local:{args.workers}') as share:
         list(share(nothing, range(args.workers), 'First'))

@@ -139,8 +139,8 @@ def make(args, folder):
 def write(folder, role, person, centres, noise, random, outliers=0):
     import numpy as np
 
-    from reid.dataset import load_dataset
-    from reid.embeddings import EmbeddingWriter
+    from tripletreid.dataset import load_dataset
+    from tripletreid.embeddings import EmbeddingWriter
     with open(f'{folder}/{role}.csv', 'w') as file:
         for row, (number, camera) in enumerate(zip(person, random.integers(1, 7, len(person)))):
             pid = '-1' if number < 0 else f'{number:04}'
@@ -250,9 +250,9 @@ def faiss_neighbours(_, folder):
 
 def our_neighbours(_, folder):
     """The same by ranking.py."""
-    from reid.dataset import load_dataset
-    from reid.embeddings import open_with_dataset
-    from reid.evaluation import neighbours
+    from tripletreid.dataset import load_dataset
+    from tripletreid.embeddings import open_with_dataset
+    from tripletreid.evaluation import neighbours
     queries, query_set = open_with_dataset(f'{folder}/query.h5', load_dataset(f'{folder}/query.csv'))
     gallery, gallery_set = open_with_dataset(f'{folder}/gallery.h5', load_dataset(f'{folder}/gallery.csv'))
     found = neighbours.nearest(queries, query_set.fids, gallery, gallery_set.fids, NEIGHBOURS, 'sqeuclidean')

@@ -79,7 +79,7 @@ def check_matrix(args):
     import numpy as np
 
     import _matrix
-    from reid import distribute
+    from tripletreid import distribute
     strategy = distribute.strategy('none')
     chosen = _matrix.combinations()[:1] if args.tiny else _matrix.combinations()
     for jit_compile in (False, True):
@@ -139,9 +139,9 @@ def measured(args, precision, xla, batch_p):
     import tensorflow as tf
 
     import train
-    from reid import distribute
-    from reid.experiment import arguments
-    from reid.training.train_state import TrainState
+    from tripletreid import distribute
+    from tripletreid.experiment import arguments
+    from tripletreid.training.train_state import TrainState
     net, height, width = ('mnist', 28, 28) if args.tiny else ('resnet_v1_50', 256, 128)
     flags = arguments.make_parser().parse_args([
         '--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--model_name', net, '--batch_p',
@@ -210,8 +210,8 @@ def embedding_speed(network, args):
 
 def loading_speed(flags, args):
     """Images a second that the input pipeline loads and crops."""
-    from reid.dataset import load_dataset
-    from reid.input_pipeline import batches, sampling
+    from tripletreid.dataset import load_dataset
+    from tripletreid.input_pipeline import batches, sampling
     from speed import write_images
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

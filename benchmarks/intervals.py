@@ -18,8 +18,8 @@ sys.path[0] = str(ROOT)  # Not this folder: `evaluate` is the project's.
 
 import numpy as np
 
-from reid.argument_types import positive_int
-from reid.evaluation import bootstrap
+from tripletreid.argument_types import positive_int
+from tripletreid.evaluation import bootstrap
 
 IDENTITIES = (3, 5, 7, 10, 20, 50, 100)
 MOST_QUERIES = 8

@@ -20,10 +20,10 @@ sys.path[0] = str(ROOT)  # Not this folder: `search` is the project's.
 
 import numpy as np
 
-from reid.dataset import Dataset
-from reid.embeddings import Embeddings, EmbeddingWriter
-from reid.evaluation.distances import METRICS
-from reid.search.gallery import Gallery
+from tripletreid.dataset import Dataset
+from tripletreid.embeddings import Embeddings, EmbeddingWriter
+from tripletreid.evaluation.distances import METRICS
+from tripletreid.search.gallery import Gallery
 
 AT_ONCE = 10_000
 

@@ -162,9 +162,9 @@ def measure_start(args):
 def measure_input(args):
     import tensorflow as tf
 
-    from reid import dataset
-    from reid.experiment import arguments
-    from reid.input_pipeline import batches, images, sampling
+    from tripletreid import dataset
+    from tripletreid.experiment import arguments
+    from tripletreid.input_pipeline import batches, images, sampling
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 512)
         flags = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment'))
@@ -205,9 +205,9 @@ AUGMENTATIONS = (['--flip_augment'], ['--crop_augment'], ['--pad_crop', '10'], [
 
 def measure_augmentation(args):
     """What each augmentation costs an image that is decoded already, with the threads of the input pipeline."""
-    from reid import dataset
-    from reid.experiment import arguments
-    from reid.input_pipeline import batches, sampling
+    from tripletreid import dataset
+    from tripletreid.experiment import arguments
+    from tripletreid.input_pipeline import batches, sampling
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 128)
         train_set = dataset.load_dataset(csv)
@@ -252,8 +252,8 @@ def measure_draw(args):
     """The images of one batch, drawn from datasets of growing size; four images an identity."""
     import numpy as np
 
-    from reid import dataset
-    from reid.input_pipeline import sampling
+    from tripletreid import dataset
+    from tripletreid.input_pipeline import sampling
     draws = {}
     for size in (10 ** 3, 10 ** 5, 10 ** 7):
         pids = np.repeat(np.arange(size // 4), 4)
@@ -273,7 +273,7 @@ def measure_losses(args):
     import tensorflow as tf
 
     from loss import cdist
-    from reid import plugins
+    from tripletreid import plugins
     for batch_p in (18, 32):
         emb = tf.constant(np.random.default_rng(0).normal(size=(batch_p * 4, 128)).astype(np.float32))
         pids = tf.constant(np.repeat(np.arange(batch_p), 4).astype(np.int32))
@@ -340,9 +340,9 @@ def measure_loop(args):
     import numpy as np
     import tensorflow as tf
 
-    from reid.experiment import arguments
-    from reid.training.loop import Loop
-    from reid.training.reporter import Reporter
+    from tripletreid.experiment import arguments
+    from tripletreid.training.loop import Loop
+    from tripletreid.training.reporter import Reporter
     random = np.random.default_rng(0)
     rows = np.arange(128)
     result = {'losses': random.random(128, np.float32), 'dists': random.random((128, 128), np.float32), 'rows': rows,

@@ -6,8 +6,8 @@ import os
 import shutil
 import warnings
 
-from reid.errors import InputError, some, warn
-from reid.files import folder_written_whole
+from tripletreid.errors import InputError, some, warn
+from tripletreid.files import folder_written_whole
 
 # What Pillow reads by itself. No EPS, for which it would run another program.
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')

@@ -5,8 +5,8 @@ import hashlib
 import os
 import re
 
-from reid.errors import InputError
-from reid.files import temporary_folder
+from tripletreid.errors import InputError
+from tripletreid.files import temporary_folder
 
 
 def find(root, *names):

@@ -16,7 +16,7 @@ import os
 import re
 
 from data import _convert, _files
-from reid.errors import InputError, some, warn
+from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'diagonal'
 TOTALS = {'train': {}, 'query': {}, 'test': {}}

@@ -7,7 +7,7 @@ identity -1 as in Market-1501) and the distractors (identity 0000).
 Zheng et al., MARS: A Video Benchmark for Large-Scale Person Re-Identification, ECCV 2016.
 """
 from data import _files
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 EXCLUDER = 'mars'
 TOTALS = {

@@ -11,7 +11,7 @@ import struct
 import zlib
 
 from data import _files
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 EXCLUDER = 'diagonal'
 TOTALS = {

@@ -17,8 +17,8 @@ import re
 import typing
 
 from data import _files
-from reid.argument_types import positive_int, share
-from reid.errors import InputError, some, warn
+from tripletreid.argument_types import positive_int, share
+from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'diagonal'
 TOTALS = {'train': {}, 'query': {}, 'test': {}}

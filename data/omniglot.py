@@ -10,7 +10,7 @@ import glob
 import os
 
 from data import _files
-from reid.errors import InputError, some, warn
+from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'omniglot'
 TOTALS = {'train': {}, 'val_query': {}, 'val_test': {}, 'query': {}, 'test': {}}

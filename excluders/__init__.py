@@ -2,8 +2,8 @@
 import functools
 import re
 
-from reid import plugins
-from reid.errors import InputError
+from tripletreid import plugins
+from tripletreid.errors import InputError
 
 
 def names():

@@ -4,7 +4,7 @@ import re
 import numpy as np
 
 from excluders import _same_key
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 JUNK = '-1'
 

@@ -1,7 +1,7 @@
 """What the heads are made of."""
 import keras
 
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 
 def hidden(features, units, activation):

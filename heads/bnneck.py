@@ -3,7 +3,7 @@
 The metric loss has the features before it, the classifier and the embedding those behind it. It has no offset.
 """
 from heads import _dense
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 
 def head(endpoints, embedding_dim):

@@ -2,7 +2,7 @@
 import tensorflow as tf
 
 from loss import apply_margin, pair_masks
-from reid import distribute
+from tripletreid import distribute
 
 
 def all_triplets(dists, anchor_pids, pids, margin):

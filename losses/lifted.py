@@ -2,7 +2,7 @@
 import tensorflow as tf
 
 from loss import log_sum_exp, number_margin, pair_masks
-from reid import distribute
+from tripletreid import distribute
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):

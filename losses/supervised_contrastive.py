@@ -2,7 +2,7 @@
 import tensorflow as tf
 
 from loss import log_sum_exp, pair_masks
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 METRICS = ('cosine',)
 TEMPERATURE = 0.1

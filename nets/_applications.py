@@ -5,8 +5,8 @@ what Keras has as the output of such a net without its top: there ends the part 
 """
 import keras
 
-from reid.errors import InputError
-from reid.modeling.batch_norm import with_fused_batch_norm
+from tripletreid.errors import InputError
+from tripletreid.modeling.batch_norm import with_fused_batch_norm
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

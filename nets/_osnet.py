@@ -9,8 +9,8 @@ import keras
 from nets import _pooling, _resnet
 from nets._applications import PIXELS
 from nets._torch_resnet import stem_pooled
-from reid.errors import InputError
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.errors import InputError
+from tripletreid.modeling.batch_norm import BatchNorm
 
 STAGES = tuple(rf'\w+/conv{stage}/' for stage in (1, 2, 3, 4, 5))
 SMALLEST = 13

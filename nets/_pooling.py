@@ -1,7 +1,7 @@
 """From a feature map to features."""
 import keras
 
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 
 def pooled(feature_map, pooling):

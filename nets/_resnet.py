@@ -2,7 +2,7 @@
 import keras
 
 from nets import _pooling
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 DEPTHS = (256, 512, 1024, 2048)
 RGB_MEAN = (123.68, 116.78, 103.94)

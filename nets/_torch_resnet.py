@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nets import _pooling, _resnet
 from nets._applications import PIXELS
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 STAGES = (r'\w+/(conv1|bn1)/', *(rf'\w+/layer{stage}/' for stage in (1, 2, 3, 4)))
 

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from nets._applications import PIXELS
-from reid.errors import InputError
-from reid.modeling.stochastic_depth import StochasticDepth
+from tripletreid.errors import InputError
+from tripletreid.modeling.stochastic_depth import StochasticDepth
 
 EPSILON = 1e-6
 # The exact one as oneDNN's fused product of matrices, bias and activation is found in a graph.

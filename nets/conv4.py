@@ -1,7 +1,7 @@
 """Four convolutions, the net of Matching Networks and what followed it (Vinyals et al., arXiv 1606.04080, section 4.1)."""
 import keras
 
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 STAGES = ('conv4/conv1/', 'conv4/conv2/', 'conv4/conv3/', 'conv4/conv4/')
 

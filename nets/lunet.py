@@ -1,8 +1,8 @@
 """LuNet, the net that the paper trains from scratch (arXiv 1703.07737), made for images of 128×64."""
 import keras
 
-from reid.errors import InputError
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.errors import InputError
+from tripletreid.modeling.batch_norm import BatchNorm
 
 # (channels in, channels inside, channels out) of the residual blocks; a max pooling follows each group.
 GROUPS = (

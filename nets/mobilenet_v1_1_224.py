@@ -2,7 +2,7 @@
 import keras
 
 from nets import _pooling
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 STRIDED = (2, 4, 6, 12)

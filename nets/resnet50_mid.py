@@ -5,7 +5,7 @@ The averages of the last stage's first two blocks are fused by a dense layer, an
 import keras
 
 from nets import _applications, _pooling
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid.modeling.batch_norm import BatchNorm
 
 WEIGHTS = "Keras's resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 STAGES = _applications.RESNET_STAGES

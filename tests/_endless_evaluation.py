@@ -14,7 +14,7 @@ import numpy as np
 
 import evaluate
 import excluders
-from reid.errors import exit_with
+from tripletreid.errors import exit_with
 
 PATIENCE = 300  # Seconds; a process that nobody ends would be left by a test that failed.
 

@@ -10,10 +10,10 @@ import tensorflow as tf
 
 import train
 from nets import _applications, _osnet, _pooling, _resnet, _torch_resnet, _vit
-from reid import plugins
-from reid.experiment import arguments
-from reid.modeling import model
-from reid.training.train_state import TrainState
+from tripletreid import plugins
+from tripletreid.experiment import arguments
+from tripletreid.modeling import model
+from tripletreid.training.train_state import TrainState
 
 PRECISIONS = ('none', 'bfloat16', 'float16')
 FAMILIES = ('slim', 'keras', 'PyTorch', 'without batch norm', 'transformer')

@@ -4,7 +4,7 @@ TensorFlow may be imported before a fork, but not used: nothing here makes a ten
 """
 import gc
 
-from reid import quiet
+from tripletreid import quiet
 
 with quiet.tensorflow_import():
     import tensorflow  # noqa: F401
@@ -17,8 +17,8 @@ import tqdm  # noqa: F401
 
 import embed  # noqa: F401
 import train  # noqa: F401
-from reid.modeling import inference  # noqa: F401
-from reid.training import reporter  # noqa: F401
+from tripletreid.modeling import inference  # noqa: F401
+from tripletreid.training import reporter  # noqa: F401
 
 # Or each fork would go through all of these objects again when it collects garbage, and copy their pages.
 gc.collect()

@@ -65,9 +65,9 @@ class Fault:
             signal.signal = self._telling(signal.signal, listens)
             threading.Thread(target=self._strike_later, args=[listens], daemon=True).start()
             return
-        from reid.input_pipeline import batches, cache
-        from reid.modeling import inference
-        from reid.training import optimizer
+        from tripletreid.input_pipeline import batches, cache
+        from tripletreid.modeling import inference
+        from tripletreid.training import optimizer
         places = {'step': [(optimizer, 'learning_rate')], 'embedding': [(inference, 'embed_files')],
                   'cache': [(cache, '_decoded')], 'batches': [(batches, 'batches')],
                   'file': [(os, 'fsync'), (os, 'replace'), (os, 'remove')]}
@@ -152,8 +152,8 @@ def _main(script, arguments, fault, output, environment):
     assert 'train' in sys.modules, 'the fork server did not import _preload'
     import importlib
 
-    from reid import startup
-    from reid.errors import exit_with
+    from tripletreid import startup
+    from tripletreid.errors import exit_with
     startup.settle()
     if fault:
         fault.arm()

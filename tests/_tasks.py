@@ -4,7 +4,7 @@ import pathlib
 import signal
 import time
 
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 
 def square(number):

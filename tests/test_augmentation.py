@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from _runs import Run, ended_in_one_sentence
 from conftest import assert_one_sentence, run_script
-from reid.experiment import arguments
-from reid.input_pipeline import augmentation, auto_augment
+from tripletreid.experiment import arguments
+from tripletreid.input_pipeline import augmentation, auto_augment
 
 SEED = (3, 4)
 
@@ -229,7 +229,7 @@ def test_what_is_drawn_of_one_does_not_depend_on_the_others(photo):
 def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):
     import argparse
 
-    from reid.visualization import augmentation_plot
+    from tripletreid.visualization import augmentation_plot
     for name, pixels in (('photo', photo), ('drawing', drawing)):
         Image.fromarray(pixels).save(tmp_path / f'{name}.png')
     (tmp_path / 'two.csv').write_text('a,photo.png\nb,drawing.png\n')

@@ -12,8 +12,8 @@ from PIL import Image
 
 from _runs import Fault, Run, ended_in_one_sentence
 from conftest import assert_one_sentence, run_script
-from reid import plugins
-from reid.errors import InputError
+from tripletreid import plugins
+from tripletreid.errors import InputError
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from reid.dataset import Dataset, joined
-from reid.errors import InputError
-from reid.experiment import arguments
-from reid.input_pipeline import batches, images, sampling
+from tripletreid.dataset import Dataset, joined
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments
+from tripletreid.input_pipeline import batches, images, sampling
 
 P, K = 3, 4
 

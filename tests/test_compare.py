@@ -10,8 +10,8 @@ import pytest
 
 import loss
 from conftest import ROOT
-from reid.errors import InputError
-from reid.experiment import arguments
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments
 
 PIDS = [f'character{number}' for number in range(8) for _ in range(5)]
 

@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 
 from loss import cdist
-from reid import plugins
-from reid.errors import InputError
-from reid.modeling import model
-from reid.modeling.aggregators import AGGREGATORS
-from reid.training import optimizer
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.modeling import model
+from tripletreid.modeling.aggregators import AGGREGATORS
+from tripletreid.training import optimizer
 
 # Small, and large enough for all the poolings of every net.
 INPUT_SHAPE = (128, 64, 3)

@@ -18,8 +18,8 @@ import _tasks
 from _evaluated import embed, write_files
 from _runs import Run, ended_in_one_sentence, make_people, train_arguments
 from conftest import ROOT, wait_until
-from reid import dask_cluster, embeddings, provenance
-from reid.errors import InputError
+from tripletreid import dask_cluster, embeddings, provenance
+from tripletreid.errors import InputError
 
 distributed = pytest.importorskip('distributed')
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.dataset import Dataset, bounds, check_files, file_problems, load_dataset, parts, save_dataset, save_datasets
-from reid.errors import InputError
+from tripletreid.dataset import Dataset, bounds, check_files, file_problems, load_dataset, parts, save_dataset, save_datasets
+from tripletreid.errors import InputError
 
 
 def load(tmp_path, content):

@@ -8,8 +8,8 @@ import pytest
 
 from _runs import FORKS, Run, ended_in_one_sentence, left_behind, make_people, start_fork_server, train_arguments
 from conftest import assert_one_sentence, run_script
-from reid import cluster, plugins
-from reid.errors import InputError
+from tripletreid import cluster, plugins
+from tripletreid.errors import InputError
 
 ITERATIONS = 10
 
@@ -116,7 +116,7 @@ def _losses_and_gradients(replicas, to_parent):
     import tensorflow as tf
 
     from loss import cdist
-    from reid import distribute
+    from tripletreid import distribute
     strategy = distribute.strategy('mirrored', replicas)
     embs = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
     found = {}

@@ -11,8 +11,8 @@ import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, make_people, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
-from reid import errors
-from reid.experiment import arguments
+from tripletreid import errors
+from tripletreid.experiment import arguments
 from test_structure import COMMANDS
 
 BASH = ['bash', '-c', 'exec "$0" "$@" 2>&-']  # Standard error closed.
@@ -67,7 +67,7 @@ def test_help_without_the_characters_and_without_docstrings():
 def test_closed_streams_are_no_file(tmp_path, closed):
     """The first file that is opened would have the number of a closed stream, and get what libraries write there."""
     code = '''
-from reid import startup
+from tripletreid import startup
 startup.settle()
 import os, sys
 with open('file', 'w') as file:
@@ -86,7 +86,7 @@ with open('file', 'w') as file:
 def test_output_that_cannot_be_written():
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
     with open('/dev/full', 'w') as full:
-        process = subprocess.run([sys.executable, '-c', 'from reid import errors; errors.exit_with(lambda: print(1))'],
+        process = subprocess.run([sys.executable, '-c', 'from tripletreid import errors; errors.exit_with(lambda: print(1))'],
                                  cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert process.returncode == 1 and process.stderr == 'error: standard output: No space left on device.\n'
 
@@ -111,7 +111,7 @@ os._exit(0)
 def test_ctrl_c_is_unheard_by_children_though_a_semaphore_is_the_first():
     """With which Python starts its resource tracker, and unblocks the signal."""
     program = '; '.join([
-        'import multiprocessing, signal', 'from reid import signals', 'children = signals.unheard_by_children()',
+        'import multiprocessing, signal', 'from tripletreid import signals', 'children = signals.unheard_by_children()',
         'children.__enter__()', 'semaphore = multiprocessing.get_context("spawn").Semaphore()',
         'print(signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)', 'children.__exit__(None, None, None)',
         'print(signal.pthread_sigmask(signal.SIG_BLOCK, []))'])
@@ -201,7 +201,7 @@ def test_memory_runs_out_while_images_are_loaded(people, trained):
 
 
 def no_more_memory():
-    from reid.input_pipeline import images
+    from tripletreid.input_pipeline import images
 
     def resize(image, size):
         import tensorflow as tf

@@ -20,12 +20,12 @@ from sklearn.metrics import average_precision_score
 import evaluate as evaluate_script
 import excluders
 from conftest import ROOT, assert_one_sentence, run_script, wait_until
-from reid.dataset import Dataset, load_dataset
-from reid.embeddings import Embeddings, EmbeddingWriter, open_gallery, save_embeddings
-from reid.errors import InputError
-from reid.evaluation import bootstrap, ranking, reranking
-from reid.evaluation.results import read_evaluation
-from reid.files import written_whole
+from tripletreid.dataset import Dataset, load_dataset
+from tripletreid.embeddings import Embeddings, EmbeddingWriter, open_gallery, save_embeddings
+from tripletreid.errors import InputError
+from tripletreid.evaluation import bootstrap, ranking, reranking
+from tripletreid.evaluation.results import read_evaluation
+from tripletreid.files import written_whole
 
 SUMMARY = re.compile(r'mAP: \d+\.\d\d% \| top-1: \d+\.\d\d% top-2: \d+\.\d\d% \| top-5: \d+\.\d\d% \| '
                      r'top-10: \d+\.\d\d%')

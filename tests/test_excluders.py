@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import excluders
-from reid.errors import InputError
+from tripletreid.errors import InputError
 
 MARKET = ['0002_c1s1_000451_03.jpg', '0002_c2s1_000301_01.jpg', '0007_c1s6_028546_01.jpg', '-1_c1s1_000401_02.jpg',
           '0000_c1s1_000151_01.jpg']

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from reid import embeddings, files
-from reid.dataset import load_dataset
-from reid.errors import InputError
-from reid.experiment import arguments, best_checkpoint, train_log
-from reid.experiment.root import LOCK_FILE, SILENCE_OF_THE_DEAD, locked
-from reid.input_pipeline import sampling
+from tripletreid import embeddings, files
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, best_checkpoint, train_log
+from tripletreid.experiment.root import LOCK_FILE, SILENCE_OF_THE_DEAD, locked
+from tripletreid.input_pipeline import sampling
 
 LOG = logging.getLogger('test')
 
@@ -292,7 +292,7 @@ def saved(tmp_path):
     """A root with the checkpoints 0, 10 and 20, whose variable counts the steps."""
     import tensorflow as tf
 
-    from reid.experiment import checkpoints
+    from tripletreid.experiment import checkpoints
     for step in (0, 10, 20):
         checkpoints.save(tmp_path, step, {'a/weights': tf.fill([100, 3], float(step))})
     return tmp_path
@@ -301,7 +301,7 @@ def saved(tmp_path):
 def restored(root):
     import tensorflow as tf
 
-    from reid.experiment import checkpoints
+    from tripletreid.experiment import checkpoints
     variable = tf.Variable(tf.zeros([100, 3]))
     checkpoints.load_newest(root, {'a/weights': variable}, LOG)
     assert np.ptp(variable.numpy()) == 0
@@ -343,7 +343,7 @@ def test_no_checkpoint_is_whole(saved):
 def test_a_checkpoint_that_cannot_be_written(saved):
     import tensorflow as tf
 
-    from reid.experiment import checkpoints
+    from tripletreid.experiment import checkpoints
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_cannot_be_written(saved):
 def test_not_finite_is_never_saved(saved):
     import tensorflow as tf
 
-    from reid.experiment import checkpoints
+    from tripletreid.experiment import checkpoints
     with pytest.raises(InputError, match='a/weights is not finite after 30 iterations'):
         checkpoints.save(saved, 30, {'a/weights': tf.fill([100, 3], float('nan'))})
     assert restored(saved) == 20
@@ -367,7 +367,7 @@ def test_not_finite_is_never_saved(saved):
 def test_keep_checkpoints(saved):
     import tensorflow as tf
 
-    from reid.experiment import checkpoints
+    from tripletreid.experiment import checkpoints
     best_checkpoint.note(saved, 0, {'mAP': 0.9, 'top1': 0.9})
     best_checkpoint.note(saved, 20, {'mAP': 0.8, 'top1': 0.9})
     for step in (30, 40, 50):

@@ -18,12 +18,12 @@ import tensorflow as tf
 import embed
 from _runs import Run
 from conftest import ROOT
-from reid import plugins
-from reid.dataset import load_dataset
-from reid.errors import InputError
-from reid.experiment import arguments, checkpoints
-from reid.input_pipeline import batches, sampling
-from reid.modeling import inference, inspect_checkpoint, model, pretrained
+from tripletreid import plugins
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, checkpoints
+from tripletreid.input_pipeline import batches, sampling
+from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained
 
 NETS = ('resnet_v1_50', 'resnet_v1_101', 'mobilenet_v1_1_224')
 HEADS = ('direct', 'direct_normalize', 'fc1024', 'fc1024_normalize')

@@ -12,14 +12,14 @@ from sklearn.metrics import average_precision_score
 
 from _runs import Run, left_behind, make_people, train_arguments
 from nets import _resnet
-from reid import plugins
-from reid.dataset import load_dataset
-from reid.errors import InputError
-from reid.experiment import arguments, checkpoints
-from reid.modeling import inference, inspect_checkpoint, model, pretrained, recompute
-from reid.search import index
-from reid.training import optimizer
-from reid.training.weight_average import WeightAverage
+from tripletreid import plugins
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, checkpoints
+from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained, recompute
+from tripletreid.search import index
+from tripletreid.training import optimizer
+from tripletreid.training.weight_average import WeightAverage
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
 

@@ -20,10 +20,10 @@ import freeze
 from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
 from nets import _resnet, mobilenet_v1_1_224, resnet_v1_50
-from reid.errors import InputError
-from reid.experiment import checkpoints
-from reid.input_pipeline import images
-from reid.modeling import exports, inference, model
+from tripletreid.errors import InputError
+from tripletreid.experiment import checkpoints
+from tripletreid.input_pipeline import images
+from tripletreid.modeling import exports, inference, model
 
 ENDINGS = ['', '.tflite', '.onnx', '.pb']
 
@@ -345,7 +345,7 @@ def test_the_example_names_an_image_that_it_cannot_read(folder, plain_exports, t
 def test_the_readme_embeds_from_python(folder, monkeypatch):
     """As it stands there, but for the paths; and TensorFlow does not say a word of its own."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    snippet, = re.findall(r'```python\n(from reid.*?)```', readme, re.DOTALL)
+    snippet, = re.findall(r'```python\n(from tripletreid.*?)```', readme, re.DOTALL)
     for name, path in (('digits/by_hand', 'run'), ('digits/digits/0000.png', '0.png'), ('digits/digits/0001.png', '1.png')):
         assert name in snippet
         snippet = snippet.replace(name, str(folder / path))

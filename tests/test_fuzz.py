@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import evaluate
 from data import _files
-from reid import argument_types, plugins
-from reid.dataset import load_dataset
-from reid.embeddings import Embeddings, save_embeddings
-from reid.errors import InputError
-from reid.evaluation import results
-from reid.experiment import arguments, best_checkpoint, event_files
+from tripletreid import argument_types, plugins
+from tripletreid.dataset import load_dataset
+from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.errors import InputError
+from tripletreid.evaluation import results
+from tripletreid.experiment import arguments, best_checkpoint, event_files
 
 FUZZED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -222,7 +222,7 @@ def test_safetensors(folder, content):
 
 
 def _read_all(path):
-    from reid.modeling import weight_files
+    from tripletreid.modeling import weight_files
     return weight_files.read(path, list(weight_files.shapes(path)))
 
 
@@ -255,7 +255,7 @@ def test_npz_that_declares_too_much(folder):
 @given(like(b'model_checkpoint_path: "checkpoint-20"\nall_model_checkpoint_paths: "checkpoint-20"\n'))
 def test_state_file(folder, content):
     """Whatever it says, a checkpoint of this very folder is found."""
-    from reid.experiment import checkpoints
+    from tripletreid.experiment import checkpoints
     root = folder / 'root'
     root.mkdir(exist_ok=True)
     for step in (0, 20):
@@ -341,7 +341,7 @@ def test_train_log(folder, content):
 @FUZZED
 @given(like(b'\x09\0\0\0\0\0\0\0\x01\x02\x03\x04\x09\0\0\0\0\0\0\xf8\x3f\x01\x02\x03\x04' * 2))
 def test_event_files(folder, content):
-    from reid.experiment.event_files import forget_events_after
+    from tripletreid.experiment.event_files import forget_events_after
     root = folder / 'events'
     root.mkdir(exist_ok=True)
     (root / 'events.out.tfevents.1.host').write_bytes(content)

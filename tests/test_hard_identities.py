@@ -7,11 +7,11 @@ import tensorflow as tf
 from scipy.spatial.distance import cdist
 
 from _runs import Fault, Run, left_behind, make_people, train_arguments
-from reid.evaluation.distances import METRICS
-from reid.experiment import arguments
-from reid.input_pipeline import sampling
-from reid.training import hard_identities
-from reid.training.hard_identities import HardIdentities
+from tripletreid.evaluation.distances import METRICS
+from tripletreid.experiment import arguments
+from tripletreid.input_pipeline import sampling
+from tripletreid.training import hard_identities
+from tripletreid.training.hard_identities import HardIdentities
 from test_distribute import start_workers
 
 DRAWN_AGAIN, ITERATIONS = 16, 20  # What is drawn first knows of no means.

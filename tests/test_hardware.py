@@ -12,14 +12,14 @@ import tensorflow as tf
 import train
 from _runs import FORKS, Run, ended_in_one_sentence, make_people, start_fork_server, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
-from reid import distribute
-from reid.dataset import load_dataset
-from reid.errors import InputError
-from reid.experiment import arguments, event_files, train_log
-from reid.input_pipeline import batches, sampling
-from reid.modeling import inference, model
-from reid.training.loop import Loop
-from reid.training.train_state import TrainState
+from tripletreid import distribute
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, event_files, train_log
+from tripletreid.input_pipeline import batches, sampling
+from tripletreid.modeling import inference, model
+from tripletreid.training.loop import Loop
+from tripletreid.training.train_state import TrainState
 
 
 @pytest.fixture(scope='module')

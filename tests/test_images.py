@@ -29,7 +29,7 @@ def decoded(content):
     """What the pipeline makes of an image file's bytes, run as in the pipeline: in a graph."""
     import tensorflow as tf
 
-    from reid.input_pipeline import images
+    from tripletreid.input_pipeline import images
     dataset = tf.data.Dataset.from_tensors(content).map(images.decode)
     return next(iter(dataset)).numpy()
 
@@ -108,7 +108,7 @@ REFUSED = {
 def test_refused(name, tmp_path):
     import tensorflow as tf
 
-    from reid.input_pipeline import images
+    from tripletreid.input_pipeline import images
     content, reason = REFUSED[name]
     path = tmp_path / 'image.jpg'
     path.write_bytes(content)
@@ -119,14 +119,14 @@ def test_refused(name, tmp_path):
 
 def test_largest_image_is_within_the_bound():
     """The look at the header is spared for small files: the smallest PNG of that many pixels is none of them."""
-    from reid.input_pipeline import images
+    from tripletreid.input_pipeline import images
     assert len(zlib.compress(bytes(images.MAX_PIXELS // 8), 9)) > images.MIN_BYTES_OF_MAX_PIXELS
 
 
 def test_the_name_does_not_matter(tmp_path):
     import tensorflow as tf
 
-    from reid.input_pipeline import images
+    from tripletreid.input_pipeline import images
     for name, content in (('png.jpg', ACCEPTED['png']), ('jpeg.png', ACCEPTED['jpeg'])):
         (tmp_path / name).write_bytes(content)
         assert images.load(tf.constant(str(tmp_path / name)), (16, 8)).shape == (16, 8, 3)
@@ -158,8 +158,8 @@ def test_broken_images_of_a_run(tmp_path):
     ended_in_one_sentence(Run('embed.py', *embed), people / '2_1.png', 'it is empty')
     skips = Run('embed.py', *embed, '--skip_broken_images')
     assert skips.wait() == 0, skips.output
-    from reid.dataset import load_dataset
-    from reid.embeddings import Embeddings
+    from tripletreid.dataset import load_dataset
+    from tripletreid.embeddings import Embeddings
     kept = load_dataset(tmp_path / 'skips' / 'a.csv')
     assert len(kept) == 17 and '2_1.png' not in kept.fids and str(tmp_path / 'skips' / 'a.csv') in skips.output
     with Embeddings(tmp_path / 'skips' / 'a.h5') as embeddings:

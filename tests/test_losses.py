@@ -9,9 +9,9 @@ from scipy.spatial.distance import cdist as scipy_cdist
 
 import loss
 from conftest import assert_one_sentence, run_script
-from reid import plugins
-from reid.errors import InputError
-from reid.evaluation import distances
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.evaluation import distances
 
 MARGINS = (0.2, 1.0, 'soft', 'none')
 

@@ -17,9 +17,9 @@ from PIL import Image
 import excluders
 import make_dataset
 from conftest import ROOT, assert_one_sentence, run_script
-from reid import plugins
-from reid.dataset import load_dataset
-from reid.errors import InputError
+from tripletreid import plugins
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
 
 
 def put(root, *paths, content=b'not looked at'):
@@ -714,7 +714,7 @@ def put_gif(path, frames):
 
 
 def test_convert(root, tmp_path):
-    from reid.input_pipeline import images
+    from tripletreid.input_pipeline import images
     shown = put_pictures(root)
     before = {fid: ((root / fid).read_bytes(), (root / fid).stat().st_mtime_ns) for fid in shown}
     csv = make('folder', root, convert=str(tmp_path / 'new/jpegs'))

@@ -10,10 +10,10 @@ from _few_units import few_units
 from _runs import FORKS, start_fork_server
 from heads import _dense
 from nets import _applications
-from reid import plugins
-from reid.errors import InputError
-from reid.modeling import model
-from reid.modeling.batch_norm import BatchNorm
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.modeling import model
+from tripletreid.modeling.batch_norm import BatchNorm
 
 
 def normal(*shape, seed=0):

@@ -9,12 +9,12 @@ from scipy.spatial.distance import cdist as scipy_cdist
 import loss
 import train
 from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from reid.evaluation import distances
-from reid.experiment import arguments
-from reid.modeling import model
-from reid.training.centers import Centers
-from reid.training.memory import Memory
-from reid.training.train_state import TrainState
+from tripletreid.evaluation import distances
+from tripletreid.experiment import arguments
+from tripletreid.modeling import model
+from tripletreid.training.centers import Centers
+from tripletreid.training.memory import Memory
+from tripletreid.training.train_state import TrainState
 
 
 def gradient_by_differences(function, array, width=1e-6):

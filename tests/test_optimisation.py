@@ -17,13 +17,13 @@ from _few_units import few_units
 from _runs import Run, ended_in_one_sentence
 from conftest import run_script
 from nets import _pooling, _resnet
-from reid import plugins
-from reid.dataset import load_dataset
-from reid.errors import InputError
-from reid.experiment import arguments, best_checkpoint, checkpoints
-from reid.input_pipeline import augmentation
-from reid.modeling import inference, inspect_checkpoint, model, pretrained
-from reid.training import optimizer, validation
+from tripletreid import plugins
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, best_checkpoint, checkpoints
+from tripletreid.input_pipeline import augmentation
+from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained
+from tripletreid.training import optimizer, validation
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
 

@@ -17,10 +17,10 @@ import make_dataset
 import search
 import visualize
 from conftest import ROOT
-from reid import files, signals
-from reid.dataset import Dataset
-from reid.embeddings import save_embeddings
-from reid.errors import InputError
+from tripletreid import files, signals
+from tripletreid.dataset import Dataset
+from tripletreid.embeddings import save_embeddings
+from tripletreid.errors import InputError
 
 SETS = [f'--{role}_{what}={role}.{ending}' for role in ('query', 'gallery')
         for what, ending in (('dataset', 'csv'), ('embeddings', 'h5'))]
@@ -172,7 +172,7 @@ def test_bytes_are_found_across_blocks(tmp_path, monkeypatch):
 
 WRITING = '''
 import os, signal, sys
-from reid import files, startup
+from tripletreid import files, startup
 startup.settle()
 try:
     with files.written_whole('a.json') as temporary, files.folder_written_whole('model') as folder:
@@ -205,7 +205,7 @@ def test_a_folder_that_is_being_replaced_when_a_signal_comes(tmp_path):
     (tmp_path / 'model' / 'old').touch()
     code = '''
 import os, signal
-from reid import files, startup
+from tripletreid import files, startup
 startup.settle()
 rename = os.rename
 def struck(source, target):

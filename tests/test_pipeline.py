@@ -157,8 +157,8 @@ def test_embeddings_of_another_csv_are_refused(people, embedded):
 
 
 def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
-    from reid.experiment import checkpoints
-    from reid.modeling import model
+    from tripletreid.experiment import checkpoints
+    from tripletreid.modeling import model
     network = model.build('resnet_v1_50', 'fc1024', 128, (256, 128, 3))
     checkpoints.save(tmp_path, 0, model.named_variables(network.body))
     # In another folder, since the script makes its csv files beside itself.

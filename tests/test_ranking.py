@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 import excluders
-from reid.dataset import Dataset
-from reid.embeddings import Embeddings
-from reid.errors import InputError
-from reid.evaluation import chunks, distances, neighbours, ranking, reranking
-from reid.evaluation.distances import METRICS, Distances
-from reid.evaluation.reranking import k_reciprocal
+from tripletreid.dataset import Dataset
+from tripletreid.embeddings import Embeddings
+from tripletreid.errors import InputError
+from tripletreid.evaluation import chunks, distances, neighbours, ranking, reranking
+from tripletreid.evaluation.distances import METRICS, Distances
+from tripletreid.evaluation.reranking import k_reciprocal
 
 KINDS = ('grid', 'normal', 'far from zero', 'few points', 'tiny', 'huge', 'two scales', 'outliers')
 

@@ -16,8 +16,8 @@ from _people import write_market1501
 from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weights, torch_arrays, written
 from conftest import ROOT
 from nets import _resnet, _vit
-from reid.experiment import checkpoints
-from reid.modeling import model
+from tripletreid.experiment import checkpoints
+from tripletreid.modeling import model
 
 RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--pre_crop_height', '36', '--pre_crop_width',

@@ -16,10 +16,10 @@ from PIL import Image
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
 from conftest import run_script
-from reid.dataset import load_dataset
-from reid.embeddings import Embeddings, save_embeddings
-from reid.errors import InputError
-from reid.search import gallery, images, index, photos
+from tripletreid.dataset import load_dataset
+from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.errors import InputError
+from tripletreid.search import gallery, images, index, photos
 
 DIM = 3
 

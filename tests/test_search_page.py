@@ -20,14 +20,14 @@ from PIL import Image
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import forget_fastapi, train
 from conftest import wait_until
-from reid.dataset import Dataset
-from reid.embeddings import Embeddings, save_embeddings
-from reid.evaluation.results import OperatingPoint
-from reid.search import page
-from reid.search.gallery import Gallery
+from tripletreid.dataset import Dataset
+from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.evaluation.results import OperatingPoint
+from tripletreid.search import page
+from tripletreid.search.gallery import Gallery
 
 uvicorn = pytest.importorskip('uvicorn')
-server = pytest.importorskip('reid.search.server')
+server = pytest.importorskip('tripletreid.search.server')
 HOSTILE = 'sub/"\'<img src=x onerror=alert(1)>&%41#?.png'
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',

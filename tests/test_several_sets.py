@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from reid.dataset import check_files, load_sets
-from reid.errors import InputError
-from reid.experiment import arguments, best_checkpoint
+from tripletreid.dataset import check_files, load_sets
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, best_checkpoint
 
 STEPS = 4
 

@@ -8,9 +8,9 @@ import pytest
 
 from _evaluated import embed, evaluate, write_files
 from conftest import run_script
-from reid.dataset import load_dataset
-from reid.embeddings import Embeddings, Shards, in_order, open_embeddings, save_embeddings, shard_names
-from reid.errors import InputError
+from tripletreid.dataset import load_dataset
+from tripletreid.embeddings import Embeddings, Shards, in_order, open_embeddings, save_embeddings, shard_names
+from tripletreid.errors import InputError
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def evaluated(tmp_path_factory):
 
 
 def test_several_files_are_read_as_one(evaluated, monkeypatch):
-    monkeypatch.setattr('reid.embeddings.FILES_AT_ONCE', 2)
+    monkeypatch.setattr('tripletreid.embeddings.FILES_AT_ONCE', 2)
     with Embeddings(evaluated / 'gallery_whole.h5') as whole, open_embeddings(evaluated / 'gallery_part-*.h5') as parts:
         assert isinstance(parts, Shards) and (parts.shape, len(parts)) == (whole.shape, len(whole))
         assert parts.parameters == whole.parameters and not parts.pooled

@@ -9,13 +9,13 @@ import tensorflow as tf
 from _memory import peak_memory
 from _runs import Run, left_behind, make_people, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
-from reid import plugins
-from reid.dataset import load_dataset
-from reid.errors import InputError
-from reid.experiment import arguments
-from reid.input_pipeline import batches, cache, images, sampling
-from reid.modeling import model
-from reid.training import optimizer
+from tripletreid import plugins
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments
+from tripletreid.input_pipeline import batches, cache, images, sampling
+from tripletreid.modeling import model
+from tripletreid.training import optimizer
 
 ITERATIONS = 8
 # CPUs emulate float16: larger images only take longer.

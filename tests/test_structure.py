@@ -8,21 +8,21 @@ import sys
 import pytest
 
 from conftest import ROOT
-from reid import plugins
+from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
 PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'data')
 GROUND = {'errors', 'files', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types', 'signals',
           'startup', 'dask_cluster'}
-# Each level imports from itself and from the levels in front of it. What is not named here is a folder of reid/.
+# Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
 LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'},
           {'training', 'visualization', 'search'}]
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
-ALLOWED_IN_PLUGINS = {'nets': {'reid.modeling.batch_norm', 'reid.modeling.stochastic_depth'},
-                      'heads': {'reid.modeling.batch_norm'},
-                      'losses': {'loss', 'reid.distribute'}, 'excluders': set(), 'data': set()}
-WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'reid.experiment.arguments', 'reid.evaluation.ranking',
-                      'reid.search.index', 'reid.search.images', 'reid.search.gallery', 'reid.search.photos',
+ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
+                      'heads': {'tripletreid.modeling.batch_norm'},
+                      'losses': {'loss', 'tripletreid.distribute'}, 'excluders': set(), 'data': set()}
+WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'tripletreid.experiment.arguments', 'tripletreid.evaluation.ranking',
+                      'tripletreid.search.index', 'tripletreid.search.images', 'tripletreid.search.gallery', 'tripletreid.search.photos',
                       *(f'data.{name}' for name in plugins.choices('data')),
                       *(f'excluders.{name}' for name in plugins.choices('excluders'))]
 
@@ -32,7 +32,7 @@ def module_of(path):
     return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
-FILES = {module_of(path): path for folder in ('.', 'reid', *PLUGINS) for path in
+FILES = {module_of(path): path for folder in ('.', 'tripletreid', *PLUGINS) for path in
          (ROOT.glob('*.py') if folder == '.' else (ROOT / folder).rglob('*.py'))}
 
 
@@ -49,7 +49,7 @@ def imports(name):
 
 
 def level(name):
-    """The place of a module of reid/ in LEVELS."""
+    """The place of a module of tripletreid/ in LEVELS."""
     part = name.split('.')[1]
     return next(number for number, parts in enumerate(LEVELS) if part in parts)
 
@@ -65,11 +65,11 @@ def test_arrows_go_down_only():
             if name in COMMANDS:
                 assert imported not in COMMANDS, arrow
             elif folder in PLUGINS:
-                of_ground = imported.startswith('reid.') and level(imported) == 0
+                of_ground = imported.startswith('tripletreid.') and level(imported) == 0
                 assert of_ground or imported.split('.')[0] == folder or imported in ALLOWED_IN_PLUGINS[folder], arrow
-            elif folder == 'reid' and imported.startswith('reid.'):
+            elif folder == 'tripletreid' and imported.startswith('tripletreid.'):
                 assert level(imported) <= level(name), arrow
-            elif folder == 'reid':
+            elif folder == 'tripletreid':
                 # The folder of excluders loads them by name; of the others not even that is known.
                 assert imported in ('loss', 'excluders'), arrow
 
@@ -92,7 +92,7 @@ def test_no_import_goes_round_in_a_circle():
 def test_every_module_of_the_library_says_what_it_is_for():
     for name, path in FILES.items():
         text = path.read_text(encoding='utf-8')
-        if path.name == '__init__.py' and name.startswith('reid'):
+        if path.name == '__init__.py' and name.startswith('tripletreid'):
             assert not text, f'{name} is not empty'
         else:
             assert ast.get_docstring(ast.parse(text)), f'{name} has no docstring'
@@ -105,8 +105,8 @@ def test_what_needs_no_tensorflow_imports_none(name):
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path):
-    """Of the folder above reid/, with + where a file was changed, and of no checkout that happens to lie above."""
-    code = 'from reid import plugins, provenance; print(provenance.git_commit(), len(plugins.choices("nets")) > 5)'
+    """Of the folder above tripletreid/, with + where a file was changed, and of no checkout that happens to lie above."""
+    code = 'from tripletreid import plugins, provenance; print(provenance.git_commit(), len(plugins.choices("nets")) > 5)'
 
     def told(folder):
         return subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, timeout=120,
@@ -117,18 +117,18 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
         return subprocess.run(['git', *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60,
                               check=True).stdout.strip()
 
-    for folder in ('reid', *PLUGINS):
+    for folder in ('tripletreid', *PLUGINS):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
     assert told(tmp_path) == 'None True'
     git('init', '-q')
     git('add', '.')
     git('commit', '-q', '-m', 'all')
     assert told(tmp_path) == f'{git("rev-parse", "HEAD")} True'
-    with open(tmp_path / 'reid' / 'errors.py', 'a', encoding='utf-8') as file:
+    with open(tmp_path / 'tripletreid' / 'errors.py', 'a', encoding='utf-8') as file:
         file.write('\n')
     assert told(tmp_path) == f'{git("rev-parse", "HEAD")}+ True'
     inside = tmp_path / 'vendored'
     inside.mkdir()
-    for folder in ('reid', *PLUGINS):
+    for folder in ('tripletreid', *PLUGINS):
         os.rename(tmp_path / folder, inside / folder)
     assert told(inside) == 'None True'

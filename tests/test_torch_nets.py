@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 import freeze
 from _matrix import torch_body
 from nets import _torch_resnet, _torch_weights
-from reid import plugins
-from reid.errors import InputError
-from reid.modeling import exports, model, pretrained, recompute, weight_files
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.modeling import exports, model, pretrained, recompute, weight_files
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 import trinet_embed
 from conftest import assert_one_sentence, run_script
-from reid.errors import InputError
-from reid.modeling import model, pretrained
+from tripletreid.errors import InputError
+from tripletreid.modeling import model, pretrained
 
 BGR_MEAN = np.array([103.0626238, 115.90288257, 123.15163084], np.float32)
 

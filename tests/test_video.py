@@ -9,7 +9,7 @@ from PIL import Image
 
 from _people import draw_person
 from _runs import Fault, Run, curves, ended_in_one_sentence
-from reid.dataset import load_dataset
+from tripletreid.dataset import load_dataset
 
 SUBSETS = {'train': range(1, 7), 'query': range(7, 13), 'test': range(7, 13)}
 
@@ -104,7 +104,7 @@ class TellDevices:
     """Lets a run print on how many devices it embeds."""
 
     def __call__(self):
-        from reid.modeling import inference
+        from tripletreid.modeling import inference
         embed_files = inference.embed_files
 
         def telling(*args, strategy, **options):

@@ -11,11 +11,11 @@ import tensorflow as tf
 import freeze
 from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weights, torch_arrays, written
 from nets import _pooling, _published, _vit, _vit_weights
-from reid import plugins
-from reid.errors import InputError
-from reid.experiment import checkpoints
-from reid.modeling import exports, model, pretrained, recompute, weight_files
-from reid.modeling.stochastic_depth import Step, StochasticDepth
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.experiment import checkpoints
+from tripletreid.modeling import exports, model, pretrained, recompute, weight_files
+from tripletreid.modeling.stochastic_depth import Step, StochasticDepth
 
 tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
 

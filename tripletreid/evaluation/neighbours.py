@@ -1,0 +1,258 @@
+"""The nearest gallery images of each query, exactly, in a gallery of any size."""
+import dataclasses
+import functools
+
+import numpy as np
+
+from tripletreid.evaluation import chunks
+from tripletreid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances, check_dimensions, shown
+from tripletreid.evaluation.workers import pool
+
+IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
+BEGINNING = 48  # Times k images tell the first time how near the k nearest are at least.
+
+
+@dataclasses.dataclass
+class Neighbours:
+    """The k nearest gallery images of each query, nearest first, at equal distances in the order of the gallery.
+
+    rows: int64 [Q, k], rows of the gallery; -1 behind the last image, where there are fewer than k.
+    distances: float64 [Q, k], in the metric's own unit; infinite where the row is -1.
+    excluded: bool [Q, k], whether the query ignores the image.
+    """
+    rows: np.ndarray
+    distances: np.ndarray
+    excluded: np.ndarray
+
+
+def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric, excluder=None,
+            keep_excluded=False, batch_size=256, workers=1, reranking=None):
+    """Find the k nearest gallery images of every query.
+
+    Args:
+        query_embeddings, gallery_embeddings: open `Embeddings` or arrays [Q, D], [G, D].
+        query_fids, gallery_fids: file ids [Q], [G] for the excluder.
+        k: how many, at least 1.
+        metric: one of METRICS.
+        excluder: what `excluders.load` returns; None: nothing is ignored.
+        keep_excluded: also find images that the query ignores, and mark them.
+        batch_size: queries at a time.
+        workers: who shares the queries, as `workers.pool` takes it.
+        reranking: what `k_reciprocal` returns for these queries and this gallery: the distances are then the re-ranked
+            ones, without a unit; None: the metric's.
+
+    Returns: `Neighbours`.
+
+    Raises:
+        InputError: other dimensions in query and gallery, or embeddings that cannot be compared.
+    """
+    check_dimensions(query_embeddings, gallery_embeddings)
+    find = functools.partial(_nearest_of_part, query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric,
+                             excluder, keep_excluded, batch_size, reranking)
+    found = Neighbours(*_of_all_parts(find, len(query_fids), chunks.queries_at_once(reranking), workers))
+    if reranking is None:
+        found.distances = shown(found.distances, metric)
+    return found
+
+
+class PreparedGallery:
+    """A gallery that is searched again and again by few queries: what they would all compute anew is kept.
+
+    That is a number or two for each image. The embeddings stay where they are, and a search reads them once.
+    """
+
+    def __init__(self, embeddings, metric):
+        """Takes open `Embeddings` or an array [G, D], and one of METRICS.
+
+        Raises:
+            InputError: embeddings that cannot be compared.
+        """
+        self.embeddings = embeddings
+        self.metric = metric
+        self.sizes, self.scales = (np.ones(embeddings.shape[0], np.float32) for _ in range(2))
+        self.odd_lengths = False
+        of_any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
+        for rows, embs in chunks.of_gallery(embeddings, 0, embeddings.shape[0]):
+            self.sizes[rows] = of_any_query.prepare(rows, embs).sizes
+            if metric == 'cosine':
+                lengths = np.sqrt(np.einsum('nd,nd->n', embs, embs, dtype=np.float64))
+                self.scales[rows] = 1 / lengths.clip(SMALLEST, LARGEST)
+                odd = (lengths < SMALLEST) | (lengths > LARGEST)  # Their scales would not be exact to a rounding.
+                self.odd_lengths |= bool(odd.any())
+
+    def nearest(self, queries, k, batch_size=256):
+        """The k nearest images of queries float32 [Q, D]: the `Neighbours` that `nearest` finds, to the last bit.
+
+        Raises:
+            InputError: queries that cannot be compared with this gallery.
+        """
+        check_dimensions(queries, self.embeddings)
+        distances = Distances(queries, self.metric, centred=False)
+        best = _Nearest(distances, len(queries), k)
+        for chunk in self._chunks(distances):
+            for batch in _batches(len(queries), batch_size):
+                best.look_at(batch, chunk, *distances.approximate(batch, chunk))
+        return Neighbours(best.rows, shown(best.distances, self.metric), best.excluded)
+
+    def _chunks(self, distances):
+        count, dim = self.embeddings.shape
+        into = np.empty((min(count, IMAGES_AT_ONCE), dim), np.float32)
+        for some in chunks.slices(count, IMAGES_AT_ONCE):
+            if hasattr(self.embeddings, 'read_into'):
+                embs = self.embeddings.read_into(some.start, into[:some.stop - some.start])
+            else:
+                embs = chunks.read(self.embeddings, some.start, some.stop)
+            rows = np.arange(some.start, some.stop)
+            if self.odd_lengths:
+                yield distances.prepare(rows, embs)
+            else:
+                scaled = embs if self.metric != 'cosine' else embs * self.scales[some, None]
+                yield Chunk(rows, embs, scaled, self.sizes[some])
+
+
+def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
+    """Find the k nearest images of every image of one set, itself among them, and the distance of the furthest.
+
+    Args:
+        embeddings: [N, D], all else as for `nearest`.
+
+    Returns: rows int64 [N, k] as in `Neighbours`, and distances float64 [N], in the unit that `Distances` compares in.
+
+    Raises:
+        InputError: embeddings that cannot be compared.
+    """
+    find = functools.partial(_nearest_and_furthest_of_part, embeddings, k, metric, batch_size)
+    return _of_all_parts(find, embeddings.shape[0], chunks.QUERIES_AT_ONCE, workers)
+
+
+def _of_all_parts(find, count, at_once, workers):
+    """The arrays that find(slice) returns for slices of `count` queries, joined: equal shares of `at_once` or fewer."""
+    with pool(workers) as share:
+        parts = chunks.even_slices(count, at_once, share.count)
+        return list(map(np.concatenate, zip(*share(find, parts, 'Neighbours'))))
+
+
+def _nearest_of_part(query_embeddings, query_fids, gallery, gallery_fids, k, metric, excluder, keep_excluded, batch_size,
+                     reranking, part):
+    """Rows, distances and exclusion [n, k] for a slice of the queries."""
+    distances = Distances(chunks.read(query_embeddings, part.start, part.stop), metric)
+    if reranking is not None:
+        distances = reranking.applied_to(distances, part)
+    query_fids = query_fids[part]
+    best = _Nearest(distances, len(query_fids), k)
+    for chunk in _prepared(distances, gallery):
+        excluded = excluder(gallery_fids[chunk.rows]) if excluder else None
+        for batch in _batches(len(query_fids), batch_size):
+            approximate, error = distances.approximate(batch, chunk)
+            ignored = excluded(query_fids[batch]) if excluder else None
+            if excluder and not keep_excluded:
+                approximate[ignored] = np.inf
+            best.look_at(batch, chunk, approximate, error, ignored)
+    return best.rows, best.distances, best.excluded
+
+
+def _nearest_and_furthest_of_part(embeddings, k, metric, batch_size, part):
+    """Rows [n, k] of the nearest and distances [n] of the furthest image, for a slice of the images."""
+    distances = Distances(chunks.read(embeddings, part.start, part.stop), metric)
+    count = part.stop - part.start
+    best, furthest = _Nearest(distances, count, k), _Furthest(distances, count)
+    for chunk in _prepared(distances, embeddings):
+        for batch in _batches(count, batch_size):
+            approximate, error = distances.approximate(batch, chunk)
+            best.look_at(batch, chunk, approximate, error)
+            furthest.look_at(batch, chunk, approximate, error)
+    return best.rows, furthest.distances
+
+
+def _prepared(distances, gallery):
+    """All of the gallery, in chunks of few images."""
+    for rows, embs in chunks.of_gallery(gallery, 0, gallery.shape[0]):
+        for few in chunks.slices(len(rows), IMAGES_AT_ONCE):
+            yield distances.prepare(rows[few], embs[few])
+
+
+def _batches(count, batch_size):
+    return [np.arange(batch.start, batch.stop) for batch in chunks.slices(count, batch_size)]
+
+
+class _Nearest:
+    """The k nearest images of those looked at so far, for n queries: the arrays of `Neighbours`.
+
+    The distance of the k-th is what an image of a later chunk has to come below: few do, and they alone are measured.
+    """
+
+    def __init__(self, measure, count, k):
+        self.measure = measure
+        self.k = k
+        self.rows = np.full((count, k), -1)
+        self.distances = np.full((count, k), np.inf)
+        self.excluded = np.zeros((count, k), bool)
+
+    def look_at(self, batch, chunk, approximate, error, ignored=None):
+        """Take note of a chunk [C], for the queries with the numbers `batch` [B].
+
+        Args:
+            approximate, error: what `Distances.approximate` returns; infinite for images that are none.
+            ignored: bool [B, C], what to note as excluded; None: nothing.
+        """
+        k, count = self.k, len(chunk.rows)
+        # In the order of approximate distances an image among the first k is at most one error behind the exact distance
+        # of the k-th so far, and at most two behind the k-th of any images.
+        reach = self.distances[batch, -1] + error
+        if not np.isfinite(reach).all() and k < count:
+            reach = np.minimum(reach, _smallest(approximate[:, :BEGINNING * k], k) + 2 * error)
+        queries, columns = np.divmod(np.flatnonzero(approximate <= _finite(reach)[:, None]), count)
+        if not len(queries):
+            return
+
+        # Candidates of each query stand in a row of a table, in the order of the gallery.
+        first = np.searchsorted(queries, np.arange(len(batch)))
+        place = np.arange(len(queries)) - first[queries]
+        shape = len(batch), place.max() + 1
+        candidates = np.full(shape, np.inf, np.float32)
+        candidates[queries, place] = approximate[queries, columns]
+        if shape[1] > k:
+            reach = np.minimum(reach, _smallest(candidates, k) + 2 * error)
+            near = candidates[queries, place] <= _finite(reach)[queries]
+            queries, columns, place = queries[near], columns[near], place[near]
+
+        # They stand behind those of before.
+        all_distances, all_rows, all_excluded = (
+            np.concatenate([table[batch], np.full(shape, missing)], axis=1)
+            for table, missing in ((self.distances, np.inf), (self.rows, -1), (self.excluded, False)))
+        all_distances[queries, k + place] = self.measure.exact(batch[queries], chunk, columns)
+        all_rows[queries, k + place] = chunk.rows[columns]
+        if ignored is not None:
+            all_excluded[queries, k + place] = ignored[queries, columns]
+        order = np.lexsort((all_rows, all_distances))[:, :k]
+        self.distances[batch] = np.take_along_axis(all_distances, order, axis=1)
+        self.rows[batch] = np.take_along_axis(all_rows, order, axis=1)
+        self.excluded[batch] = np.take_along_axis(all_excluded, order, axis=1)
+
+
+class _Furthest:
+    """The distance of the furthest image of those looked at so far, float64 [n], for n queries."""
+
+    def __init__(self, measure, count):
+        self.measure = measure
+        self.distances = np.full(count, -np.inf)
+
+    def look_at(self, batch, chunk, approximate, error):
+        largest = approximate.max(axis=1)
+        further = np.flatnonzero(largest + error >= self.distances[batch])
+        reach = (largest - 2 * error)[further].astype(np.float32)
+        queries, columns = np.divmod(np.flatnonzero(approximate[further] >= reach[:, None]), len(chunk.rows))
+        queries = batch[further[queries]]
+        np.maximum.at(self.distances, queries, self.measure.exact(queries, chunk, columns))
+
+
+def _smallest(values, k):
+    """The k-th smallest of each row of [B, C]; infinite where there are fewer."""
+    if values.shape[1] < k:
+        return np.full(len(values), np.inf)
+    return np.partition(values, k - 1, axis=1)[:, k - 1]
+
+
+def _finite(reach):
+    """Float32 [B], so that images at an infinite distance are out of reach."""
+    return np.minimum(reach, np.finfo(np.float32).max).astype(np.float32)

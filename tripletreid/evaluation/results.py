@@ -1,0 +1,227 @@
+"""The JSON file of an evaluation, written and read; all that is used of one is checked for its type here."""
+import dataclasses
+import json
+import math
+import pathlib
+import typing
+
+import numpy as np
+
+from tripletreid.errors import InputError
+from tripletreid.evaluation import distances
+from tripletreid.files import check_file, written_whole
+
+
+class OperatingPoint(typing.NamedTuple):
+    """What a threshold does to pairs of images: distances up to it mean one person.
+
+    fpr: share of the pairs of different identities that are as near or nearer.
+    tpr: share of the pairs of one identity that are.
+    threshold: a distance in the metric's own unit; None where no distance has so small an `fpr`.
+    """
+    fpr: float
+    tpr: float
+    threshold: float | None
+
+
+@dataclasses.dataclass
+class Verification:
+    """How well distances tell whether two images are of one person, as `evaluate.py --verification` writes it.
+
+    genuine_pairs, impostor_pairs: how many pairs are of one identity, and of two.
+    auc, eer: area under the ROC, and its equal error rate.
+    tpr_at_fpr: a list of `OperatingPoint`, at `fpr` 1e-1, 1e-2, … at most.
+    curve: points of the ROC, a list of `OperatingPoint`, nearest first.
+    edges: distances [N + 1], ascending.
+    genuine, impostor: how many pairs are as near as each edge or nearer, and not in the bin before; int64 [N]. Those in
+        the last bin may be further.
+    """
+    genuine_pairs: int
+    impostor_pairs: int
+    auc: float
+    eer: float
+    tpr_at_fpr: list
+    curve: list
+    edges: np.ndarray
+    genuine: np.ndarray
+    impostor: np.ndarray
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What evaluate.py wrote (Q queries), and the embeddings that it is about.
+
+    path: of the file.
+    parameters: evaluate.py's flags.
+    numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file; `confidence` has None where that has null.
+    gallery_hash: `Dataset.content_hash` of the gallery, None in files that are older than it.
+    fids, pids: file id and person id of each query, lists [Q].
+    ap_sklearn, ap_market1501, first, last: AP of each query by two definitions, and ranks of its first and last match,
+        float [Q], NaN without a match.
+    matches: how many matches each query has, int64 [Q].
+    verification: `Verification`, None without --verification.
+    made_with: what the embedding files of queries and gallery say about how they were made, a list of dicts.
+    query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened; with multi-query the queries' are an
+        array [Q, D].
+    reranking: then also what `k_reciprocal` returns for them, where evaluate.py re-ranked; else None.
+    """
+    path: str
+    parameters: dict
+    numbers: dict
+    gallery_hash: str | None
+    fids: list
+    pids: list
+    ap_sklearn: np.ndarray
+    ap_market1501: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    matches: np.ndarray
+    verification: Verification | None = None
+    made_with: list | tuple = ()
+    query_embeddings: object = None
+    gallery_embeddings: object = None
+    reranking: object = None
+
+    def reranking_of(self, queries, rows=slice(None)):
+        """What `nearest` needs to rank these rows of the gallery for these queries as evaluate.py did."""
+        return self.reranking and self.reranking.of(queries, rows)
+
+    @property
+    def ap(self):
+        """AP of each query by the definition that the evaluation's own mAP has, float [Q]."""
+        return self.ap_market1501 if self.parameters.get('use_market_ap') else self.ap_sklearn
+
+    def is_of_other_gallery(self, gallery_hash, count):
+        """Whether it is known not to be of the gallery with this `Dataset.content_hash` and this number of images; None
+        is not known."""
+        pairs = (self.gallery_hash, gallery_hash), (self.numbers['counts'].get('gallery'), count)
+        return any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
+
+def read_evaluation(path):
+    """Read evaluate.py's JSON file; all that is used later is checked for its type and its bounds here.
+
+    Raises:
+        InputError: no such file, no JSON, or not what evaluate.py writes.
+    """
+    check_file(path, 'evaluation file', '.json')
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path} is not valid JSON ({error}).') from error
+    if isinstance(content, dict) and 'mAP' in content and 'queries' not in content:
+        raise InputError(f'{path} has no results of single queries, as files of the original code; evaluate again.')
+    try:
+        return _checked(path, content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f'{path} is not an evaluation as evaluate.py writes it '
+                         f'({type(error).__name__}: {error}).') from error
+
+
+def _checked(path, content):
+    """The evaluation that a file's content describes; any of Python's errors where it is of another form."""
+    parameters, queries = content['parameters'], content['queries']
+    for flag in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric', 'excluder'):
+        _check_text(parameters, flag)
+    if parameters['metric'] not in distances.METRICS:
+        raise ValueError(f'metric is {parameters["metric"]!r}')
+    if parameters.get('rerank'):
+        for flag in ('rerank_k1', 'rerank_k2'):
+            if not (isinstance(parameters[flag], int) and parameters[flag] > 0):
+                raise ValueError(f'{flag} is {parameters[flag]!r}')
+        _share(parameters['rerank_lambda'])
+    if parameters.get('multi_query_dataset'):
+        for flag in ('multi_query_dataset', 'multi_query_embeddings'):
+            _check_text(parameters, flag)
+    confidence = {}
+    for score in ('mAP', 'top1'):
+        ends = content['confidence'][score]
+        if ends is not None:
+            low, high = ends
+            ends = _share(low), _share(high)
+        confidence[score] = ends
+    numbers = {'mAP': _share(content['mAP']), 'mINP': _share(content['mINP']), 'confidence': confidence,
+               'CMC': [_share(share) for share in content['CMC']],
+               'counts': {count: _count(value) for count, value in content['counts'].items()}}
+    gallery_hash = content.get('gallery_hash')
+    if not isinstance(gallery_hash, str | None):
+        raise TypeError(f'gallery_hash is {gallery_hash!r}')
+    if not queries or not numbers['CMC']:
+        raise ValueError('it has no queries or no CMC')
+    matches = np.array([_count(query['matches']) for query in queries])
+    columns = [np.array([check(query[key]) if query['matches'] else math.nan for query in queries], float)
+               for key, check in (('ap', _share), ('ap_market1501', _share), ('first_match_rank', _count),
+                                  ('last_match_rank', _count))]
+    first, last = columns[2:]
+    possible = (matches == 0) | (1 <= first) & (first <= last) & (matches <= last)
+    if not possible.all():
+        raise ValueError(f'the ranks of query {np.argmin(possible)}, counted from 0, are not possible')
+    fids, pids = ([str(query[key]) for query in queries] for key in ('fid', 'pid'))
+    verification = _verification(content['verification']) if 'verification' in content else None
+    made_with = [dict(each) for each in content.get('embedding_parameters', {}).values()]
+    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, verification, made_with)
+
+
+def _verification(content):
+    """The `Verification` that a file describes; any of Python's errors where it is of another form."""
+    at_rates = [OperatingPoint(_share(point['fpr']), _share(point['tpr']),
+                               None if point['threshold'] is None else _distance(point['threshold']))
+                for point in content['tpr_at_fpr']]
+    columns = content['curve']
+    curve = [OperatingPoint(_share(fpr), _share(tpr), _distance(threshold)) for fpr, tpr, threshold in
+             zip(columns['fpr'], columns['tpr'], columns['threshold'], strict=True)]
+    if any(later < earlier for one, next_one in zip(curve, curve[1:]) for earlier, later in zip(one, next_one)):
+        raise ValueError('its curve falls')
+    histogram = content['histogram']
+    edges = np.array([_distance(edge) for edge in histogram['edges']])
+    genuine, impostor = (np.array([_count(count) for count in histogram[kind]]) for kind in ('genuine', 'impostor'))
+    if not len(genuine) == len(impostor) == len(edges) - 1 > 0 or not (np.diff(edges) > 0).all():
+        raise ValueError('its histogram is none')
+    return Verification(_count(content['genuine_pairs']), _count(content['impostor_pairs']), _share(content['auc']),
+                        _share(content['eer']), at_rates, curve, edges, genuine, impostor)
+
+
+def _distance(value):
+    """A finite number that is not below zero."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f'{value} is not a distance')
+    return float(value)
+
+
+def _check_text(parameters, flag):
+    """Check that a flag's value is a text, or, of embeddings in several files, a list of texts."""
+    value = parameters[flag]
+    texts = value if flag.endswith('_embeddings') and isinstance(value, list) and value else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f'{flag} is {value!r}')
+
+
+def _share(value):
+    """A number from 0 to 1, but for rounding."""
+    if not -1e-9 <= value <= 1 + 1e-9:
+        raise ValueError(f'{value} is not a number from 0 to 1')
+    return float(value)
+
+
+def _count(value):
+    if not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise ValueError(f'{value!r} is not a count')
+    return value
+
+
+def is_evaluation(path):
+    """Whether a file is evaluate.py's JSON, or that of the original code."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {'mAP', 'CMC'} <= set(content)
+
+
+def write_results(path, results):
+    """Write the JSON file, a line per key: with a line per number it would take longer than the evaluation."""
+    lines = [f'  "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(results.items())]
+    with written_whole(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            file.write('{\n' + ',\n'.join(lines) + '\n}\n')

@@ -1,0 +1,51 @@
+"""The batches of a training run: rows drawn, images loaded and augmented."""
+import numpy as np
+import tensorflow as tf
+
+from tripletreid.input_pipeline import augmentation, cache, images
+from tripletreid.input_pipeline.sampling import batch_rows, random_identities
+
+
+def random_batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
+    """The batches of the steps [first_step, last_step), of random identities; the rest is that of `batches`."""
+    steps = random_identities(identities, args, first_step, last_step)
+    return batches(dataset, identities, args, steps, slots, part_size)
+
+
+@tf.autograph.experimental.do_not_convert
+def batches(dataset, identities, args, steps, slots=None, part_size=None):
+    """The batches of some steps, whole or in parts.
+
+    Args:
+        dataset: the training `Dataset`.
+        identities: its `Identities`.
+        args: of `train.py`.
+        steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as that of `sampling.random_identities`.
+        slots: places in the batch whose images are loaded, in this order, int64 [n]; None: all of them.
+        part_size: into how many images each the slots are divided; None: all of them are one part.
+
+    Returns: a `tf.data.Dataset` with one dict for each part of each step: `rows` int64 [B] and `pids` int32 [B] (numbers
+        of identities) of the whole batch, `images` float32 [part_size, H, W, 3] of the part.
+    """
+    batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
+    slots = np.arange(batch_size) if slots is None else slots
+    part_size = part_size or len(slots)
+    load_size, options = augmentation.load_size(args), augmentation.options(args)
+    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads)
+    pid_numbers = tf.constant(identities.pid_numbers)
+
+    def split(step, rows):
+        return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), slots, tf.gather(rows, slots)))
+
+    def load(step, slot, row):
+        image = images.resize(read(row), load_size)
+        return augmentation.augment(image, args.seed, step, slot, **options)
+
+    def whole(step, rows):
+        batch = {'rows': tf.ensure_shape(rows, [batch_size]), 'pids': tf.gather(pid_numbers, rows)}
+        return tf.data.Dataset.from_tensors(batch).repeat(len(slots) // part_size)
+
+    steps = batch_rows(identities, args.seed, steps, args.batch_k, args.frames_per_tracklet)
+    loaded = steps.flat_map(split).map(load, num_parallel_calls=args.loading_threads, deterministic=True)
+    parts = tf.data.Dataset.zip(steps.flat_map(whole), loaded.batch(part_size, drop_remainder=True))
+    return parts.map(lambda batch, part: {**batch, 'images': part}).prefetch(2)

@@ -1,0 +1,105 @@
+"""An embedding file of a dataset, or of a part of it: images are embedded and written as they come.
+
+Here or by a worker of a Dask cluster, which has all that it needs in a `Job`. TensorFlow is imported when there is work.
+"""
+import argparse
+import dataclasses
+import os
+import threading
+
+from tripletreid import quiet, signals
+from tripletreid.dataset import Part, check_files
+from tripletreid.embeddings import EmbeddingWriter
+from tripletreid.modeling.inference_flags import Sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the embedding files of a dataset have in common.
+
+    args: of embed.py.
+    experiment_root, checkpoint, image_root: where the model and the images are.
+    embedding_dim, sizes: of the model.
+    variant_names: of the test-time augmentation, see `augmentation.variant_names`.
+    parameters, traces: what the files tell of how they came about, see `EmbeddingWriter`.
+    """
+    args: argparse.Namespace
+    experiment_root: str
+    checkpoint: str
+    image_root: str
+    embedding_dim: int
+    sizes: Sizes
+    variant_names: list
+    parameters: dict
+    traces: dict
+
+    def content(self, part):
+        """What the file of a `Dataset`, or of a `dataset.Part`, is made of: the arguments of `EmbeddingWriter` and
+        `is_made_of` behind the path."""
+        part = part.load() if isinstance(part, Part) else part
+        rows = part.first_frames() if self.args.pool_tracklets else part
+        return rows, self.embedding_dim, self.variant_names, self.parameters
+
+    def network(self):
+        """The model with its weights; call it in the scope of a strategy."""
+        from tripletreid.modeling import inference, model
+        model.set_precision(self.args.mixed_precision)
+        checkpoint = self.args.checkpoint or os.path.basename(self.checkpoint)
+        return inference.from_experiment(self.experiment_root, checkpoint, self.sizes.net, self.args.weights)[0]
+
+
+def write(job, path, part, network, strategy=None, progress=lambda rows: None):
+    """Write an embedding file: whole, or not at all but for rows that --resume goes on behind.
+
+    Args:
+        job: the `Job`.
+        path: of the `.h5` file.
+        part: the `Dataset` of its images.
+        network: as the job gives it.
+        strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
+        progress: function that is called with the number of rows that have become done.
+
+    Returns: how many rows the file has.
+    """
+    from tripletreid.modeling import inference
+    args = job.args
+    with EmbeddingWriter(path, *job.content(part), job.traces, args.resume, pooled=bool(args.pool_tracklets)) as writer:
+        if args.resume and not args.quiet and (writer.rows_done or not args.shards):
+            print(f'Going on behind {writer.rows_done} rows that are there already.')
+        progress(writer.rows_done)
+        with signals.undone(lambda: _tell_how_to_go_on(writer)):
+            of_rows = inference.embed_rows(
+                network, part, job.image_root, job.sizes.load, args.aggregator, bool(args.pool_tracklets),
+                writer.rows_done, batch_size=args.batch_size, loading_threads=args.loading_threads,
+                flip=args.flip_augment, crop=args.crop_augment, strategy=strategy)
+            for embs in of_rows:
+                writer.append(embs[0], embs[1:])
+                progress(embs.shape[1])
+        return len(writer)
+
+
+def _tell_how_to_go_on(writer):
+    """Say what becomes of an embedding that a signal ends; not by `print`, which the signal may have come upon."""
+    if writer.rows_done:
+        os.write(2, f'\nInterrupted. {writer.rows_done} of {len(writer)} rows are kept: go on with --resume.\n'.encode())
+
+
+# --- On a worker of a cluster -----------------------------------------------------------------------------------------
+
+_one_at_a_time = threading.Lock()  # A worker with several threads has one model and one device.
+_last = None  # The last job with its network: all tasks of a job come to a worker one behind the other.
+
+
+def write_by_worker(job, task):
+    """`write` for a task (path, `Dataset` or `dataset.Part`). The model is loaded once for all tasks of a job."""
+    global _last
+    with _one_at_a_time:
+        with quiet.tensorflow_import():
+            import tensorflow as tf  # noqa: F401
+        if _last is None or _last[0] != job:
+            _last = job, job.network()
+        path, part = task
+        if isinstance(part, Part):
+            part = part.load()
+            check_files(part, job.image_root, job.args.allow_outside_root)
+        return write(job, path, part, _last[1])

@@ -1,0 +1,161 @@
+"""From an experiment root to its trained model, and from image files to embeddings."""
+import contextlib
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tripletreid import distribute
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, checkpoints
+from tripletreid.input_pipeline import augmentation, images
+from tripletreid.modeling.aggregators import AGGREGATORS, pool_rows
+from tripletreid.modeling.model import build_for, named_variables
+
+
+def from_experiment(root, checkpoint=None, input_size=None, weights=None):
+    """The trained model of an experiment root, ours or one that the original wrote.
+
+    Args:
+        root: experiment root.
+        checkpoint: name of a checkpoint in the root; None: the newest one.
+        input_size: (height, width) of the images; None: the size that the model was trained with.
+        weights: 'raw' or None, as `checkpoints.load_weights` takes it.
+
+    Returns: (model, path of the checkpoint).
+
+    Raises:
+        InputError: no experiment, no such checkpoint, or one that does not fit.
+    """
+    args, _ = arguments.load(root)
+    path = checkpoints.of_root(root, checkpoint)
+    network = build_for(args, input_size)
+    checkpoints.load_weights(path, named_variables(network), weights)
+    return network, path
+
+
+def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tracklets=False, first_row=0, **how):
+    """Embed the rows of an embedding file: one an image, or one a tracklet, the mean of its frames.
+
+    Args:
+        network: as `build` or `from_experiment` gives it.
+        dataset: `Dataset` of the images, with tracklets where they are pooled.
+        image_root: folder that their paths are relative to.
+        load_size: (height, width) that the images are resized to before they are cropped.
+        aggregator: one of AGGREGATORS, of an image's variants; None: mean.
+        pool_tracklets: whether a row is a tracklet, in the order of `Dataset.first_frames`.
+        first_row: rows in front of this one are left out.
+        how: further arguments of `embed_files`.
+
+    Yields: float32 arrays [1 + A, R, D] of the next R rows: the aggregate, then the A variants that it is made of.
+
+    Raises:
+        InputError: as `embed_files`.
+    """
+    # The images in the order of the rows: the frames of a tracklet adjoin.
+    row_of_image = dataset.tracklet_of_row() if pool_tracklets else np.arange(len(dataset))
+    missing = np.argsort(row_of_image, kind='stable')
+    missing = missing[row_of_image[missing] >= first_row]
+    of_variants = embed_files(network, images.paths(dataset.take(missing), image_root), load_size, **how)
+    # The aggregate goes in front of the variants, so that both are pooled alike.
+    aggregate = AGGREGATORS[aggregator or 'mean']
+    of_images = (np.concatenate([aggregate(embs)[None], embs]) for embs in of_variants)
+    yield from pool_rows(of_images, row_of_image[missing]) if pool_tracklets else of_images
+
+
+def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
+                strategy=None):
+    """Embed image files, a batch at a time, while the next ones are being loaded.
+
+    Args:
+        network: as `build` or `from_experiment` gives it.
+        paths: image files, list of str [N].
+        load_size: (height, width) that the images are resized to before they are cropped; None: the network's input.
+        batch_size: how many images, variants counted, go through the network at once, on each device.
+        loading_threads: how many are loaded at a time.
+        flip, crop: test-time variants, see `images.variants`.
+        strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
+
+    Yields: float32 arrays [A, B, D], A variants (1 without augmentation) of the next B images.
+
+    Raises:
+        InputError: an image that cannot be read, or an embedding that is not finite; it names the file.
+    """
+    if not paths:
+        return
+    input_size = network.input_shape[1:3]
+    load_size = load_size or input_size
+    variants = len(augmentation.variant_names(flip, crop))
+    strategy = strategy or tf.distribute.get_strategy()
+    images_per_device = max(1, batch_size // variants)
+    images_per_batch = images_per_device * strategy.num_replicas_in_sync
+
+    @tf.autograph.experimental.do_not_convert
+    def load(path):
+        return augmentation.variants(images.load(path, load_size), flip, crop, input_size)
+
+    # Several devices want equal parts, so the last image is repeated; what comes of that is dropped again.
+    missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
+    loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
+    loaded = loaded.map(load, num_parallel_calls=loading_threads)
+    parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
+    batches = iter(distribute.ahead(strategy, lambda: parts))
+    embed = _embedding_function(network, strategy, batches.element_spec)
+    for start in range(0, len(paths), images_per_batch):
+        of_batch = paths[start:start + images_per_batch]
+        try:
+            batch = next(batches)
+        except tf.errors.OpError as error:
+            raise images.broken_image(of_batch, error) from error
+        with _float32_products():
+            embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
+        finite = np.isfinite(embs).all(axis=(0, 2))
+        if not finite.all():
+            raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
+                             f'checkpoint cannot be used.')
+        yield embs
+
+
+def embed_content(network, content, load_size=None, flip=False, crop=None):
+    """Embed one image that is not in a file.
+
+    Args:
+        content: bytes of an image file.
+        The others are those of `embed_files`.
+
+    Returns: float32 [A, 1, D].
+
+    Raises:
+        InputError: why the image cannot be decoded, in words without a full stop; or an embedding that is not finite.
+    """
+    input_size = network.input_shape[1:3]
+    loaded = images.load_content(content, load_size or input_size)
+    batch = augmentation.variants(loaded, flip, crop, input_size)[None]
+    strategy = tf.distribute.get_strategy()
+    embed = _embedding_function(network, strategy, tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))
+    with _float32_products():
+        embs = embed(batch).numpy()
+    if not np.isfinite(embs).all():
+        raise InputError('its embedding is not finite, the weights of this checkpoint cannot be used')
+    return embs
+
+
+@contextlib.contextmanager
+def _float32_products():
+    """Inside of this block float32 is float32, also while a training with --tf32 validates."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+@functools.lru_cache(maxsize=1)
+def _embedding_function(network, strategy, batch_spec):
+    """From images [B, A, H, W, 3] to embeddings [A, B, D] on each device; traced once, however often a training asks."""
+    def embed_part(batch):
+        embs = network(tf.reshape(batch, [-1, *network.input_shape[1:]]), training=False)['emb']
+        return tf.transpose(tf.reshape(embs, [-1, tf.shape(batch)[1], embs.shape[-1]]), [1, 0, 2])
+
+    return tf.function(lambda batch: strategy.run(embed_part, [batch]), [batch_spec], autograph=False)

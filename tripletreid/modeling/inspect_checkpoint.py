@@ -1,0 +1,129 @@
+"""What a checkpoint holds, and which net and head it fits."""
+import inspect
+import math
+import os
+
+import keras
+
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, checkpoints
+from tripletreid.modeling import model
+
+DEFAULT_SIZE = (256, 128)
+OBJECT_GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
+
+
+def describe(path):
+    """Describe a checkpoint.
+
+    Args:
+        path: anything that `checkpoints.find` understands, such as an experiment root or a file of TF-Slim.
+
+    Returns: lines of text, a list: all tensors with their types and shapes first, what they mean last.
+
+    Raises:
+        InputError: nothing there, or no checkpoint.
+    """
+    path = checkpoints.find(path)
+    reader = checkpoints.open_reader(path)
+    held = {name: tuple(shape) for name, shape in sorted(reader.get_variable_to_shape_map().items())}
+    types = reader.get_variable_to_dtype_map()
+    size = sum(math.prod(shape) * types[name].size for name, shape in held.items())
+    version = 'V2' if os.path.isfile(f'{path}.index') else 'V1'
+    lines = [f'{name} {types[name].name} {list(shape)}' for name, shape in held.items()]
+    lines += ['', f'checkpoint: {path}, {len(held)} tensors, {size / 1e6:.1f} MB, format {version}']
+    if OBJECT_GRAPH in held:
+        return [*lines, 'It is of the object-based kind (tf.train.Checkpoint), which does not go by names and is not '
+                'read here.']
+    if 'global_step' in held:
+        step = checkpoints.read(path, {'global_step': ()})['global_step']
+        lines.append(f'step: {step}')
+
+    about_nets, variables = model.without_values(_fitting_nets, held, _trained_with(os.path.dirname(path)))
+    lines += about_nets
+    moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
+    momenta = {name for name in variables if f'{name}/Momentum' in held}
+    averaged = variables if all(name + checkpoints.AVERAGE in held for name in variables) else {}
+    if momenta:
+        lines.append(f'optimizer: SGD with the momentum of {len(momenta)} variables')
+    else:
+        lines.append(f'optimizer: {f"Adam with the moments of {len(moments)} variables" if moments else "none of Adam"}')
+    if averaged:
+        lines.append(f'average over the steps (--ema): of {len(averaged)} variables')
+
+    powers = {'beta1_power', 'beta2_power'}
+    explained = {*variables, 'global_step', *powers, *(f'late_{name}' for name in powers)}
+    explained |= {f'{name}/{slot}' for name in moments for slot in ('Adam', 'Adam_1')}
+    explained |= {f'{name}/Momentum' for name in momenta} | {name + checkpoints.AVERAGE for name in averaged}
+    others = [name for name in held if name not in explained]
+    if others:
+        lines.append(f'besides: {len(others)} tensors, such as {", ".join(others[:5])}')
+    return lines
+
+
+def _fitting_nets(held, trained):
+    """The nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
+
+    Args:
+        held: {name: shape} of a checkpoint.
+        trained: arguments of its training, as far as known, or None.
+    """
+    lines, variables, nearest = [], set(), (0, '')
+    for net in plugins.choices('nets'):
+        build = plugins.load('nets', net).body
+        # The one option that many nets have and that shows in variables; a stride has none.
+        is_gem = 'gem/p' in held and 'pooling' in inspect.signature(build).parameters
+        size, options = DEFAULT_SIZE, {'pooling': 'gem'} if is_gem else {}
+        if trained and trained.model_name == net:
+            size, options = (trained.net_input_height, trained.net_input_width), arguments.net_options(trained)
+        try:
+            body = build((*size, 3), **options)
+        except InputError:  # A transformer is not pooled so.
+            continue
+        needed = _shapes(body)
+        missing = [name for name in needed if name not in held]
+        if missing:
+            share = 1 - len(missing) / len(needed)
+            nearest = max(nearest, (share, f'{net} lacks {len(missing)} of {len(needed)}, as {missing[0]}'))
+            continue
+        misshapen = [name for name, shape in needed.items() if held[name] != shape]
+        heads, names = _fitting_heads(body, held)
+        variables |= needed.keys() | names
+        lines.append(f'net: {net}{" --pooling gem" if is_gem else ""}, all of its {len(needed)} variables'
+                     + (f' (of another shape: {", ".join(misshapen)})' if misshapen else ''))
+        lines.append(f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}')
+    if not lines:
+        lines.append('net: none of nets/' + (f'; the nearest, {nearest[1]}' if nearest[0] else ''))
+    return lines, variables
+
+
+def _trained_with(root):
+    """The arguments of the args.json beside a checkpoint, or None if there is none."""
+    try:
+        return arguments.load(root or '.')[0]
+    except InputError:
+        return None
+
+
+def _shapes(network):
+    return {name: tuple(variable.shape) for name, variable in model.named_variables(network).items()}
+
+
+def _fitting_heads(body, held):
+    """The heads whose variables are held, with their shapes: (descriptions, names of their variables).
+
+    Some heads have less variables than others or none: those count that explain the most.
+    """
+    features = body.output['model_output'].shape[-1]
+    embedding_dim = (held.get('emb/weights') or (features,))[-1]
+    of_body, names_of = _shapes(body), {}
+    for head in plugins.choices('heads'):
+        endpoints = plugins.load('heads', head).head(body.output, embedding_dim)
+        needed = _shapes(keras.Model(body.input, endpoints))
+        own = {name: shape for name, shape in needed.items() if name not in of_body}
+        if all(held.get(name) == shape for name, shape in own.items()):
+            names_of[head] = set(own)
+    most = max(map(len, names_of.values()), default=0)
+    heads = [head for head, names in names_of.items() if names and len(names) == most]
+    return [f'{head} ({embedding_dim} dimensions)' for head in heads], set().union(*(names_of[head] for head in heads))

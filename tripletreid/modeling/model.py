@@ -1,0 +1,125 @@
+"""Net and head become one Keras model, whose variables are known by their TensorFlow 1 names."""
+import concurrent.futures
+import inspect
+import re
+
+import keras
+import tensorflow as tf
+
+from tripletreid import plugins
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments
+
+
+def set_precision(precision):
+    """Let the models that are built from now on compute in 'none' (float32), 'bfloat16' or 'float16'.
+
+    Weights, batch norm statistics and embeddings are float32 in any case.
+    """
+    keras.config.set_dtype_policy('float32' if precision == 'none' else f'mixed_{precision}')
+
+
+def build(net_name, head_name, embedding_dim, input_shape, **net_options):
+    """Build a net with a head on top.
+
+    Args:
+        net_name: a choice of `nets/`.
+        head_name: a choice of `heads/`.
+        embedding_dim: D.
+        input_shape: (H, W, 3); H and W may be None for the nets that end in a global average.
+        net_options: keyword arguments of the net's `body`.
+
+    Returns: keras.Model, images [B, H, W, 3] float32 of RGB 0..255 -> the endpoints, a dict with 'emb_raw' and 'emb',
+        float32 [B, D] both, and what net and head have besides. Its attribute `body` is the keras.Model of the net
+        alone, made of the very same layers.
+
+    Raises:
+        InputError: no such net or head, a net that cannot take this input shape, or does not know an option.
+    """
+    net = plugins.load('nets', net_name)
+    unknown = [f'--{option}' for option in net_options if option not in inspect.signature(net.body).parameters]
+    if unknown:
+        raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
+    # GPUs since Ampere would round the factors of float32 products to 10 bits. Only who asks for it behind this gets it.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    body = net.body(input_shape, **net_options)
+    endpoints = plugins.load('heads', head_name).head(body.output, embedding_dim)
+    network = keras.Model(body.input, endpoints, name=f'{net_name}_{head_name}')
+    network.body = body
+    return network
+
+
+def build_for(args, input_size=None):
+    """What `build` returns for the arguments of `train.py`; for images of (height, width) other than trained with."""
+    height, width = input_size or (args.net_input_height, args.net_input_width)
+    return build(args.model_name, args.head_name, args.embedding_dim, (height, width, 3),
+                 **arguments.net_options(args))
+
+
+def without_values(build, *args, **options):
+    """What a function that builds models returns, with variables of names and shapes but no values: in a tenth of the time.
+
+    Keras keeps such variables in mind for each thread, and gives them values with the next model that is built in it:
+    these are built in one of their own, where `set_precision` of another thread is unheard of.
+    """
+    def built():
+        with keras.StatelessScope(initialize_variables=False):
+            return build(*args, **options)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(built).result()
+
+
+class Cosines(keras.layers.Layer):
+    """The cosines of the angles between features [B, F] and a learned vector for each of I classes: [B, I]."""
+
+    def __init__(self, classes, **kwargs):
+        super().__init__(**kwargs)
+        self.classes = classes
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(name='kernel', shape=(input_shape[-1], self.classes),
+                                      initializer=keras.initializers.RandomNormal(stddev=0.01))
+
+    def call(self, features):
+        return tf.matmul(tf.math.l2_normalize(features, axis=1), tf.math.l2_normalize(self.kernel, axis=0))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0], self.classes
+
+
+def with_classifier(network, num_identities, kind='linear'):
+    """The model of `build` with one more endpoint, 'logits' [B, I] float32, of a classifier of the identities.
+
+    It has the raw embedding as its features, no bias (Luo et al. 2019, section 3.6), and is not part of the head: who
+    embeds builds the network without it. Of kinds other than 'linear' the endpoint holds cosines, which
+    `loss.classifier_logits` makes logits of.
+    """
+    features = network.output['emb_raw']
+    if kind == 'linear':
+        classifier = keras.layers.Dense(num_identities, use_bias=False, dtype='float32', name='classifier',
+                                        kernel_initializer=keras.initializers.RandomNormal(stddev=0.001))
+    else:
+        classifier = Cosines(num_identities, dtype='float32', name='classifier')
+    logits = classifier(features)
+    classifying = keras.Model(network.input, {**network.output, 'logits': logits}, name=f'{network.name}_classifier')
+    classifying.body = network.body
+    return classifying
+
+
+def named_variables(network):
+    """The variables of a model under their TensorFlow 1 names, {name: variable} in the order of `model.variables`.
+
+    A name follows from its layer by a rule: the layer's name is the TF1 scope with '.' for '/', and TF-Slim says
+    `weights` (`depthwise_weights`) and `biases` where Keras says `kernel` and `bias`.
+    """
+    named = {}
+    for layer in network.layers:
+        kernel = 'depthwise_weights' if isinstance(layer, keras.layers.DepthwiseConv2D) else 'weights'
+        slim_names = {'kernel': kernel, 'bias': 'biases'}
+        for place, variable in enumerate(layer.weights):
+            scope, _, name = variable.path.rpartition('/')
+            # A variable without a name is one of all of them in this process, in Keras: here, one of its layer.
+            name = f'variable_{place}' if re.fullmatch(r'variable(_\d+)?', name) else name
+            named[f'{scope.replace(".", "/")}/{slim_names.get(name, name)}'] = variable
+    return named

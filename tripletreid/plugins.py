@@ -1,0 +1,19 @@
+"""The plug-in system: one file a choice, its name is the flag's value. `_name.py` is a shared helper, never a choice."""
+import importlib
+import pathlib
+
+from tripletreid.errors import InputError
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+
+
+def choices(folder):
+    """Sorted names of the plug-ins in `folder` ('nets', 'heads', 'losses', 'excluders', 'data')."""
+    return sorted(file.stem for file in (HERE / folder).glob('[!_]*.py'))
+
+
+def load(folder, name):
+    """Import the plug-in `name` of `folder`; only a name that the folder lists is ever imported."""
+    if name not in choices(folder):
+        raise InputError(f'There is no {name!r} in {folder}/; choose from {", ".join(choices(folder))}.')
+    return importlib.import_module(f'{folder}.{name}')

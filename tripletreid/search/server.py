@@ -1,0 +1,265 @@
+"""The page of search.py --serve: FastAPI and uvicorn, for this machine alone unless an address is given.
+
+Whoever may ask: only names that this machine goes by are answered to (a page from elsewhere whose name is made to lead
+here is not), and only this page may post. With an address of the network a token is needed, too, which becomes a cookie.
+Gallery images are asked for by their row, never by a path. An upload is read into memory, no more of it than is allowed
+and of few of them at a time, and is gone with the answer.
+"""
+import asyncio
+import concurrent.futures
+import contextlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import urllib.parse
+
+from tripletreid import signals
+from tripletreid.errors import InputError
+from tripletreid.search import page, photos
+from tripletreid.visualization.thumbnails import jpeg, thumbnail
+
+try:
+    import fastapi
+    import starlette.exceptions
+    import starlette.requests
+    import uvicorn
+except ImportError as error:
+    raise InputError('--serve needs FastAPI and uvicorn: pip install -r requirements-search.txt') from error
+
+LOOPBACK = '127.0.0.1'
+PORT = 8000
+MOST_BYTES = 32 << 20  # Of an upload.
+MOST_PIXELS = 50_000_000  # Likewise; a decoded pixel takes three bytes.
+UPLOADS_AT_ONCE = 4
+PATIENCE = 60  # Seconds that an upload may take.
+WAITING = 1024  # Connections that the system keeps until they are taken.
+COOKIE = 'search_token'
+POLICY = ("default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+HEADERS = {'content-security-policy': POLICY, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
+           'cache-control': 'no-store', 'cross-origin-resource-policy': 'same-origin'}
+
+
+class Refused(Exception):
+    """A request that is not answered: a status of HTTP and a sentence."""
+
+    def __init__(self, status, sentence):
+        super().__init__(sentence)
+        self.status = status
+
+
+def listen(host=None, port=None):
+    """An open socket at an address of this machine, None that for this machine alone.
+
+    Raises:
+        InputError: the port is in use, or this machine has no such address.
+    """
+    host, port = host or LOOPBACK, PORT if port is None else port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=WAITING)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise InputError(f'No page can be served at {host}, port {port} ({reason}): give another --port or '
+                         f'--host.') from error
+
+
+def serve(listening, gallery, embedder, count, curve, host=None):
+    """Serve the page until the process is ended.
+
+    Args:
+        listening: as `listen` gives it.
+        gallery: `Gallery`.
+        embedder: `Embedder`.
+        count: how many of the nearest are shown.
+        curve: points of an evaluation's ROC, as for `page.served`.
+        host: the address that was asked for; with one a token is needed.
+    """
+    token = secrets.token_urlsafe(24) if host else None
+    app = make_app(gallery, embedder, count, curve, host, token)
+    name, port = listening.getsockname()[:2]
+    if ipaddress.ip_address(name).is_unspecified:  # All addresses of this machine, which its name leads to.
+        name = socket.gethostname()
+    name = f'[{name}]' if ':' in name else name
+    print(f'Serving {len(gallery)} images at http://{name}:{port}/{f"?token={token}" if token else ""} until Ctrl+C.',
+          flush=True)
+    if host:
+        print('Whoever has this address can search the gallery and see its images, and so can who listens in on the '
+              'network: there is no encryption.', flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, server_header=False)).run([listening])
+
+
+def make_app(gallery, embedder, count, curve, host=None, token=None):
+    """The ASGI application of the page; all arguments but `token`, a text or None, as for `serve`."""
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        signals.end_the_process()  # uvicorn would wait for open requests, and nothing here has anything to lose.
+        yield
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+    one_at_a_time = concurrent.futures.ThreadPoolExecutor(1)
+
+    async def alone(function, *args):
+        return await asyncio.get_running_loop().run_in_executor(one_at_a_time, function, *args)
+
+    def answer(emb, doubts, but=None):
+        found = gallery.search(emb, count, but)
+        return {'doubts': doubts, 'results': [{'rank': each.rank, 'row': each.row, 'fid': each.fid,
+                                               'distance': each.distance} for each in found]}
+
+    def search_with(content):
+        return answer(embedder.photo(content), photos.doubts(content, embedder.size))
+
+    @app.get('/')
+    def start():
+        return fastapi.responses.HTMLResponse(page.served(gallery, curve))
+
+    @app.get('/style.css')
+    def style():
+        return fastapi.Response(page.style(), media_type='text/css')
+
+    @app.get('/page.js')
+    def script():
+        return fastapi.Response(page.script(), media_type='text/javascript')
+
+    @app.get('/gallery/{row}')
+    async def picture(row: int):
+        # Of embeddings in many parts only some are open at a time.
+        path = await alone(gallery.path, _checked_row(row, gallery))
+        small = path and await asyncio.to_thread(thumbnail, path, page.WIDTH, page.HEIGHT)
+        if not small:
+            raise Refused(404, 'This image is missing, broken or outside of the image root.')
+        return fastapi.Response(jpeg(small), media_type='image/jpeg')
+
+    @app.post('/search')
+    async def search(request: fastapi.Request):
+        async with uploads:
+            content = await _upload(request)
+            pixels = photos.pixels(content)
+            if pixels is None:
+                raise Refused(422, 'The photo cannot be read: it is no JPEG, PNG or GIF, or a damaged one.')
+            if pixels > MOST_PIXELS:
+                raise Refused(413, f'The photo has more than {MOST_PIXELS:,} pixels.')
+            return await alone(search_with, content)
+
+    @app.post('/search/{row}')
+    async def search_like(row: int):
+        _checked_row(row, gallery)
+        return await alone(lambda: answer(gallery.embeddings.rows(row, row + 1)[0], [], but=row))
+
+    def answer_error(kind, status_of, sentence_of=str):
+        @app.exception_handler(kind)
+        async def answered(_, error):
+            return fastapi.responses.JSONResponse({'error': sentence_of(error)}, status_of(error))
+
+    answer_error(Refused, lambda error: error.status)
+    answer_error(InputError, lambda _: 422)
+    answer_error(starlette.exceptions.HTTPException, lambda error: error.status_code, lambda error: f'{error.detail}.')
+    answer_error(fastapi.exceptions.RequestValidationError, lambda _: 404, lambda _: 'Images have numbers.')
+    # What is left is a lack of memory, or a bug, of which uvicorn prints the traceback.
+    answer_error(Exception, lambda _: 500, lambda error: f'The search has failed ({type(error).__name__}).')
+    return Guard(app, host, token)
+
+
+async def _upload(request):
+    """The body of a request, if it is not too long for a photo."""
+    too_long = Refused(413, f'The photo has more than {MOST_BYTES >> 20} MB.')
+    try:
+        announced = int(request.headers.get('content-length', 0))
+    except ValueError:
+        raise Refused(400, 'The length of the photo is no number.') from None
+    if announced > MOST_BYTES:
+        raise too_long
+    content = bytearray()
+
+    async def read():
+        async for part in request.stream():
+            content.extend(part)
+            if len(content) > MOST_BYTES:
+                raise too_long
+
+    try:
+        await asyncio.wait_for(read(), PATIENCE)
+    except starlette.requests.ClientDisconnect:
+        raise Refused(400, 'The photo did not arrive as a whole.') from None
+    except asyncio.TimeoutError:
+        raise Refused(408, f'The photo did not arrive within {PATIENCE} seconds.') from None
+    return bytes(content)
+
+
+def _checked_row(row, gallery):
+    if not 0 <= row < len(gallery):
+        raise Refused(404, f'The gallery has no image {row}.')
+    return row
+
+
+class Guard:
+    """Stands in front of an ASGI application: who may ask, and headers for every answer."""
+
+    def __init__(self, app, host, token):
+        self.app, self.token = app, token
+        self.names = {LOOPBACK, 'localhost', '[::1]'} | ({host.lower(), socket.gethostname().lower()} if host else set())
+        self.any_address = host is not None
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
+        headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
+
+        async def send_with_headers(message):
+            if message['type'] == 'http.response.start':
+                message = {**message, 'headers': [*message['headers'], *(
+                    (name.encode(), value.encode()) for name, value in HEADERS.items())]}
+            await send(message)
+
+        refusal = self._refusal(scope, headers)
+        cookie = f'{COOKIE}_{scope["server"][1]}'  # Browsers do not tell the ports of a machine apart.
+        if refusal is None and self.token and not _equal(_value_of(cookie, headers), self.token):
+            refusal = self._answer_to_stranger(scope, cookie)
+        await (refusal or self.app)(scope, receive, send_with_headers)
+
+    def _refusal(self, scope, headers):
+        """What to answer who asks by a name that is not ours, or from another page; None otherwise."""
+        host = headers.get('host', '')
+        if not self._is_own_name(_name_in(host)):
+            return fastapi.responses.JSONResponse({'error': f'This is not {host[:100]}.'}, 400)
+        origin = headers.get('origin')
+        if scope['method'] not in ('GET', 'HEAD') and origin is not None and origin != f'http://{host}':
+            return fastapi.responses.JSONResponse({'error': 'Only its own page may ask this.'}, 403)
+        return None
+
+    def _is_own_name(self, name):
+        if name in self.names:
+            return True
+        # A name may be made to lead here by anybody, an address may not.
+        try:
+            return self.any_address and bool(ipaddress.ip_address(name.strip('[]')))
+        except ValueError:
+            return False
+
+    def _answer_to_stranger(self, scope, cookie):
+        """To the page's address with the right token: the cookie that stands for it from then on."""
+        query = urllib.parse.parse_qs(scope['query_string'].decode('latin-1'))
+        if scope['path'] == '/' and _equal(query.get('token', [''])[0], self.token):
+            response = fastapi.responses.RedirectResponse('/', 303)
+            response.set_cookie(cookie, self.token, httponly=True, samesite='strict')
+            return response
+        return fastapi.responses.JSONResponse({'error': 'Open the whole address that search.py printed, token and all.'},
+                                              403)
+
+
+def _name_in(host):
+    """'[::1]' of '[::1]:8000', in small letters."""
+    name, colon, port = host.rpartition(':')
+    return (name if colon and port.isdigit() else host).lower()
+
+
+def _value_of(cookie, headers):
+    pairs = (pair.strip().partition('=') for pair in headers.get('cookie', '').split(';'))
+    return {name: value for name, _, value in pairs}.get(cookie, '')
+
+
+def _equal(text, secret):
+    return hmac.compare_digest(text.encode(), secret.encode())

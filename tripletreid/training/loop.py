@@ -1,0 +1,138 @@
+"""The training loop: steps are computed, told of, stored and validated, until the end or an interruption."""
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from tripletreid import distribute
+from tripletreid.errors import InputError
+from tripletreid.experiment import arguments, best_checkpoint, checkpoints
+from tripletreid.training import optimizer
+
+
+class Loop:
+    """Runs training steps, and tells of each of them while the next one is computed.
+
+    A GPU is handed a step and computes it by itself. What Python does with the step before, which takes milliseconds
+    (numbers, log lines, the next batch), would have the GPU wait for it otherwise.
+
+    No checkpoint is written after a number that is not finite, and every validation has a checkpoint of its own.
+    """
+
+    def __init__(self, args, state, strategy, reporter, validator, interruption, fids, log):
+        """
+        Args:
+            args: of `train.py`.
+            state: `TrainState`.
+            strategy: the `tf.distribute.Strategy` that computes.
+            reporter: `Reporter`; None for the workers that are not the chief, which neither tell nor write.
+            validator: `Validation`, or None.
+            interruption: `Interruption`.
+            fids: file ids of the training set [N].
+            log: logger.
+        """
+        self._args, self._state, self._strategy = args, state, strategy
+        self._reporter, self._validator, self._interruption = reporter, validator, interruption
+        self._fids, self._log = fids, log
+        self._first_step = self._saved_step = state.step
+        self._unreported = None
+
+    def run(self, train_step, data, why_unreadable):
+        """Train from the state's step on.
+
+        Args:
+            train_step: function (batch, learning rate, β1, whether the body is frozen, whether the memory is used) ->
+                dict of tensors, see `train.replica_step`. It may return before they are computed.
+            data: iterator over the batches.
+            why_unreadable: function (step, error) -> the InputError to end with when a batch cannot be loaded.
+
+        Raises:
+            InputError: a batch that cannot be loaded, or a number that is not finite.
+        """
+        args, unreadable = self._args, None
+        if self._validator and self._validator.is_due(self._first_step):  # The run was interrupted just then.
+            self._validate()
+        for step in range(self._first_step, args.train_iterations):
+            started = time.monotonic()
+            try:
+                batch = next(data)
+            except tf.errors.OpError as error:
+                unreadable = why_unreadable(step, error)
+            if distribute.any_worker(self._strategy, self._interruption.requested or unreadable):
+                self._report()
+                if not unreadable:
+                    self._log.info('Interrupted by %s after %d iterations.',
+                                   self._interruption.requested or 'another worker', step)
+                break
+            learning_rate = optimizer.learning_rate(step, args)
+            memory_is_used = bool(args.memory) and step >= arguments.memory_start(args)
+            result = train_step(batch, tf.constant(learning_rate, tf.float32),
+                                tf.constant(optimizer.beta1(step, args), tf.float32),
+                                step < args.freeze_body_iterations, memory_is_used)
+            self._report(until=started)
+            self._unreported = step, learning_rate, result, started
+            if step == self._first_step:  # The sign of life, for which nobody should wait a second step.
+                self._report()
+            self._store_and_validate_where_due(step + 1)
+        self._report()
+        if self._state.step != self._saved_step:
+            self._save()
+        if unreadable:
+            raise unreadable
+
+    def _report(self, until=None):
+        """Wait for the step that is not told of yet, if any, check its numbers, and tell of it.
+
+        Args:
+            until: when the next step was begun; None: there is none yet, and it lasted until its numbers are there.
+        """
+        if self._unreported is None:
+            return
+        (step, learning_rate, result, started), self._unreported = self._unreported, None
+        result = {name: value.numpy() for name, value in result.items()}
+        self._check_finite(step, result)
+        seconds = (until or time.monotonic()) - started
+        if self._reporter:
+            self._reporter.iteration(step, result['rows'], result, learning_rate, seconds)
+
+    def _check_finite(self, step, result):
+        """Raises InputError for numbers that are not finite; a step that was left out is only told of."""
+        must_be_finite = ['loss', 'emb', 'gradient_norm']
+        if self._state.loss_scale.left_out(result['gradient_norm'], result['loss_scale']):
+            self._log.warning('Iteration %d is left out: its gradients are beyond float16. The loss scale is %g from now '
+                              'on.', step + 1, result['loss_scale'] / 2)
+            must_be_finite.remove('gradient_norm')
+        if not all(np.isfinite(result[name]).all() for name in must_be_finite):
+            good = checkpoints.prefix(self._args.experiment_root, self._saved_step)
+            raise InputError(
+                f'Iteration {step + 1} gave a loss of {result["loss"]} and a gradient of norm '
+                f'{result["gradient_norm"]} on {", ".join(self._fids[result["rows"]])}. The run stops here; '
+                f'{f"the last good checkpoint is {good}" if step else "nothing was trained"}. Try a lower '
+                f'--learning_rate.')
+
+    def _store_and_validate_where_due(self, step):
+        """After `step` iterations: a checkpoint, a validation, or neither."""
+        frequency = self._args.checkpoint_frequency
+        validation_is_due = self._validator and self._validator.is_due(step)
+        if validation_is_due or frequency and step % frequency == 0:
+            self._report()
+            self._save()
+            if validation_is_due:
+                self._validate()
+
+    def _save(self):
+        """Store the state, behind all that was told. All workers have to call this; the chief writes."""
+        step, values = self._state.step, self._state.values()
+        if self._reporter:
+            self._reporter.flush()
+            checkpoints.save(self._args.experiment_root, step, values, self._args.keep_checkpoints, self._first_step)
+            self._log.info('Saved %s.', checkpoints.prefix(self._args.experiment_root, step))
+        self._saved_step = step
+
+    def _validate(self):
+        """Validate the weights of the moment, unless an interruption is requested meanwhile; the chief notes it."""
+        step = self._state.step
+        result = self._validator.evaluate(step, self._state.values(), self._interruption)
+        if result and self._reporter:
+            best_checkpoint.note(self._args.experiment_root, step, result)
+            self._reporter.validation(step, result)

@@ -1,0 +1,150 @@
+"""What a run tells about itself while it goes: the line per iteration, TensorBoard, detailed logs, collapse."""
+import collections
+import concurrent.futures
+
+import numpy as np
+
+from tripletreid.experiment.detailed_logs import DetailedLogs
+from tripletreid.experiment.event_files import TensorBoard, forget_events_after
+from tripletreid.experiment.train_log import VALIDATION, forget_iterations_after, iteration_line
+
+
+class Reporter:
+    """Tells of each iteration in the log, in TensorBoard and, where asked for, in the detailed logs.
+
+    TensorBoard's histograms take milliseconds. They are made in a thread of their own while the next iteration runs.
+    """
+
+    def __init__(self, args, log, first_step, fids, pid_numbers):
+        """
+        Args:
+            args: of `train.py`.
+            log: the run's logger.
+            first_step: the step that the run starts or goes on with.
+            fids: file ids of the training set [N].
+            pid_numbers: numbers of their identities, int32 [N].
+        """
+        forget_iterations_after(args.experiment_root, first_step)
+        forget_events_after(args.experiment_root, first_step)
+        self._args = args
+        self._log = log
+        self._fids = fids
+        self._pid_numbers = pid_numbers
+        self._board = TensorBoard(args.experiment_root, first_step)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._board_is_told = self._thread.submit(lambda: None)
+        self._details = DetailedLogs(args, fids) if args.detailed_logs else None
+        self._watch = CollapseWatch(args.margin)
+        self._seconds = []  # of the iterations since the last line
+
+    def iteration(self, step, rows, result, learning_rate, seconds):
+        """Tell of one iteration.
+
+        Args:
+            step: 0-based.
+            rows: of the batch's images in the training set, int64 [B].
+            result: what the training step returned, a dict of NumPy arrays.
+            learning_rate: float.
+            seconds: duration of the iteration.
+        """
+        args, k = self._args, self._args.batch_k - 1
+        precision = result['batch_prec_at_k']
+        scalars = {'loss': result['loss'], 'batch_top1': result['batch_top1'], f'batch_prec_at_{k}': precision,
+                   'active_count': result['active_count'], 'learning_rate': learning_rate, 'secs_per_iter': seconds}
+        if args.xent_weight:
+            scalars['cross_entropy'] = result['cross_entropy']
+        if args.center_weight:
+            scalars['center_loss'] = result['center_loss']
+        self._seconds.append(seconds)
+        # The first line is the sign of life, here and for who asks whether this run has trained anything.
+        if step == 0 or (step + 1) % args.log_frequency == 0 or step + 1 == args.train_iterations:
+            self._log.info(self._line(step, result, precision))
+            self._seconds.clear()
+        self._board_is_told.result()  # Raises what went wrong with the last iteration.
+        self._board_is_told = self._thread.submit(self._tell_board, step, scalars, rows, result)
+        if self._details:
+            self._details.write(step, result['emb'], result['losses'], self._fids[rows])
+        warning = self._watch.warning(result['dists'].mean(), result['loss'])
+        if warning:
+            self._log.warning(warning)
+
+    def _line(self, step, result, precision):
+        """The line of an iteration; its duration is the mean since the last line."""
+        args = self._args
+        seconds = sum(self._seconds) / len(self._seconds)
+        eta = seconds * (args.train_iterations - step - 1)
+        line = iteration_line(step + 1, result['losses'], precision, args.batch_k - 1, eta, seconds)
+        return f'{line}, cross-entropy: {result["cross_entropy"]:.3f}' if args.xent_weight else line
+
+    def validation(self, step, result):
+        """Tell of a validation after `step` iterations: `result` is what `Validation.evaluate` returns."""
+        self._board_is_told.result()
+        sets = result.get('sets', {})
+        how = f'mean of {len(sets)} sets' if sets else f'embed.py {result["embed_flags"]}'
+        for name, of_set in sets.items():
+            self._tell_validation(step, f'validation of {name}', of_set, f'embed.py {of_set["embed_flags"]}')
+        self._tell_validation(step, 'validation', result, how)
+        scalars = {'validation_mAP': result['mAP'], 'validation_top1': result['top1']}
+        for name, of_set in sets.items():
+            scalars |= {f'validation_mAP/{name}': of_set['mAP'], f'validation_top1/{name}': of_set['top1']}
+        self._board.write(step, scalars, {})
+
+    def _tell_validation(self, step, what, scores, how):
+        self._log.log(VALIDATION, f'iter:{step:6d}, {what} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} ({how})')
+
+    def _tell_board(self, step, scalars, rows, result):
+        with_histograms = step % self._args.summary_frequency == 0
+        self._board.write(step + 1, scalars, self._histograms(rows, result) if with_histograms else {})
+
+    def _histograms(self, rows, result):
+        pids, dists = self._pid_numbers[rows[::self._args.frames_per_tracklet]], result['dists']
+        same = pids[:, None] == pids[None]
+        positive = same & ~np.eye(len(pids), dtype=bool)
+        return {'loss_distribution': result['losses'], 'embedding_dists': dists,
+                'embedding_pos_dists': dists[positive], 'embedding_neg_dists': dists[~same],
+                'embedding_lengths': np.linalg.norm(result['emb_raw'], axis=1)}
+
+    def flush(self):
+        """Hand all that was told to the operating system, and detailed logs to the disk."""
+        self._board_is_told.result()
+        self._board.flush()
+        if self._details:
+            self._details.flush()
+
+    def close(self):
+        self._thread.shutdown()
+        self._board.close()
+        if self._details:
+            self._details.close()
+
+
+class CollapseWatch:
+    """Notices when all embeddings become one point while the loss sits at the margin (ln 2 for the soft one).
+
+    Then the distances of positives and negatives are equal, and the gradient that would part them vanishes.
+    """
+    steps = 100
+    share_of_start = 0.02
+    loss_tolerance = 0.02
+
+    def __init__(self, margin):
+        self.stuck_loss = {'soft': float(np.log(2)), 'none': 0.0}.get(margin, margin)
+        self._start = collections.deque(maxlen=5)
+        self._steps = 0
+        self._warned = False
+
+    def warning(self, mean_distance, loss):
+        """Watch one step: mean distance within the batch, mean loss. Returns the warning's text, once, or None."""
+        if len(self._start) < self._start.maxlen:
+            self._start.append(mean_distance)
+            return None
+        small = mean_distance < self.share_of_start * max(self._start)
+        stuck = abs(loss - self.stuck_loss) < self.loss_tolerance * max(1.0, abs(self.stuck_loss))
+        self._steps = self._steps + 1 if small and stuck else 0
+        if self._warned or self._steps < self.steps:
+            return None
+        self._warned = True
+        return (f'The embeddings have collapsed: for {self.steps} iterations all images of a batch lie in nearly one '
+                f'point (mean distance {mean_distance:.2g}, at the start {max(self._start):.2g}) and the loss sits at '
+                f'{self.stuck_loss:.3f}. Training rarely recovers from this. Try a lower --learning_rate, another '
+                f'--margin, a larger --batch_p, or pre-trained weights (--initial_checkpoint).')

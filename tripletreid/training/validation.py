@@ -1,0 +1,165 @@
+"""Validation while training: the weights of the moment, or their average, embed and rank queries and galleries."""
+import dataclasses
+
+import numpy as np
+
+import excluders
+from tripletreid.dataset import Dataset, check_files, load_dataset, set_name
+from tripletreid.errors import InputError
+from tripletreid.evaluation import ranking
+from tripletreid.experiment.best_checkpoint import results
+from tripletreid.modeling import inference_flags
+
+QUERIES_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationSet:
+    """Queries and the gallery to search: one of --eval_query and what of the other flags is its.
+
+    name: the queries' csv file, without folder and ending.
+    query, gallery: `Dataset`s of the images.
+    excluder: what `excluders.load` returns.
+    image_root: folder of the images of both.
+    """
+    name: str
+    query: Dataset
+    gallery: Dataset
+    excluder: object
+    image_root: str
+
+    @property
+    def pools_tracklets(self):
+        """Whether tracklets are ranked, and not images: where both csv files name them."""
+        return self.query.tracklets is not None and self.gallery.tracklets is not None
+
+    def rows(self):
+        """What is ranked of queries and gallery, two `Dataset`s: all images, or the first frames of tracklets."""
+        images = self.query, self.gallery
+        return [each.first_frames() for each in images] if self.pools_tracklets else images
+
+    def any_match(self):
+        """Whether any query has a match that the excluder leaves."""
+        query, gallery = self.rows()
+        excluded = self.excluder(gallery.fids)
+        for start in range(0, len(query), QUERIES_AT_ONCE):
+            some = query.take(slice(start, start + QUERIES_AT_ONCE))
+            if ((some.pids[:, None] == gallery.pids) & ~excluded(some.fids)).any():
+                return True
+        return False
+
+
+class Validation:
+    """Embeds and evaluates the images of --eval_query and --eval_gallery with the project's own engine.
+
+    Images are loaded as in embed.py: resized to the net's input; with --crop_augment, their centre is cropped, as
+    `embed.py --crop_augment center` does. With --eval_flip the mean with their mirror image is taken.
+    """
+
+    def __init__(self, args):
+        """Raises InputError when images are missing, do not fit the excluder, or no query of a set has a match, and
+        when two sets would have one name.
+        """
+        self._args = args
+        self._network = self._strategy = None
+        self._sets = []
+        of_sets = [values if len(values) > 1 else values * len(args.eval_query)
+                   for values in (args.eval_excluder, args.eval_image_root or [args.image_root])]
+        files = zip(args.eval_query, args.eval_gallery, *of_sets, strict=True)
+        for query_path, gallery_path, excluder, image_root in files:
+            name = set_name(query_path)
+            if name in [other.name for other in self._sets]:
+                raise InputError(f'Two files of --eval_query are called {name}, by which the log names their validation '
+                                 f'sets. Rename one of them.')
+            query, gallery = load_dataset(query_path), load_dataset(gallery_path)
+            for images in (query, gallery):
+                check_files(images, image_root, args.allow_outside_root)
+            self._sets.append(ValidationSet(name, query, gallery, excluders.load(excluder), image_root))
+            if not self._sets[-1].any_match():
+                raise InputError(f'No query of {query_path} has a match in {gallery_path} that the excluder {excluder} '
+                                 f'leaves.')
+
+    def is_due(self, step):
+        """Whether the weights after `step` iterations are to be validated, and have not been yet."""
+        if step == 0 or step % self._args.eval_frequency:
+            return False
+        return step not in [entry['step'] for entry in results(self._args.experiment_root)]
+
+    def build(self, names, strategy):
+        """Build the network that is validated: the one that trains is not touched.
+
+        The devices of one host share the work. Of several hosts each does all of it on its first device, where the
+        others could only wait for one that did; the chief's numbers are those that are noted.
+
+        Args:
+            names: of the variables that are trained, see `model.named_variables`.
+            strategy: the `tf.distribute.Strategy` that trains.
+
+        Raises:
+            InputError: the net has layers that are called otherwise whenever it is built.
+        """
+        import tensorflow as tf
+
+        from tripletreid.modeling import model
+        model.set_precision('none')
+        self._strategy = strategy if self._args.distribute != 'multi_worker' else tf.distribute.get_strategy()
+        with self._strategy.scope():
+            self._network = model.build_for(self._args)
+        unknown = sorted(set(model.named_variables(self._network)) - set(names))
+        if unknown:
+            raise InputError(f'The weights {unknown[0]} of --model_name {self._args.model_name} or --head_name '
+                             f'{self._args.head_name} have another name whenever the network is built; give each of '
+                             f'its layers that has weights a name=….')
+
+    def evaluate(self, step, values, interruption):
+        """Evaluate weights with the network of `build`.
+
+        Args:
+            step: after which the weights are what they are.
+            values: dict {TF1 name: array or tensor}, as a checkpoint has them; where that has averages, these count.
+            interruption: `interruption.Interruption`.
+
+        Returns: dict of mAP (scikit-learn's), top1 and embed_flags, the flags of embed.py that give just these numbers.
+            Of several sets, dict of the means mAP and top1, and of `sets`, {name: such a dict}. None when an
+            interruption was requested meanwhile.
+        """
+        from tripletreid.experiment import checkpoints
+        from tripletreid.modeling import model
+        for name, variable in model.named_variables(self._network).items():
+            average = name + checkpoints.AVERAGE
+            variable.assign(values[average if average in values else name])
+        of_sets = {}
+        for each in self._sets:
+            embs = []
+            for images in (each.query, each.gallery):
+                embs.append(self._embed(images, each, interruption))
+                if embs[-1] is None:
+                    return None
+            query, gallery = each.rows()
+            ranks = ranking.rank(embs[0], query, embs[1], gallery, each.excluder,
+                                 self._args.eval_metric or self._args.metric)
+            # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
+            flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.image_root,
+                                                        each.pools_tracklets)
+            of_sets[each.name] = {'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0]),
+                                  'embed_flags': flags}
+        if len(of_sets) == 1:
+            return of_sets[each.name]
+        means = {key: float(np.mean([of_set[key] for of_set in of_sets.values()])) for key in ('mAP', 'top1')}
+        return {**means, 'sets': of_sets}
+
+    def _embed(self, images, of_set, interruption):
+        """The embeddings [N, D] of the images of a set or, pooled, of its tracklets; None when interrupted."""
+        from tripletreid.modeling import inference
+        args = self._args
+        crop = inference_flags.validation_crop(args)
+        of_rows = inference.embed_rows(
+            self._network, images, of_set.image_root, inference_flags.sizes(args, crop).load,
+            pool_tracklets=of_set.pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip, crop=crop,
+            strategy=self._strategy)
+        batches = []
+        for embs in of_rows:
+            if interruption.requested:
+                return None
+            batches.append(embs[0])
+        return np.concatenate(batches)

@@ -1,0 +1,68 @@
+"""What a net gets to see of some images while training, as a picture."""
+import numpy as np
+import tensorflow as tf
+
+from tripletreid.input_pipeline import augmentation, images
+from tripletreid.visualization.figures import new_figure, shortened
+
+FLAGS = ('flip_augment', 'crop_augment', 'pad_crop', 'rotate', 'shear', 'scale', 'color_jitter', 'random_gray', 'blur',
+         'auto_augment', 'random_erasing')
+CELL = 1.1  # Width of an image; all lengths are in inches.
+
+
+def flags_of(args):
+    """The flags of augmentation with which a run was started, one text."""
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name)}
+    return ' '.join(f'--{name}' if value is True else f'--{name} {value}' for name, value in given.items())
+
+
+def drawn_images(paths, args, variants, seed):
+    """Images as they are without augmentation, and as they are drawn with that of a run.
+
+    Args:
+        paths: of n image files.
+        args: of `train.py`.
+        variants: how many are drawn of each.
+        seed: int.
+
+    Returns: uint8 [n, 1 + variants, H, W, 3], the unchanged ones first.
+
+    Raises:
+        InputError: an image that cannot be read.
+    """
+    sizes = augmentation.load_size(args), (args.net_input_height, args.net_input_width)
+    options = augmentation.options(args)
+    augment = tf.function(lambda image, step, slot: augmentation.augment(image, seed, step, slot, **options),
+                          autograph=False)
+    rows = []
+    for slot, path in enumerate(paths):
+        try:
+            pixels = images.decode(tf.io.read_file(path))
+        except tf.errors.OpError as error:
+            raise images.broken_image([path], error) from error
+        loaded, whole = (images.resize(pixels, size) for size in sizes)
+        rows.append([whole, *(augment(loaded, tf.constant(step), tf.constant(slot)) for step in range(variants))])
+    return np.array(rows).round().clip(0, 255).astype(np.uint8)
+
+
+def picture_of_augmentation(drawn, names, title):
+    """A row for each image: itself, then what was drawn of it.
+
+    Args:
+        drawn: as of `drawn_images`.
+        names: of the images.
+        title: of the picture.
+
+    Returns: figure.
+    """
+    count, columns, height, width = drawn.shape[:4]
+    row_height = CELL * height / width + 0.2
+    figure = new_figure(CELL * columns + 0.2, row_height * count + 0.8)
+    panels = figure.subplots(count, columns, squeeze=False)
+    for row, name, of_image in zip(panels, names, drawn):
+        for panel, pixels in zip(row, of_image):
+            panel.imshow(pixels)
+            panel.set(xticks=[], yticks=[])
+        row[0].set_title(shortened(name, 7, 72 * CELL), fontsize=7, loc='left')
+    figure.suptitle(shortened(title, 9, 72 * CELL * columns), fontsize=9)
+    return figure

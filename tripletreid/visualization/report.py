@@ -1,0 +1,286 @@
+"""The report: one HTML page that needs no server and no network, `report_template.html` with the data inside."""
+import base64
+import dataclasses
+import json
+import os
+import pathlib
+import urllib.parse
+
+import numpy as np
+
+import excluders
+from tripletreid.evaluation import chunks, neighbours
+from tripletreid.files import holds, written_whole
+from tripletreid.visualization.ranked_lists import cameras, ranked_lists
+from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
+
+TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
+PLACE_OF_DATA = 'REPORT_DATA'
+SAMPLE = 1000  # Queries and gallery images between which the distances of different identities are measured.
+WEIGHED = 64  # Pictures by which the size of a page is estimated.
+
+
+@dataclasses.dataclass
+class Found:
+    """What a page is to show, before there are pictures of it.
+
+    names: what to call the evaluations.
+    runs: of each evaluation, what the page's script reads of it; gallery images are numbers in `shown`.
+    shown: rows of the gallery images in any of the lists, list [G].
+    fids, paths: file ids of the Q queries and of those gallery images, and the paths of their files, lists [Q + G].
+    """
+    names: list
+    runs: list
+    shown: list
+    fids: list
+    paths: list
+
+    def files(self):
+        """The distinct paths, None among them where an image is missing."""
+        return list(dict.fromkeys(self.paths))
+
+
+def find(evaluations, query, gallery, top_k, seed):
+    """Find what a page is to show.
+
+    Args:
+        evaluations: one `Evaluation`, or the one to look at and an earlier one to compare it with.
+        query, gallery: `Images` of all of them.
+        top_k: length of the ranked lists.
+        seed: of the sample of distances.
+
+    Returns: `Found`.
+
+    Raises:
+        InputError: an evaluation is not one of its embeddings.
+    """
+    names = _names(evaluations)
+    runs = [{'name': name, **_run(evaluation, query, gallery, top_k, seed)}
+            for name, evaluation in zip(names, evaluations)]
+
+    # Of the gallery the page holds only what some list shows, numbered anew.
+    shown = sorted({row for run in runs for ranked in run['lists'] + run['further'] for row, *_ in ranked})
+    number_of_row = {row: number for number, row in enumerate(shown)}
+    for run in runs:
+        for ranked in run['lists'] + run['further']:
+            ranked[:] = [(number_of_row[row], *rest) for row, *rest in ranked]
+    return Found(names, runs, shown, [*query.dataset.fids, *gallery.dataset.fids[shown]],
+                 query.paths + [gallery.paths[row] for row in shown])
+
+
+def estimated_bytes(found):
+    """How many bytes the thumbnails will take on a page, judged by some of them: float."""
+    files = found.files()
+    some = files[::max(1, len(files) // WEIGHED)]
+    return len(files) / len(some) * sum(len(_base64_jpeg(picture)) for picture in _small(some) if picture)
+
+
+def page_data(found, evaluations, query, gallery, page, link_images):
+    """The data of a page, as the template's script reads them.
+
+    Args:
+        found: what `find` found for these `evaluations`, `query` and `gallery`.
+        page: path that the page will have.
+        link_images: whether it refers to the image files or holds thumbnails of them.
+
+    Returns: a JSON-serialisable dict, `Missing`.
+    """
+    now, names, files = evaluations[0], found.names, found.files()
+    if link_images:
+        images = [path and _address(path, page) for path in files]
+    else:
+        images = [picture and _base64_jpeg(picture) for picture in _small(files)]
+    image_of_path = {path: number for number, path in enumerate(files)}
+    image = [image_of_path[path] for path in found.paths]
+    missing = Missing([fid for number, fid in zip(image, found.fids) if images[number] is None], len(found.fids))
+
+    def table(dataset, image):
+        return {'fid': dataset.fids.tolist(), 'pid': dataset.pids.tolist(), 'camera': cameras(now, dataset.fids),
+                'image': image}
+
+    data = {
+        'title': ' compared with '.join(names),
+        'about': _about(now, query.dataset, gallery.dataset),
+        'warnings': [f'The distances of {name} are of another kind ({_kind_of_distance(evaluation)}) than those of '
+                     f'{names[0]} ({_kind_of_distance(now)}).' for name, evaluation in zip(names, evaluations)
+                     if _kind_of_distance(evaluation) != _kind_of_distance(now)]
+        + ([missing.sentence()] if missing.fids else []),
+        'numbers': _summary(*evaluations),
+        'linked': link_images,
+        'images': images,
+        'queries': table(query.dataset, image[:len(query.dataset)]),
+        'gallery': table(gallery.dataset.take(found.shown), image[len(query.dataset):]),
+        'runs': found.runs,
+    }
+    return data, missing
+
+
+def _small(files):
+    return thumbnails(files, 128, 160)
+
+
+def is_page(path):
+    """Whether a file is a page of `write_page`."""
+    return holds(path, b'<!-- The page of `visualize.py report`', within=1000)
+
+
+def write_page(path, data):
+    """Write the page with the data of `page_data`, whole or not at all."""
+    # Without a < in them, no name out of a file can end the element that holds the data.
+    text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
+    before, after = TEMPLATE.read_text(encoding='utf-8').split(f'>{PLACE_OF_DATA}<')
+    with written_whole(path) as temporary:
+        pathlib.Path(temporary).write_text(f'{before}>{text}<{after}', encoding='utf-8')
+
+
+def style():
+    """The stylesheet of the page, which others that should look like it take as well."""
+    return TEMPLATE.read_text(encoding='utf-8').split('<style>\n')[1].split('</style>')[0]
+
+
+def _names(evaluations):
+    """What to call the evaluations: folder and name of their files; the whole path where that is not enough."""
+    paths = [os.path.splitext(os.path.abspath(evaluation.path))[0] for evaluation in evaluations]
+    names = ['/'.join(pathlib.Path(path).parts[-2:]) for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _run(evaluation, query, gallery, top_k, seed):
+    """What the page shows of one evaluation; gallery images are rows still."""
+    lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), top_k)
+    matches = _matches(evaluation, query, gallery)
+    same = np.concatenate([distances for _, distances in matches])
+    different = _distances_of_others(evaluation, query, gallery, seed)
+    edges = np.histogram_bin_edges(np.concatenate([same, different]), 60)
+    further = []
+    for ranked, (rows, distances) in zip(lists, matches):
+        listed = {entry.row for entry in ranked}
+        further.append([(row, distance) for row, distance in zip(rows, distances) if row not in listed][:5])
+    return {
+        'cmc': evaluation.numbers['CMC'][:50],
+        'ap': _or_none(evaluation.ap.round(6)),
+        'first': _or_none(evaluation.first),
+        'last': _or_none(evaluation.last),
+        'matches': evaluation.matches.tolist(),
+        'lists': [[(int(entry.row), round(float(entry.distance), 4), int(entry.excluded)) for entry in ranked]
+                  for ranked in lists],
+        'further': [[(int(row), round(float(distance), 4)) for row, distance in ranked] for ranked in further],
+        'distances': {'edges': edges.round(6).tolist(), 'same': np.histogram(same, edges)[0].tolist(),
+                      'different': np.histogram(different, edges)[0].tolist()},
+        'verification': evaluation.verification and _verification(
+            evaluation.verification, lists, query.dataset.pids, gallery.dataset.pids),
+    }
+
+
+def _verification(verification, lists, query_pids, gallery_pids):
+    """What the page shows of a `Verification`, given the ranked lists of all queries and the identities."""
+    points = [point for point in verification.tpr_at_fpr if point.threshold is not None]
+    accepted_at = []  # Of each query the smallest FPR at which its nearest image, of another identity, is accepted.
+    for pid, ranked in zip(query_pids, lists):
+        nearest = next((entry for entry in ranked if not entry.excluded), None)
+        wrong = nearest is not None and gallery_pids[nearest.row] != pid
+        accepted_at.append(min((point.fpr for point in points if wrong and nearest.distance <= point.threshold),
+                               default=None))
+    return {
+        'auc': verification.auc, 'eer': verification.eer,
+        'roc': [(point.fpr, point.tpr) for point in verification.curve if point.fpr > 0],
+        'points': [(point.fpr, point.tpr, point.threshold) for point in points],
+        'edges': verification.edges.tolist(), 'same': verification.genuine.tolist(),
+        'different': verification.impostor.tolist(),
+        'acceptedAt': accepted_at,
+    }
+
+
+def _or_none(numbers):
+    return [None if np.isnan(number) else number for number in numbers.tolist()]
+
+
+def _matches(evaluation, query, gallery):
+    """All matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
+    excluder = excluders.load(evaluation.parameters['excluder'])
+    query_embs = chunks.read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
+    queries_of, rows_of = {}, {}
+    for q, pid in enumerate(query.dataset.pids):
+        queries_of.setdefault(pid, []).append(q)
+    for row, pid in enumerate(gallery.dataset.pids):
+        if pid in queries_of:
+            rows_of.setdefault(pid, []).append(row)
+    candidates = np.concatenate([np.empty(0, np.int64), *rows_of.values()])
+    candidate_embs = chunks.read_rows(evaluation.gallery_embeddings, candidates)
+    matches = [(np.empty(0, np.int64), np.empty(0))] * len(query.dataset)
+    start = 0
+    for pid, rows in rows_of.items():
+        queries, rows, embs = queries_of[pid], np.array(rows), candidate_embs[start:start + len(rows)]
+        start += len(rows)
+        found = neighbours.nearest(query_embs[queries], query.dataset.fids[queries], embs, gallery.dataset.fids[rows],
+                                len(rows), evaluation.parameters['metric'], excluder,
+                                reranking=evaluation.reranking_of(queries, rows))
+        for q, near, distances in zip(queries, found.rows, found.distances):
+            matches[q] = rows[near[near >= 0]], distances[near >= 0]
+    return matches
+
+
+def _distances_of_others(evaluation, query, gallery, seed):
+    """Distances between images of different identities, float [n], within a sample of queries and gallery."""
+    rng = np.random.default_rng(seed)
+    excluder = excluders.load(evaluation.parameters['excluder'])
+    queries = rng.permutation(len(query.dataset))[:SAMPLE]
+    rows = rng.permutation(len(gallery.dataset))[:SAMPLE]
+    found = neighbours.nearest(chunks.read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
+                            chunks.read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.fids[rows],
+                            len(rows), evaluation.parameters['metric'], excluder,
+                            reranking=evaluation.reranking_of(queries, rows))
+    others = gallery.dataset.pids[rows][found.rows] != query.dataset.pids[queries][:, None]
+    return found.distances[others & (found.rows >= 0)]
+
+
+def _about(evaluation, query_dataset, gallery_dataset):
+    counts, parameters = evaluation.numbers['counts'], evaluation.parameters
+    words = [f'{len(query_dataset)} queries of {os.path.basename(query_dataset.path)}',
+             f'{len(gallery_dataset)} gallery images of {os.path.basename(gallery_dataset.path)}',
+             _kind_of_distance(evaluation), f'excluder {parameters["excluder"]}']
+    if parameters.get('multi_query_dataset'):
+        words.append(f'multi-query with {os.path.basename(parameters["multi_query_dataset"])}')
+    if counts.get('queries_without_match'):
+        words.append(f'{counts["queries_without_match"]} queries without a match, which count nowhere')
+    return ' · '.join(words)
+
+
+def _kind_of_distance(evaluation):
+    parameters = evaluation.parameters
+    reranked = ''
+    if parameters.get('rerank'):
+        reranked = (f', re-ranked with k1 {parameters["rerank_k1"]}, k2 {parameters["rerank_k2"]} and '
+                    f'λ {parameters["rerank_lambda"]}')
+    return f'{parameters["metric"]} distance{reranked}'
+
+
+def _scores(evaluation):
+    cmc = evaluation.numbers['CMC']
+    tops = {f'top-{k}': cmc[min(k, len(cmc)) - 1] for k in (1, 5, 10)}
+    return {'mAP': evaluation.numbers['mAP'], **tops, 'mINP': evaluation.numbers['mINP']}
+
+
+def _summary(now, before=None):
+    """The numbers on top of the page: name, value, and below it the value before or the confidence interval."""
+    intervals = {'mAP': now.numbers['confidence']['mAP'], 'top-1': now.numbers['confidence']['top1']}
+    earlier = _scores(before) if before else {}
+    summary = []
+    for name, score in _scores(now).items():
+        note = ''
+        if name in earlier:
+            note = f'{100 * (score - earlier[name]):+.1f}; before {earlier[name]:.1%}'
+        elif name in intervals:
+            ends = intervals[name]
+            note = 'between {:.1%} and {:.1%}'.format(*ends) if ends else 'too few identities for an interval'
+        summary.append((name, f'{score:.1%}', note))
+    return summary
+
+
+def _address(path, page):
+    """The address of an image file relative to the page, as a URL."""
+    return urllib.parse.quote(os.path.relpath(path, os.path.dirname(os.path.abspath(page))).replace(os.sep, '/'))
+
+
+def _base64_jpeg(picture):
+    return base64.b64encode(jpeg(picture)).decode('ascii')
