@@ -255,10 +255,14 @@ def fonts(monkeypatch):
     def leave(*families, files=()):
         monkeypatch.setattr(font_manager.fontManager, 'ttflist', [entry for entry in own if entry.name in families])
         monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [str(file) for file in files])
-        figures.installed_families.cache_clear()
+        forget()
+
+    def forget():
+        figures._characters_of.cache_clear()
+        font_manager.fontManager._findfont_cached.cache_clear()
 
     yield leave
-    figures.installed_families.cache_clear()
+    forget()
 
 
 def only_in(family):

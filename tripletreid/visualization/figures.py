@@ -34,52 +34,50 @@ def new_figure(width, height, layout='constrained'):
 
 
 def use_fonts_for(names):
-    """Let figures be written with fonts that have the characters of some names, as far as such fonts are installed.
+    """Add installed font families to matplotlib's list of fallbacks until they cover the characters of some names.
 
     Args:
-        names: str, whatever comes out of files.
+        names: strings, e.g. out of file names.
 
-    Returns: those of the names, in order, that have characters for which no installed font has a glyph.
+    Returns: the names, in order, with characters that no installed font covers.
     """
     import matplotlib
     from matplotlib import font_manager
-    # The caller tells what is missing, once; which weights a font has is nobody's concern.
+    # The caller reports missing characters once.
     warnings.filterwarnings('ignore', 'Glyph .* missing from')
     logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)
-    missing = {character for character in set().union(*names) if character.isprintable()}
-    missing -= _characters_of(font_manager.findfont(font_manager.FontProperties(family=['sans-serif'])))
     families = ['sans-serif']
+    missing = {character for character in set().union(*names) if character.isprintable()} - _characters_of('sans-serif')
+    if missing:
+        _list_new_fonts()
     while missing:
-        found = {family: _characters_of(path) & missing for family, path in installed_families().items()}
-        best = max(found, key=lambda family: len(found[family]))
-        if not found[best]:
+        best = max(sorted(font_manager.get_font_names()), key=lambda family: len(_characters_of(family) & missing))
+        if missing.isdisjoint(_characters_of(best)):
             break
         families.append(best)
-        missing -= found[best]
+        missing -= _characters_of(best)
     matplotlib.rcParams['font.family'] = families
     text_width.cache_clear()
     return [name for name in names if not missing.isdisjoint(name)]
 
 
-@functools.cache
-def installed_families():
-    """{name of a font family: the file of its regular weight}."""
+def _list_new_fonts():
+    """Add the fonts that were installed after matplotlib wrote its cached list."""
     from matplotlib import font_manager
     manager = font_manager.fontManager
-    # matplotlib's list of fonts is as old as its cache.
     for path in set(font_manager.findSystemFonts()) - {entry.fname for entry in manager.ttflist}:
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             manager.addfont(path)
-    heavy_first = sorted(manager.ttflist, key=lambda entry: (-abs(entry.weight - 400), entry.name))
-    # The last resort of matplotlib has a box for every character.
-    return {entry.name: entry.fname for entry in heavy_first if 'Last Resort' not in entry.name}
 
 
 @functools.cache
-def _characters_of(path):
-    """The characters that a font has glyphs for; none where it cannot be read, as some of emoji."""
+def _characters_of(family):
+    """Return the characters of a font family as a frozenset, empty for a font that cannot be read, e.g. of emoji."""
     from matplotlib import font_manager
+    if 'Last Resort' in family:  # This font of matplotlib draws a box for every character.
+        return frozenset()
     try:
+        path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
         return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
     except (OSError, RuntimeError, ValueError):
         return frozenset()
