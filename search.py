@@ -183,16 +183,16 @@ def threshold_and_curve(args, metric):
 
 def open_gallery(args, trained, model):
     """The open `Embeddings` of the gallery, embedded where that is needed, and the folder of its images, or None."""
-    from tripletreid.search import images, index
+    from tripletreid.search import image_files, index
     if is_embedded(args.gallery):
         embeddings = open_embedded(args.gallery, model)
         image_root = args.image_root or embeddings.parameters.get('image_root')
         return embeddings, image_root if isinstance(image_root, str) else None
     if os.path.isdir(args.gallery):
-        of_gallery, left_out = images.in_folder(args.gallery, args.allow_outside_root)
+        of_gallery, left_out = image_files.in_folder(args.gallery, args.allow_outside_root)
     else:
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
-        of_gallery, left_out = images.in_dataset(args.gallery, image_root, args.allow_outside_root), []
+        of_gallery, left_out = image_files.in_dataset(args.gallery, image_root, args.allow_outside_root), []
     path = model.index_name(args.gallery) if args.index is None else args.index
     check_output(path, '--index', 'an index of search.py', lambda path: True, [args.gallery, *args.photos])
     embeddings, broken = index.up_to_date(path, of_gallery, model, print)

@@ -19,7 +19,7 @@ from conftest import run_script
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings import Embeddings, save_embeddings
 from tripletreid.errors import InputError
-from tripletreid.search import gallery, images, index, photos
+from tripletreid.search import gallery, image_files, index, photos
 
 DIM = 3
 
@@ -66,7 +66,7 @@ def folder(tmp_path):
 def update(folder, maker=None, path=None, say=None):
     """Bring the index up to date and check its rows. Returns names of what was embedded, and what was said."""
     maker, said = maker or Maker(), []
-    found, _ = images.in_folder(folder)
+    found, _ = image_files.in_folder(folder)
     embeddings, broken = index.up_to_date(path or folder.parent / 'index.h5', found, maker, say or said.append)
     with embeddings:
         here = [fid for fid in found.fids if not (folder / fid).read_bytes().startswith(b'broken')]
@@ -152,7 +152,7 @@ def test_a_file_that_goes_away_while_it_is_embedded_is_left_out(folder):
             yield
 
     maker = Removing()
-    found, _ = images.in_folder(folder)
+    found, _ = image_files.in_folder(folder)
     maker.files = lambda paths, files=maker.files: files(paths) if (folder / 'd.png').exists() else Maker.files(maker, paths)
     embeddings, broken = index.up_to_date(folder.parent / 'index.h5', found, maker, print)
     with embeddings:
@@ -177,7 +177,7 @@ def test_two_at_once_embed_everything_once(folder):
         if 'waiting' in sentence:
             waits.set()
 
-    found, _ = images.in_folder(folder)
+    found, _ = image_files.in_folder(folder)
     first = threading.Thread(target=lambda: index.up_to_date(folder.parent / 'index.h5', found, slow, print))
     first.start()
     assert started.wait(60)
@@ -227,7 +227,7 @@ def test_what_is_no_index_of_this_gallery_stays_as_it_is(folder):
     refused(path.read_bytes(), 'damaged index')
     path.write_bytes(whole)
     shutil.copytree(folder, folder.parent / 'others')
-    found, _ = images.in_folder(folder.parent / 'others')
+    found, _ = image_files.in_folder(folder.parent / 'others')
     with pytest.raises(InputError, match='index of another gallery.*give another --index'):
         index.up_to_date(path, found, Maker(), print)
 
@@ -245,7 +245,7 @@ def test_rows_of_a_csv_file_stay_in_its_order_and_may_repeat(folder):
     path.write_text(''.join(f'0,{fid}\n' for fid in fids))
     for expected, add in ((4, 'e.png'), (1, 'a.png'), (0, None)):
         maker = Maker()
-        embeddings, _ = index.up_to_date(folder.parent / 'index.h5', images.in_dataset(path, folder), maker, print)
+        embeddings, _ = index.up_to_date(folder.parent / 'index.h5', image_files.in_dataset(path, folder), maker, print)
         with embeddings:
             assert embeddings.fids.tolist() == fids and len(maker.embedded) == expected
             np.testing.assert_array_equal(embeddings.rows(0, len(fids)), [Maker.row(folder / fid) for fid in fids])
@@ -271,15 +271,15 @@ def test_what_a_folder_holds(tmp_path):
         odd = True
     except OSError:
         odd = False  # A file system that has only names in UTF-8.
-    found, sentences = images.in_folder(root)
+    found, sentences = image_files.in_folder(root)
     assert found.fids == taken and found.stamps.shape == (5, 2)
     told = ' '.join(sentences)
     assert 'outside.png' in told and 'linked' in told and '1 .txt' in told and ('udcff' in told) == odd
-    found, _ = images.in_folder(root, allow_outside_root=True)
+    found, _ = image_files.in_folder(root, allow_outside_root=True)
     assert found.fids == sorted([*taken, 'outside.png'])
     (tmp_path / 'empty').mkdir()
     with pytest.raises(InputError, match='no image'):
-        images.in_folder(tmp_path / 'empty')
+        image_files.in_folder(tmp_path / 'empty')
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.m
                       'heads': {'tripletreid.modeling.batch_norm'},
                       'losses': {'loss', 'tripletreid.distribute'}, 'excluders': set(), 'data': set()}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'tripletreid.experiment.arguments', 'tripletreid.evaluation.ranking',
-                      'tripletreid.search.index', 'tripletreid.search.images', 'tripletreid.search.gallery', 'tripletreid.search.photos',
+                      'tripletreid.search.index', 'tripletreid.search.image_files', 'tripletreid.search.gallery',
+                      'tripletreid.search.photos',
                       *(f'data.{name}' for name in plugins.choices('data')),
                       *(f'excluders.{name}' for name in plugins.choices('excluders'))]
 

@@ -27,7 +27,7 @@ def up_to_date(path, images, embedder, say):
 
     Args:
         path: of the index; made where there is none, and made anew where it is by another checkpoint or other flags.
-        images: `Images` of the gallery.
+        images: `ImageFiles` of the gallery.
         embedder: `Embedder`, or what has its `made_by`, `dim`, `files` and `why_broken`.
         say: called with a sentence for what the user should know.
 

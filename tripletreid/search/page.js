@@ -1,38 +1,7 @@
-// The page of search.py. `data` is what page.py says; of a served page, what is asked for comes from the server.
-'use strict';
-const data = JSON.parse(document.getElementById('data').textContent);
-const byId = id => document.getElementById(id);
+// The page of search.py, in addition to ranked_page.js. page.py describes `data`; a served page requests its results.
 // {name, pictures: [address or null], doubts: [sentence], results: [{rank, row, fid, distance, picture}]}
 const queries = [];
 let shown = null, threshold = data.threshold;
-
-// An element with attributes and children; a string child becomes text.
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-function picture(address, description) {
-  const placeholder = text => element('div', {class: 'thumb gone', role: 'img', 'aria-label': text}, 'no image');
-  if (!address) return placeholder(description);
-  const image = element('img', {class: 'thumb', alt: description});
-  image.onerror = () => image.replaceWith(placeholder(image.alt));
-  image.onload = () => takeShape(image);
-  image.src = address;
-  return image;
-}
-
-// The frames of a list have the shape of the first image, since most galleries have but one; a photo has its own.
-let shape = null;
-function takeShape(image) {
-  const own = image.naturalWidth / image.naturalHeight;
-  image.style.setProperty('--own', own);
-  if (shape || !image.closest('.ranked')) return;
-  shape = Math.min(2, Math.max(0.4, own));
-  document.documentElement.style.setProperty('--shape', shape);
-}
 
 const lastName = path => path.split('/').at(-1);
 const isSame = result => threshold === null ? null : result.distance <= threshold;

@@ -1,26 +1,22 @@
 """The page of search.py: one file with all that was found, or what a server sends of which the rest is asked for."""
 import base64
-import json
 import pathlib
 
-from tripletreid.files import holds, written_whole
-from tripletreid.visualization.report import style as style_of_report
+from tripletreid.visualization import html_page
 from tripletreid.visualization.thumbnails import jpeg, thumbnails
 
-HERE = pathlib.Path(__file__).parent
-MARK = '<!-- The page of `search.py`'
-WIDTH, HEIGHT = 208, 312  # Pixels that a picture is shrunk to fit into; it is shown at half of them.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+TEMPLATE = pathlib.Path(__file__).with_name('page.html')
+WIDTH, HEIGHT = 208, 312  # Maximum size of a picture in pixels; the page shows it at half of that.
 
 
 def style():
-    """The stylesheet of the page: that of the report, and what this page has beside it."""
-    return style_of_report() + (HERE / 'page.css').read_text(encoding='utf-8')
+    """Return the stylesheet of the page."""
+    return html_page.style(TEMPLATE.with_suffix('.css'))
 
 
 def script():
-    """The script of the page."""
-    return (HERE / 'page.js').read_text(encoding='utf-8')
+    """Return the script of the page."""
+    return html_page.script(TEMPLATE.with_suffix('.js'))
 
 
 def served(gallery, curve):
@@ -30,8 +26,8 @@ def served(gallery, curve):
         gallery: `Gallery`.
         curve: points of an evaluation's ROC, a list of `OperatingPoint` by rising thresholds, empty where none is known.
     """
-    return _page({**_common(gallery, curve), 'served': True, 'queries': []},
-                 '<link rel="stylesheet" href="style.css">', '<script src="page.js"></script>')
+    return html_page.filled(TEMPLATE, '<link rel="stylesheet" href="style.css">', '<script src="page.js"></script>',
+                            {**_common(gallery, curve), 'served': True, 'queries': []})
 
 
 def write_page(path, gallery, queries, photos, curve):
@@ -53,16 +49,12 @@ def write_page(path, gallery, queries, photos, curve):
         'results': [{'rank': each.rank, 'row': each.row, 'fid': each.fid, 'distance': each.distance,
                      'picture': next(addresses)} for each in found],
     } for (name, found), of_photos in zip(queries, pictures)]
-    text = _page({**_common(gallery, curve), 'served': False, 'queries': content},
-                 f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<style>\n{style()}</style>',
-                 f'<script>\n{script()}</script>')
-    with written_whole(path) as temporary:
-        pathlib.Path(temporary).write_text(text, encoding='utf-8', errors='backslashreplace')
+    html_page.write(path, TEMPLATE, {**_common(gallery, curve), 'served': False, 'queries': content})
 
 
 def is_page(path):
     """Whether a file is a page of `write_page`."""
-    return holds(path, MARK.encode(), within=1000)
+    return html_page.is_made_from(TEMPLATE, path)
 
 
 def _common(gallery, curve):
@@ -70,16 +62,6 @@ def _common(gallery, curve):
     name = pathlib.Path(gallery.name).name
     return {'about': f'{len(gallery)} images of {name} · {gallery.metric} distance', 'threshold': gallery.threshold,
             'curve': [{'threshold': point.threshold, 'tpr': point.tpr, 'fpr': point.fpr} for point in curve]}
-
-
-def _page(data, head, end):
-    # Without a < in them, no name out of a file can end the element that holds the data.
-    text = json.dumps(data, allow_nan=False, separators=(',', ':'), ensure_ascii=False).replace('<', '\\u003c')
-    page = (HERE / 'page.html').read_text(encoding='utf-8')
-    for place, content in (('HEAD_OF_PAGE', head), ('END_OF_PAGE', end), ('PAGE_DATA', text)):
-        before, after = page.split(place, 1)
-        page = before + content + after
-    return page
 
 
 def _data_address(picture):

@@ -17,8 +17,8 @@ from tripletreid.evaluation.results import read_evaluation
 
 
 @dataclasses.dataclass
-class Images:
-    """A `Dataset` and the paths of its image files, None for those that are missing or outside of the image root."""
+class LocatedDataset:
+    """A `Dataset` with the paths of its image files, None for a file that is missing or outside of the image root."""
     dataset: object
     paths: list
 
@@ -38,16 +38,16 @@ def open_evaluation(args):
         args: `evaluation`, a path; `query_dataset`, `query_embeddings`, `gallery_dataset`, `gallery_embeddings` and
             `image_root`, None where the evaluation and the embeddings are right about them; `allow_outside_root`.
 
-    Returns: an `Evaluation`, two `Images`.
+    Returns: an `Evaluation`, two `LocatedDataset`.
 
     Raises:
         InputError: a file is not there, is broken, or is not of the same queries and gallery as the others.
     """
     evaluation = read_evaluation(args.evaluation)
-    evaluation.query_embeddings, query = _open_images(
+    evaluation.query_embeddings, query = _open_located(
         args.query_embeddings or _file(evaluation, 'query_embeddings'),
         args.query_dataset or _file(evaluation, 'query_dataset'), args)
-    evaluation.gallery_embeddings, gallery = _open_images(
+    evaluation.gallery_embeddings, gallery = _open_located(
         args.gallery_embeddings or _file(evaluation, 'gallery_embeddings'),
         args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
     _check_queries(evaluation, query.dataset)
@@ -104,9 +104,9 @@ def _file(evaluation, flag):
     return path
 
 
-def _open_images(embeddings_path, dataset_path, args):
+def _open_located(embeddings_path, dataset_path, args):
     embeddings, dataset = open_with_dataset(embeddings_path, load_dataset(dataset_path))
-    return embeddings, Images(dataset, image_paths(embeddings, dataset.fids, args))
+    return embeddings, LocatedDataset(dataset, image_paths(embeddings, dataset.fids, args))
 
 
 def _check_queries(evaluation, dataset):

@@ -1,7 +1,6 @@
-"""The report: one HTML page that needs no server and no network, `report_template.html` with the data inside."""
+"""The report: one HTML page that needs no server and no network, `report.html` with its data inside."""
 import base64
 import dataclasses
-import json
 import os
 import pathlib
 import urllib.parse
@@ -10,12 +9,11 @@ import numpy as np
 
 import excluders
 from tripletreid.evaluation import chunks, neighbours
-from tripletreid.files import holds, written_whole
+from tripletreid.visualization import html_page
 from tripletreid.visualization.ranked_lists import cameras, ranked_lists
 from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
 
-TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
-PLACE_OF_DATA = 'REPORT_DATA'
+TEMPLATE = pathlib.Path(__file__).with_name('report.html')
 SAMPLE = 1000  # Queries and gallery images between which the distances of different identities are measured.
 WEIGHED = 64  # Pictures by which the size of a page is estimated.
 
@@ -45,7 +43,7 @@ def find(evaluations, query, gallery, top_k, seed):
 
     Args:
         evaluations: one `Evaluation`, or the one to look at and an earlier one to compare it with.
-        query, gallery: `Images` of all of them.
+        query, gallery: `LocatedDataset` of all of them.
         top_k: length of the ranked lists.
         seed: of the sample of distances.
 
@@ -120,22 +118,13 @@ def _small(files):
 
 
 def is_page(path):
-    """Whether a file is a page of `write_page`."""
-    return holds(path, b'<!-- The page of `visualize.py report`', within=1000)
+    """Check whether a file is a page of `write_page`."""
+    return html_page.is_made_from(TEMPLATE, path)
 
 
 def write_page(path, data):
-    """Write the page with the data of `page_data`, whole or not at all."""
-    # Without a < in them, no name out of a file can end the element that holds the data.
-    text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
-    before, after = TEMPLATE.read_text(encoding='utf-8').split(f'>{PLACE_OF_DATA}<')
-    with written_whole(path) as temporary:
-        pathlib.Path(temporary).write_text(f'{before}>{text}<{after}', encoding='utf-8')
-
-
-def style():
-    """The stylesheet of the page, which others that should look like it take as well."""
-    return TEMPLATE.read_text(encoding='utf-8').split('<style>\n')[1].split('</style>')[0]
+    """Write the page with the data of `page_data`, atomically."""
+    html_page.write(path, TEMPLATE, data, image_sources="data: file: 'self'")
 
 
 def _names(evaluations):

@@ -12,7 +12,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif')
 
 
 @dataclasses.dataclass
-class Images:
+class ImageFiles:
     """The images of a gallery, in its order.
 
     path: the folder or the csv file, as an absolute path without links.
@@ -30,7 +30,7 @@ class Images:
 
 
 def in_folder(folder, allow_outside_root=False):
-    """The `Images` in a folder and its sub-folders, sorted by their names, and what was left out.
+    """The `ImageFiles` in a folder and its sub-folders, sorted by their names, and what was left out.
 
     Hidden files and folders are none. Links to folders are not followed, and links to files only inside of the folder.
 
@@ -38,7 +38,7 @@ def in_folder(folder, allow_outside_root=False):
         folder: its path.
         allow_outside_root: also take links to files elsewhere.
 
-    Returns: `Images`, and a list of sentences.
+    Returns: `ImageFiles`, and a list of sentences.
 
     Raises:
         InputError: there is no image in it.
@@ -83,11 +83,11 @@ def in_folder(folder, allow_outside_root=False):
     if not stamps:
         raise InputError(' '.join([f'There is no image ({", ".join(SUFFIXES)}) in the folder {folder}.', *sentences]))
     fids = sorted(stamps)
-    return Images(root, root, fids, np.array([stamps[fid] for fid in fids], np.int64)), sentences
+    return ImageFiles(root, root, fids, np.array([stamps[fid] for fid in fids], np.int64)), sentences
 
 
 def in_dataset(path, image_root, allow_outside_root=False):
-    """The `Images` of a csv file, in the order of its lines.
+    """The `ImageFiles` of a csv file, in the order of its lines.
 
     Raises:
         InputError: as `load_dataset` and `check_files`.
@@ -96,7 +96,7 @@ def in_dataset(path, image_root, allow_outside_root=False):
     check_files(dataset, image_root, allow_outside_root)
     fids = dataset.fids.tolist()
     stamps = [_stamp(image_path(image_root, fid)) or (0, 0) for fid in fids]
-    return Images(os.path.realpath(path), os.path.realpath(image_root), fids, np.array(stamps, np.int64))
+    return ImageFiles(os.path.realpath(path), os.path.realpath(image_root), fids, np.array(stamps, np.int64))
 
 
 def _stamp(path):
