@@ -109,8 +109,8 @@ def main():
         if args.pool_tracklets and dataset.tracklets is None:
             raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
-        from tripletreid import distribute
-    strategy = distribute.strategy(args.distribute, args.devices)
+        from tripletreid.distribute import strategies
+    strategy = strategies.create(args.distribute, args.devices)
     if args.skip_broken_images:
         dataset = without_broken_images(dataset, image_root, filename, args)
     if dataset is not None:

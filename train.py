@@ -44,17 +44,17 @@ def main():
     # What computes: TensorFlow has to know of several devices before it computes anything.
     with quiet.tensorflow_import():
         from loss import check_margin, check_metric
-        from tripletreid import distribute
-    strategy = distribute.strategy(args.distribute, args.devices)
+        from tripletreid.distribute import strategies
+    strategy = strategies.create(args.distribute, args.devices)
     signals.end_the_process()  # SIGTERM goes to TensorFlow's coordinator of workers otherwise.
-    distribute.check_batch(strategy, args.batch_p * args.batch_k)
+    strategies.check_batch(strategy, args.batch_p * args.batch_k)
     check_margin(args.loss, args.margin)
     check_metric(args.loss, args.metric)
     if args.initial_checkpoint and not args.resume:
         from tripletreid.modeling import pretrained
         arguments.complete(args, pretrained.published_options(args.model_name, args.initial_checkpoint))
     if not task.is_chief:
-        with distribute.losing_a_worker_is_an_error(strategy):
+        with strategies.losing_a_worker_is_an_error(strategy):
             train(args, train_set, validator, strategy, train_log.log_of_worker(task.worker))
         return
 
@@ -74,7 +74,7 @@ def main():
         try:
             for file in root.record_start(args.experiment_root, args, sum(csv_files(args).values(), [])):
                 log.warning(consequence_of_change(args, file))
-            with distribute.losing_a_worker_is_an_error(strategy):
+            with strategies.losing_a_worker_is_an_error(strategy):
                 train(args, train_set, validator, strategy, log)
         except Exception as error:
             if has_trained_nothing():
@@ -98,7 +98,7 @@ def train(args, train_set, validator, strategy, log):
     """
     import tensorflow as tf
 
-    from tripletreid import distribute
+    from tripletreid.distribute import agreement, feeding, strategies
     from tripletreid.experiment import best_checkpoint, checkpoints
     from tripletreid.input_pipeline import batches, images, sampling
     from tripletreid.modeling import pretrained
@@ -109,7 +109,7 @@ def train(args, train_set, validator, strategy, log):
     task = cluster.task(args.distribute)
     is_chief = task.is_chief
     if task.workers > 1:
-        distribute.check_same_on_all_workers(strategy, facts_of(args))
+        agreement.check_same_on_all_workers(strategy, facts_of(args))
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
 
@@ -119,7 +119,7 @@ def train(args, train_set, validator, strategy, log):
         train_set = images.without_broken(train_set, args.image_root, list_path, args.resume, log.warning)
     identities = sampling.Identities(train_set, args.batch_p, args.batch_per_set)
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names),
-             distribute.description(strategy))
+             strategies.description(strategy))
     for sentence in sampling.shares_of_sets(identities, train_set, args.batch_p):
         log.info(sentence)
     if args.crop_augment:
@@ -149,7 +149,7 @@ def train(args, train_set, validator, strategy, log):
         log.warning('--sampler hard_identity has little to choose from: %d identities, of which each batch takes %d.',
                     len(identities.names), args.batch_p)
     steps = hard.steps(end) if hard else sampling.random_identities(identities, args, first_step, end)
-    data = distribute.data(strategy, args, lambda *parts: batches.batches(train_set, identities, args, steps, *parts))
+    data = feeding.data(strategy, args, lambda *parts: batches.batches(train_set, identities, args, steps, *parts))
     data = hard.batches(data, first_step, end, strategy, identities.parts) if hard else iter(data)
 
     # A run that has started is not just ended by a signal: from here on it finishes its iteration and saves.
@@ -222,14 +222,14 @@ def make_train_step(args, state, strategy):
     """
     import tensorflow as tf
 
-    from tripletreid import distribute
+    from tripletreid.distribute import collectives
     from tripletreid.modeling import recompute
     losses_of = plugins.load('losses', args.loss).loss
     forward = recompute.recomputing(state.network, USED_ENDPOINTS) if args.recompute else state.network
 
     @tf.function(autograph=False, jit_compile=args.jit_compile)
     def train_step(*arguments):
-        result = distribute.run(strategy, lambda *given: replica_step(args, state, forward, losses_of, *given),
+        result = collectives.run(strategy, lambda *given: replica_step(args, state, forward, losses_of, *given),
                                 *arguments)
         state.global_step.assign_add(1)
         return result
@@ -255,7 +255,7 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     import tensorflow as tf
 
     from loss import cdist, cdist_to_memory, classifier_logits, cross_entropy, mean_over_frames, monitor
-    from tripletreid import distribute
+    from tripletreid.distribute import collectives
     from tripletreid.input_pipeline.sampling import LOSS, STOCHASTIC_DEPTH, stream_seed
     from tripletreid.modeling import stochastic_depth
     from tripletreid.training import optimizer
@@ -263,47 +263,47 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     network.body.trainable = not body_is_frozen  # It stops the body's batch norm as well.
     trained = state.trainable_head if body_is_frozen else state.trainable
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
-    own_slots = distribute.own_part(distribute.dealt(tf.range(batch_size), args.frames_per_tracklet))
+    own_slots = collectives.own_part(collectives.dealt(tf.range(batch_size), args.frames_per_tracklet))
     draws = stochastic_depth.Step(stream_seed(args.seed, STOCHASTIC_DEPTH, state.global_step), own_slots, batch_size)
     with draws, tf.GradientTape() as tape:
         # Of a frozen body nothing is kept anyway.
         endpoints = (network if body_is_frozen else forward)(batch['images'], training=True)
         emb = mean_over_frames(endpoints.get('metric_emb', endpoints['emb']), args.frames_per_tracklet)
-        dists = cdist(emb, distribute.own_first(distribute.gather(emb)), args.metric)
+        dists = cdist(emb, collectives.own_first(collectives.gather(emb)), args.metric)
         batch_pids = batch['pids'][::args.frames_per_tracklet]
-        pids = distribute.dealt(batch_pids)
-        compared, compared_pids = dists, distribute.own_first(pids)
+        pids = collectives.dealt(batch_pids)
+        compared, compared_pids = dists, collectives.own_first(pids)
         if memory_is_used:
             memory_embs, memory_pids = state.memory.content()
             compared = tf.concat([dists, cdist_to_memory(emb, memory_embs, args.metric)], axis=1)
             compared_pids = tf.concat([compared_pids, memory_pids], axis=0)
-        losses = losses_of(compared, distribute.own_part(pids), compared_pids, args.margin,
+        losses = losses_of(compared, collectives.own_part(pids), compared_pids, args.margin,
                            stream_seed(args.seed, LOSS, state.global_step))
-        loss, xent, of_centers = args.metric_weight * distribute.share_of_mean(losses), tf.zeros([]), tf.zeros([])
+        loss, xent, of_centers = args.metric_weight * collectives.part_of_mean(losses), tf.zeros([]), tf.zeros([])
         if args.xent_weight:
-            pids_of_images = distribute.dealt(batch['pids'], args.frames_per_tracklet)
-            own_pids = distribute.own_part(pids_of_images)
+            pids_of_images = collectives.dealt(batch['pids'], args.frames_per_tracklet)
+            own_pids = collectives.own_part(pids_of_images)
             logits = classifier_logits(endpoints['logits'], own_pids, args.classifier, args.classifier_scale,
                                        args.classifier_margin)
             of_images = cross_entropy(logits, own_pids, args.label_smoothing)
-            xent = distribute.share_of_mean(of_images)
+            xent = collectives.part_of_mean(of_images)
             loss += args.xent_weight * xent
         if state.centers:
-            of_centers = distribute.share_of_mean(state.centers.losses(emb, distribute.own_part(pids)))
+            of_centers = collectives.part_of_mean(state.centers.losses(emb, collectives.own_part(pids)))
             loss += args.center_weight * of_centers
         scaled_loss = state.loss_scale.scaled(loss)
     # A variable that the loss does not depend on, as the head's in front of a classifier may be, gets zeros.
     with draws:  # What is computed once more for the gradients draws the same.
         gradients = tape.gradient(scaled_loss, [variable.value for variable in trained.values()],
                                   unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    gradients = state.loss_scale.unscaled(distribute.total(gradients))
+    gradients = state.loss_scale.unscaled(collectives.total(gradients))
     gradient_norm = tf.linalg.global_norm(gradients)
     clipped = dict(zip(trained, optimizer.clip(gradients, args.gradient_clip)))
 
     # All of the batch, in its own order.
-    dists = distribute.gathered(distribute.columns_of_batch(dists))
-    losses, emb = distribute.gathered(losses), distribute.gathered(emb)
-    loss, xent, of_centers = distribute.total([loss, xent, of_centers])
+    dists = collectives.gathered(collectives.columns_of_batch(dists))
+    losses, emb = collectives.gathered(losses), collectives.gathered(emb)
+    loss, xent, of_centers = collectives.total([loss, xent, of_centers])
 
     def update():
         state.update(clipped, learning_rate, beta1)
@@ -316,7 +316,7 @@ def replica_step(args, state, forward, losses_of, batch, learning_rate, beta1, b
     if state.hard_identities:
         state.hard_identities.follow(emb, batch_pids)
     return {'loss': loss, 'cross_entropy': xent, 'center_loss': of_centers, 'losses': losses, 'dists': dists, 'emb': emb,
-            'emb_raw': distribute.gathered(endpoints['emb_raw'], args.frames_per_tracklet), 'rows': batch['rows'],
+            'emb_raw': collectives.gathered(endpoints['emb_raw'], args.frames_per_tracklet), 'rows': batch['rows'],
             'gradient_norm': gradient_norm, 'loss_scale': loss_scale,
             **monitor(dists, batch_pids, batch_pids, losses, args.batch_k - 1)}
 

@@ -52,9 +52,9 @@ def main():
         import tensorflow as tf
     import tqdm
 
-    from tripletreid import distribute
+    from tripletreid.distribute import strategies
     from tripletreid.modeling import model, pretrained
-    distribute.strategy('none')
+    strategies.create('none')
     network = model.build('trinet', 'fc1024', 128, (*CROP, 3))
     pretrained.load_trinet(args.weights, model.named_variables(network))
 

@@ -79,8 +79,8 @@ def check_matrix(args):
     import numpy as np
 
     import _matrix
-    from tripletreid import distribute
-    strategy = distribute.strategy('none')
+    from tripletreid.distribute import strategies
+    strategy = strategies.create('none')
     chosen = _matrix.combinations()[:1] if args.tiny else _matrix.combinations()
     for jit_compile in (False, True):
         exact = {}
@@ -139,7 +139,7 @@ def measured(args, precision, xla, batch_p):
     import tensorflow as tf
 
     import train
-    from tripletreid import distribute
+    from tripletreid.distribute import strategies
     from tripletreid.experiment import arguments
     from tripletreid.training.train_state import TrainState
     net, height, width = ('mnist', 28, 28) if args.tiny else ('resnet_v1_50', 256, 128)
@@ -147,7 +147,7 @@ def measured(args, precision, xla, batch_p):
         '--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--model_name', net, '--batch_p',
         batch_p, '--net_input_height', str(height), '--net_input_width', str(width), *PRECISIONS[precision],
         *['--jit_compile'] * (xla == 'yes')])
-    strategy = distribute.strategy('none')
+    strategy = strategies.create('none')
     state = TrainState(flags, int(batch_p), strategy)
     tf.config.experimental.enable_tensor_float_32_execution(flags.tf32)
     size = int(batch_p) * 4

@@ -2,7 +2,7 @@
 import tensorflow as tf
 
 from loss import apply_margin, pair_masks
-from tripletreid import distribute
+from tripletreid.distribute import collectives
 
 
 def all_triplets(dists, anchor_pids, pids, margin):
@@ -37,5 +37,5 @@ def mean_over(chosen, losses, anchors, num_anchors):
     """
     of_pairs = tf.reduce_sum(tf.where(chosen, losses, 0.0), axis=1)
     of_anchors = tf.math.unsorted_segment_sum(of_pairs, anchors, num_anchors)
-    average_count = distribute.mean(tf.reduce_sum(tf.cast(chosen, tf.float32)) / tf.cast(num_anchors, tf.float32))
+    average_count = collectives.mean(tf.reduce_sum(tf.cast(chosen, tf.float32)) / tf.cast(num_anchors, tf.float32))
     return tf.math.divide_no_nan(of_anchors, average_count)

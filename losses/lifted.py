@@ -2,7 +2,7 @@
 import tensorflow as tf
 
 from loss import log_sum_exp, number_margin, pair_masks
-from tripletreid import distribute
+from tripletreid.distribute import collectives
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
@@ -17,11 +17,11 @@ def loss(dists, anchor_pids, pids, margin, seed=None):
     number_margin('lifted', margin)
     positive, negative = pair_masks(anchor_pids, pids)
     one_end = log_sum_exp(margin - dists, negative)  # [B1]
-    other_end = distribute.own_first(distribute.gather(one_end))  # [B], of all that are anchors somewhere
+    other_end = collectives.own_first(collectives.gather(one_end))  # [B], of all that are anchors somewhere
     # log(exp(a) + exp(b)) = b + softplus(a - b)
     both_ends = other_end + tf.nn.softplus(one_end[:, None] - other_end)  # [B1, B]
     no_anchors = tf.shape(dists)[1] - tf.shape(other_end)[0]
     both_ends = tf.concat([both_ends, tf.repeat(one_end[:, None], no_anchors, axis=1)], axis=1)  # [B1, B2]
     squares = tf.square(tf.nn.relu(dists + both_ends))
-    average_count = distribute.mean(tf.reduce_sum(tf.cast(positive, tf.float32), axis=1))
+    average_count = collectives.mean(tf.reduce_sum(tf.cast(positive, tf.float32), axis=1))
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, squares, 0.0), axis=1) / 2, average_count)

@@ -116,8 +116,8 @@ def _losses_and_gradients(replicas, to_parent):
     import tensorflow as tf
 
     from loss import cdist
-    from tripletreid import distribute
-    strategy = distribute.strategy('mirrored', replicas)
+    from tripletreid.distribute import collectives, strategies
+    strategy = strategies.create('mirrored', replicas)
     embs = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
     found = {}
     for name in plugins.choices('losses'):
@@ -127,14 +127,14 @@ def _losses_and_gradients(replicas, to_parent):
 
         def step():
             with tf.GradientTape() as tape:
-                pids, emb = tf.repeat([0, 1, 2], 4), distribute.own_part(variable.value())
-                dists = cdist(emb, distribute.own_first(distribute.gather(emb)), 'euclidean')
-                losses = losses_of(dists, distribute.own_part(pids), distribute.own_first(pids),
+                pids, emb = tf.repeat([0, 1, 2], 4), collectives.own_part(variable.value())
+                dists = cdist(emb, collectives.own_first(collectives.gather(emb)), 'euclidean')
+                losses = losses_of(dists, collectives.own_part(pids), collectives.own_first(pids),
                                    'soft' if name == 'supervised_contrastive' else 0.3, (1, 2))
-                share = distribute.share_of_mean(losses)
-            return distribute.total([share, tape.gradient(share, variable, unconnected_gradients='zero')])
+                share = collectives.part_of_mean(losses)
+            return collectives.total([share, tape.gradient(share, variable, unconnected_gradients='zero')])
 
-        loss, gradient = tf.function(lambda: distribute.run(strategy, step), autograph=False)()
+        loss, gradient = tf.function(lambda: collectives.run(strategy, step), autograph=False)()
         found[name] = loss.numpy(), gradient.numpy()
     to_parent.send(found)
 

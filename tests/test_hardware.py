@@ -12,8 +12,8 @@ import tensorflow as tf
 import train
 from _runs import FORKS, Run, ended_in_one_sentence, make_people, start_fork_server, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
-from tripletreid import distribute
 from tripletreid.dataset import load_dataset
+from tripletreid.distribute import collectives, feeding, strategies
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, event_files, train_log
 from tripletreid.input_pipeline import batches, sampling
@@ -80,19 +80,21 @@ def test_tf32_is_off_but_for_a_training_that_asks_for_it(people, tmp_path, monke
     assert not parsed(people).tf32 and parsed(people, '--tf32').tf32
 
 
-def test_only_the_gpus_that_are_used_are_visible(monkeypatch):
-    seen = []
+def test_only_the_gpus_that_are_used_are_visible_and_their_memory_grows(monkeypatch):
+    seen, grows = [], set()
     gpus = ['gpu0', 'gpu1', 'gpu2']
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: gpus)
     monkeypatch.setattr(tf.config, 'list_logical_devices', lambda kind: [])
+    monkeypatch.setattr(tf.config.experimental, 'set_memory_growth', lambda gpu, grow: grows.add((gpu, grow)))
     monkeypatch.setattr(tf.config, 'set_visible_devices', lambda devices, kind: seen.append((devices, kind)))
     monkeypatch.setattr(tf.distribute, 'MirroredStrategy', lambda names: names)
-    distribute.strategy('none')
-    distribute.strategy('mirrored', 2)
-    distribute.strategy('mirrored')
+    strategies.create('none')
+    strategies.create('mirrored', 2)
+    strategies.create('mirrored')
     assert seen == [(gpus[:1], 'GPU'), (gpus[:2], 'GPU'), (gpus, 'GPU')]
+    assert grows == {(gpu, True) for gpu in gpus}
     with pytest.raises(InputError, match='--devices 4 is more than the 3 GPUs'):
-        distribute.strategy('mirrored', 4)
+        strategies.create('mirrored', 4)
 
 
 def test_depthwise_convolutions_have_no_deterministic_gradient_on_a_gpu(monkeypatch):
@@ -108,7 +110,7 @@ def test_depthwise_convolutions_have_no_deterministic_gradient_on_a_gpu(monkeypa
 
 def _overflowing_step(folder, to_parent):
     """Send what the loss scale and the log make of a step on two devices whose gradients overflow float16."""
-    strategy = distribute.strategy('mirrored', 2)
+    strategy = strategies.create('mirrored', 2)
     args = parsed(folder, '--mixed_precision', 'float16', '--experiment_root', folder / 'run', '--train_iterations', 1)
     state = TrainState(args, 6, strategy)
     state.loss_scale.scale.assign(2.0 ** 120)
@@ -117,7 +119,7 @@ def _overflowing_step(folder, to_parent):
     log = types.SimpleNamespace(warning=lambda *parts: told.append(parts[0] % parts[1:]), info=lambda *_: None)
     train_set = load_dataset(folder / 'people.csv')
     identities = sampling.Identities(train_set, args.batch_p)
-    data = iter(distribute.data(strategy, args, lambda *parts: batches.random_batches(
+    data = iter(feeding.data(strategy, args, lambda *parts: batches.random_batches(
         train_set, identities, args, 0, 1, *parts)))
     loop = Loop(args, state, strategy, None, None, types.SimpleNamespace(requested=None), train_set.fids, log)
     loop.run(train.make_train_step(args, state, strategy), data, None)
@@ -135,21 +137,21 @@ def test_an_overflow_of_float16_on_two_devices_leaves_the_step_out(people):
 
 def _dealt_images(folder, frames, to_parent):
     """Send which identities each of four replicas sees of a batch, and what comes back in the batch's own order."""
-    strategy = distribute.strategy('mirrored', 4)
+    strategy = strategies.create('mirrored', 4)
     args = parsed(folder, '--batch_p', 2, '--batch_k', 4, '--frames_per_tracklet', frames, '--train_set', folder / 'set.csv')
     train_set = load_dataset(folder / 'set.csv')
     identities = sampling.Identities(train_set, args.batch_p)
-    data = iter(distribute.data(strategy, args, lambda *parts: batches.random_batches(
+    data = iter(feeding.data(strategy, args, lambda *parts: batches.random_batches(
         train_set, identities, args, 0, 1, *parts)))
 
     def step(batch):
-        pids = distribute.own_part(distribute.dealt(batch['pids'], frames))
+        pids = collectives.own_part(collectives.dealt(batch['pids'], frames))
         mean = tf.reduce_mean(batch['images'], axis=[1, 2, 3])
-        one_of_each = distribute.dealt(batch['pids'][::frames])
-        dists = tf.cast(distribute.own_part(one_of_each)[:, None] * 100 + distribute.own_first(one_of_each), tf.float32)
-        return {'own': pids, 'pids': distribute.gathered(tf.cast(pids, tf.float32), frames), 'batch': batch['pids'],
-                'rows': batch['rows'], 'means': distribute.gathered(mean, frames),
-                'dists': distribute.gathered(distribute.columns_of_batch(dists))}
+        one_of_each = collectives.dealt(batch['pids'][::frames])
+        dists = tf.cast(collectives.own_part(one_of_each)[:, None] * 100 + collectives.own_first(one_of_each), tf.float32)
+        return {'own': pids, 'pids': collectives.gathered(tf.cast(pids, tf.float32), frames), 'batch': batch['pids'],
+                'rows': batch['rows'], 'means': collectives.gathered(mean, frames),
+                'dists': collectives.gathered(collectives.columns_of_batch(dists))}
 
     result = strategy.run(tf.function(step, autograph=False), (next(data),))
     to_parent.send({name: [each.numpy() for each in strategy.experimental_local_results(value)]
@@ -178,7 +180,7 @@ def test_images_are_dealt_round_the_replicas(people, frames):
 
 def test_on_one_device_no_worker_has_ended():
     with pytest.raises(tf.errors.CancelledError):
-        with distribute.losing_a_worker_is_an_error(tf.distribute.get_strategy()):
+        with strategies.losing_a_worker_is_an_error(tf.distribute.get_strategy()):
             raise tf.errors.CancelledError(None, None, 'the input pipeline was closed')
 
 
@@ -190,7 +192,7 @@ FINE_TUNING = ['--optimizer', 'adamw', '--weight_decay', '0.05', '--layer_decay'
 
 def _matrix(devices, to_parent):
     import _matrix
-    strategy = distribute.strategy('mirrored' if devices > 1 else 'none', devices if devices > 1 else None)
+    strategy = strategies.create('mirrored' if devices > 1 else 'none', devices if devices > 1 else None)
     tf.config.experimental.enable_op_determinism()
     found = _matrix.train_all(strategy, _matrix.pairs(devices))
     again = {each: _matrix.three_steps(strategy, *each) for each in list(found)[:1]}

@@ -20,7 +20,7 @@ LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'e
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},
-                      'losses': {'loss', 'tripletreid.distribute'}, 'excluders': set(), 'data': set()}
+                      'losses': {'loss', 'tripletreid.distribute.collectives'}, 'excluders': set(), 'data': set()}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'tripletreid.experiment.arguments', 'tripletreid.evaluation.ranking',
                       'tripletreid.search.index', 'tripletreid.search.image_files', 'tripletreid.search.gallery',
                       'tripletreid.search.photos',

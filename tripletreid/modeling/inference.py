@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tripletreid import distribute
+from tripletreid.distribute import feeding
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, checkpoints
 from tripletreid.input_pipeline import augmentation, images
@@ -99,7 +99,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
     loaded = loaded.map(load, num_parallel_calls=loading_threads)
     parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
-    batches = iter(distribute.ahead(strategy, lambda: parts))
+    batches = iter(feeding.ahead(strategy, lambda: parts))
     embed = _embedding_function(network, strategy, batches.element_spec)
     for start in range(0, len(paths), images_per_batch):
         of_batch = paths[start:start + images_per_batch]

@@ -6,7 +6,7 @@ at random are. A simple relative of the sampling of Sikdar and Chowdhury (2020).
 import numpy as np
 import tensorflow as tf
 
-from tripletreid import distribute
+from tripletreid.distribute import agreement
 from tripletreid.input_pipeline.sampling import epoch_order
 
 RATE = 0.5  # By which a mean moves towards the embeddings of a batch.
@@ -76,7 +76,7 @@ class HardIdentities:
             if step % period == 0:
                 means = tf.convert_to_tensor(self._means).numpy()
                 drawn = draw(means, self._metric, parts, self._drawn.shape[1], self._seed, step, period)
-                self._drawn.assign(distribute.of_first_worker(strategy, drawn))
+                self._drawn.assign(agreement.first_worker(strategy, drawn))
             self._step.assign(step)
             yield from data
             step += period - step % period

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from tripletreid import distribute
+from tripletreid.distribute import agreement
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, best_checkpoint, checkpoints
 from tripletreid.training import optimizer
@@ -58,7 +58,7 @@ class Loop:
                 batch = next(data)
             except tf.errors.OpError as error:
                 unreadable = why_unreadable(step, error)
-            if distribute.any_worker(self._strategy, self._interruption.requested or unreadable):
+            if agreement.any_worker(self._strategy, self._interruption.requested or unreadable):
                 self._report()
                 if not unreadable:
                     self._log.info('Interrupted by %s after %d iterations.',

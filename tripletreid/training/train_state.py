@@ -2,7 +2,8 @@
 import keras
 import tensorflow as tf
 
-from tripletreid import distribute, plugins
+from tripletreid import plugins
+from tripletreid.distribute import agreement
 from tripletreid.errors import InputError
 from tripletreid.experiment import checkpoints
 from tripletreid.modeling import model, pretrained
@@ -72,12 +73,13 @@ class TrainState:
             self.average.update()
 
     def values(self):
-        """What a checkpoint holds, {name: tensor}; with several workers all have to call this (`distribute.values`).
+        """What a checkpoint holds, {name: tensor}; with several workers all have to call this.
 
-        Its integers are int32, as the original's.
+        Of variables that differ between replicas it is the mean over all workers, hence the sorted order. Its integers
+        are int32, as the original's.
         """
-        return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value
-                for name, value in distribute.values(self._stored).items()}
+        values = {name: tf.convert_to_tensor(self._stored[name]) for name in sorted(self._stored)}
+        return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value for name, value in values.items()}
 
     def restore(self, args, strategy, log):
         """Set the weights to what they are at the start. Returns whether a run is resumed that has trained before.
@@ -86,7 +88,7 @@ class TrainState:
             InputError: a checkpoint that does not fit, or is damaged.
         """
         # 1. Those of the newest whole checkpoint of the run to be resumed, unless it ended before it had written any.
-        if distribute.any_worker(strategy, args.resume and checkpoints.were_written(args.experiment_root)):
+        if agreement.any_worker(strategy, args.resume and checkpoints.were_written(args.experiment_root)):
             restored = checkpoints.load_newest(args.experiment_root, self._stored, log)
             log.info('Resuming from %s.', restored)
             return True
