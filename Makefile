@@ -1,7 +1,14 @@
-# make demo: train, embed and evaluate on scanned digits. make test: all tests. Both install what is missing into .venv.
+# make demo: train, embed and evaluate on scanned digits. make test: all tests. Both install the locked versions into .venv.
+# make test-newest: all tests with the newest versions that requirements*.txt allow, in .venv-newest.
+# make lock: renew the locked versions from requirements*.txt.
 PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check
+# The lock holds for every supported Python and system: Python 3.10 to 3.13.
+COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes
+# The command that the locks name in their first lines.
+export UV_CUSTOM_COMPILE_COMMAND = make lock
 
-.PHONY: demo test clean
+.PHONY: demo test test-newest lock clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./digits_train.sh digits
@@ -10,15 +17,26 @@ test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -rs -n 2 --dist worksteal
 
-.venv/installed: requirements.txt
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python $(PIP) -r requirements-test.txt
+	.venv-newest/bin/python -m pytest -q -rs -n 2 --dist worksteal
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python $(PIP) --upgrade uv
+	$(COMPILE) --output-file requirements.lock requirements.txt
+	$(COMPILE) --constraints requirements.lock --output-file requirements-test.lock requirements-test.txt
+
+.venv/installed: requirements.lock
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/python $(PIP) -r requirements.lock
 	touch $@
 
-.venv/installed-test: .venv/installed requirements-test.txt
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+.venv/installed-test: .venv/installed requirements-test.lock
+	.venv/bin/python $(PIP) -r requirements-test.lock
 	touch $@
 
 clean:
-	rm -rf digits .pytest_cache .ruff_cache .hypothesis
+	rm -rf digits .pytest_cache .ruff_cache .hypothesis .venv-newest .venv-lock
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
