@@ -88,7 +88,8 @@ def main():
     # The file to write.
     from tripletreid.dataset import check_files, load_dataset
     from tripletreid.dataset import parts as parts_of_csv
-    from tripletreid.embeddings import is_embeddings, is_made_of, shard_names
+    from tripletreid.embeddings.reader import is_embeddings
+    from tripletreid.embeddings.shards import shard_names
     filename = args.filename
     if filename is None:
         filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
@@ -139,11 +140,11 @@ def main():
 
     # Embed. An interrupted embedding keeps its rows, and --resume goes on behind them.
     tasks = [(path, part) for path, part in zip(shard_names(filename, args.shards), parts)
-             if not (args.shards and args.resume and os.path.exists(path) and is_made_of(path, *job.content(part)))]
+             if not (args.shards and args.resume and job.content(part).is_in(path))]
     if args.dask:
         embed_on_cluster(job, tasks)
     else:
-        rows = sum(len(job.content(part)[0]) for _, part in tasks)
+        rows = sum(len(job.content(part).dataset) for _, part in tasks)
         with tqdm.tqdm(total=rows, unit=' rows', disable=args.quiet) as bar:
             for path, part in tasks:
                 embedding_files.write(job, path, part, network, strategy, bar.update)
@@ -193,7 +194,7 @@ def without_broken_images(dataset, image_root, filename, args):
 
 def check_lists_beside(filename, dataset):
     """Check that the csv files of --skip_broken_images, beside the .h5 file to write, are not there or belong to it."""
-    from tripletreid.embeddings import unfinished
+    from tripletreid.embeddings.writer import unfinished
     stem = os.path.splitext(filename)[0]
     is_made_anew = os.path.exists(filename) or os.path.exists(unfinished(filename))
     for path in (f'{stem}.csv', f'{stem}_broken.csv'):

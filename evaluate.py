@@ -122,7 +122,7 @@ def evaluate(args, chosen, workers):
     """
     from tripletreid import provenance
     from tripletreid.dataset import load_dataset
-    from tripletreid.embeddings import open_gallery, open_with_dataset
+    from tripletreid.embeddings.with_dataset import open_gallery, open_with_dataset
 
     # Queries and gallery.
     excluder = excluders.load(args.excluder)
@@ -203,7 +203,7 @@ def evaluate(args, chosen, workers):
 
 def warn_of_other_embeddings(threshold_from, embedding_parameters):
     """Say where the threshold of --threshold_from is of embeddings that were made differently."""
-    from tripletreid.embeddings import DIFFERENCES
+    from tripletreid.embeddings.differences import DIFFERENCES
     for parameters in embedding_parameters.values():
         made_by = {name: parameters[name] for name in DIFFERENCES if name in parameters}
         doubt = verification.doubt(threshold_from, made_by)

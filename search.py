@@ -10,7 +10,8 @@ import sys
 import h5py
 
 from tripletreid import argument_types, quiet
-from tripletreid.embeddings import difference, in_order, open_embeddings
+from tripletreid.embeddings.differences import difference
+from tripletreid.embeddings.shards import in_order, open_embeddings
 from tripletreid.errors import InputError, exit_with, some
 from tripletreid.evaluation import distances, verification
 from tripletreid.experiment import arguments
@@ -160,7 +161,7 @@ def check_gallery(args, parser):
         argument_types.refuse_given(parser, ['image_root'], 'the images are in the folder --gallery')
         return
     if is_embedded(args.gallery):
-        for path in in_order(args.gallery):
+        for path in in_order([args.gallery]):
             check_file(path, 'embedding file', '.h5')
         argument_types.refuse_given(parser, OF_THE_INDEX, f'the images of {args.gallery} are embedded already')
     else:
@@ -207,7 +208,7 @@ def open_gallery(args, trained, model):
 def open_embedded(path, model):
     """Open a gallery's `Embeddings`, which have to be made as the photos' are."""
     from tripletreid.search import gallery
-    embeddings = open_embeddings(path)
+    embeddings = open_embeddings([path])
     gallery.check_names(embeddings)
     if not len(embeddings):
         raise InputError(f'{path} has no images.')

@@ -19,7 +19,7 @@ import sys
 
 import numpy as np
 
-from tripletreid.argument_types import OF_EMBEDDINGS, ArgumentParser, OneOrMore, non_negative_int, positive_int
+from tripletreid.argument_types import OF_EMBEDDINGS, ArgumentParser, non_negative_int, positive_int
 from tripletreid.errors import InputError, exit_with
 from tripletreid.files import check_output
 from tripletreid.visualization.curves import picture_of_curves
@@ -81,7 +81,7 @@ def make_parser():
     add = commands.add_parser('embeddings', parents=[pictured],
                               example='python visualize.py embeddings runs/first/folder_test_embeddings.h5',
                               help="a scatter plot, and data for TensorBoard's projector").add_argument
-    add('embeddings', nargs='+', action=OneOrMore, metavar='EMBEDDINGS', help='.h5 file of embed.py, or all of its parts')
+    add('embeddings', nargs='+', metavar='EMBEDDINGS', help='.h5 file of embed.py, or all of its parts')
     add('--dataset', metavar='CSV', help='its csv file, if it was moved since')
     add('--projection', choices=('pca', 'tsne'), default='pca', help='from more than two dimensions to two '
         '(%(default)s)')
@@ -193,7 +193,8 @@ def check_megabytes(megabytes):
 def draw_embeddings(args):
     """A scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
     from tripletreid.dataset import load_dataset
-    from tripletreid.embeddings import name_of_whole, open_embeddings, open_with_dataset
+    from tripletreid.embeddings.shards import name_of_whole, open_embeddings
+    from tripletreid.embeddings.with_dataset import open_with_dataset
     from tripletreid.evaluation import chunks
     from tripletreid.visualization.ranked_lists import image_paths, stated
     whole = name_of_whole(args.embeddings)

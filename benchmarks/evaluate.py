@@ -140,14 +140,14 @@ def write(folder, role, person, centres, noise, random, outliers=0):
     import numpy as np
 
     from tripletreid.dataset import load_dataset
-    from tripletreid.embeddings import EmbeddingWriter
+    from tripletreid.embeddings.writer import EmbeddingWriter, FileContent
     with open(f'{folder}/{role}.csv', 'w') as file:
         for row, (number, camera) in enumerate(zip(person, random.integers(1, 7, len(person)))):
             pid = '-1' if number < 0 else f'{number:04}'
             file.write(f'{pid},{role}/{pid}_c{camera}s1_{row:08}_00.jpg\n')
     dataset = load_dataset(f'{folder}/{role}.csv')
     dim = centres.shape[1]
-    with EmbeddingWriter(f'{folder}/{role}.h5', dataset, dim, (), {}) as writer:
+    with EmbeddingWriter(f'{folder}/{role}.h5', FileContent(dataset, dim, {})) as writer:
         for start in range(0, len(person), 1 << 16):
             some = person[start:start + (1 << 16)]
             known = np.where(some > 0, some, 0)
@@ -251,10 +251,10 @@ def faiss_neighbours(_, folder):
 def our_neighbours(_, folder):
     """The same by ranking.py."""
     from tripletreid.dataset import load_dataset
-    from tripletreid.embeddings import open_with_dataset
+    from tripletreid.embeddings.with_dataset import open_with_dataset
     from tripletreid.evaluation import neighbours
-    queries, query_set = open_with_dataset(f'{folder}/query.h5', load_dataset(f'{folder}/query.csv'))
-    gallery, gallery_set = open_with_dataset(f'{folder}/gallery.h5', load_dataset(f'{folder}/gallery.csv'))
+    queries, query_set = open_with_dataset([f'{folder}/query.h5'], load_dataset(f'{folder}/query.csv'))
+    gallery, gallery_set = open_with_dataset([f'{folder}/gallery.h5'], load_dataset(f'{folder}/gallery.csv'))
     found = neighbours.nearest(queries, query_set.fids, gallery, gallery_set.fids, NEIGHBOURS, 'sqeuclidean')
     print(f'{NEIGHBOURS} neighbours, numbers sum up to {found.rows.sum()}')
 

@@ -210,9 +210,9 @@ def embedding_speed(network, args):
 
 def loading_speed(flags, args):
     """Images a second that the input pipeline loads and crops."""
+    from speed import write_images
     from tripletreid.dataset import load_dataset
     from tripletreid.input_pipeline import batches, sampling
-    from speed import write_images
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         flags.train_set, flags.image_root = str(write_images(folder, 4 * flags.batch_p)), str(folder)

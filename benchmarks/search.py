@@ -21,7 +21,8 @@ sys.path[0] = str(ROOT)  # Not this folder: `search` is the project's.
 import numpy as np
 
 from tripletreid.dataset import Dataset
-from tripletreid.embeddings import Embeddings, EmbeddingWriter
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import EmbeddingWriter, FileContent
 from tripletreid.evaluation.distances import METRICS
 from tripletreid.search.gallery import Gallery
 
@@ -50,7 +51,7 @@ def main():
 def write_gallery(path, args):
     random = np.random.default_rng(0)
     fids = np.array([f'{number // 1000:06}/{number:09}.jpg' for number in range(args.gallery)], object)
-    with EmbeddingWriter(path, Dataset(path, fids, fids), args.dim, (), {}) as writer:
+    with EmbeddingWriter(path, FileContent(Dataset(path, fids, fids), args.dim, {})) as writer:
         for start in range(0, args.gallery, AT_ONCE):
             writer.append(random.standard_normal((min(AT_ONCE, args.gallery - start), args.dim), np.float32))
 

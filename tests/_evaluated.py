@@ -7,7 +7,7 @@ from PIL import Image
 from _people import write_market1501
 from conftest import run_script
 from tripletreid.dataset import load_dataset
-from tripletreid.embeddings import save_embeddings
+from tripletreid.embeddings.writer import save_embeddings
 
 # The only query of its identity, and what a file system allows in a name: it must stay text on a page and in an address.
 HOSTILE = '0099_c1s1_000000_"\'<img src=x onerror=alert(1)>&%41#?.jpg'

@@ -18,7 +18,8 @@ import _tasks
 from _evaluated import embed, write_files
 from _runs import Run, ended_in_one_sentence, make_people, train_arguments
 from conftest import ROOT, wait_until
-from tripletreid import dask_cluster, embeddings, provenance
+from tripletreid import dask_cluster, provenance
+from tripletreid.embeddings.shards import shard_names
 from tripletreid.errors import InputError
 
 distributed = pytest.importorskip('distributed')
@@ -158,7 +159,7 @@ def test_embedding_is_the_same_in_bytes(cluster, tmp_path):
     assert run.wait() == 0, run.output
     arguments = ['embed.py', '--experiment_root', root, '--dataset', people / 'people.csv', '--filename',
                  tmp_path / 'part.h5', '--shards', 12]
-    paths = [pathlib.Path(name) for name in embeddings.shard_names(tmp_path / 'part.h5', 12)]
+    paths = [pathlib.Path(name) for name in shard_names(tmp_path / 'part.h5', 12)]
 
     def embedded(*more, status=0):
         run = Run(*arguments, *more)

@@ -11,9 +11,9 @@ import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, make_people, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
+from test_structure import COMMANDS
 from tripletreid import errors
 from tripletreid.experiment import arguments
-from test_structure import COMMANDS
 
 BASH = ['bash', '-c', 'exec "$0" "$@" 2>&-']  # Standard error closed.
 

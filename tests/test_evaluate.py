@@ -21,7 +21,9 @@ import evaluate as evaluate_script
 import excluders
 from conftest import ROOT, assert_one_sentence, run_script, wait_until
 from tripletreid.dataset import Dataset, load_dataset
-from tripletreid.embeddings import Embeddings, EmbeddingWriter, open_gallery, save_embeddings
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.with_dataset import open_gallery
+from tripletreid.embeddings.writer import EmbeddingWriter, FileContent, save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation import bootstrap, ranking, reranking
 from tripletreid.evaluation.results import read_evaluation
@@ -296,7 +298,7 @@ def test_pooled_tracklets(tmp_path):
         (tmp_path / f'{name}.csv').write_text(''.join(f'{pid},{name}{fid},t1\n' for pid, fid in
                                                       zip(dataset.pids, dataset.fids)))
         pooled = load_dataset(tmp_path / f'{name}.csv').first_frames()
-        with EmbeddingWriter(tmp_path / f'{name}.h5', pooled, 2, (), {}, pooled=True) as writer:
+        with EmbeddingWriter(tmp_path / f'{name}.h5', FileContent(pooled, 2, {}, pooled=True)) as writer:
             writer.append(np.eye(2))
     _, _, results = evaluate(tmp_path, '--excluder', 'diagonal')
     assert results['mAP'] == 1 and [query['fid'] for query in results['queries']] == ['query0.jpg', 'query2.jpg']
@@ -414,7 +416,7 @@ def test_names_of_the_gallery_stay_in_the_file(tmp_path):
     dataset = load_dataset(tmp_path / 'test.csv')
     save_embeddings(tmp_path / 'test.h5', dataset, np.zeros((count, 2), np.float32))
     tracemalloc.start()
-    embeddings, gallery_set = open_gallery(tmp_path / 'test.h5', tmp_path / 'test.csv')
+    embeddings, gallery_set = open_gallery([tmp_path / 'test.h5'], tmp_path / 'test.csv')
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 10 * count, f'{held / count:.1f} bytes a row'
@@ -438,7 +440,7 @@ def test_gallery_of_other_rows(tmp_path):
                           f'row 7 (counted from 0) is {dataset.fids[7]} there and x.jpg in the csv file')):
         (tmp_path / 'test.csv').write_text(''.join(changed))
         with pytest.raises(InputError) as error:
-            open_gallery(tmp_path / 'test.h5', tmp_path / 'test.csv')
+            open_gallery([tmp_path / 'test.h5'], tmp_path / 'test.csv')
         assert part in str(error.value)
 
 

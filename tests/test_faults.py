@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from tripletreid import embeddings, files
+from tripletreid import files
 from tripletreid.dataset import load_dataset
+from tripletreid.embeddings import writer
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.shards import open_embeddings, shard_names
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, best_checkpoint, train_log
 from tripletreid.experiment.root import LOCK_FILE, SILENCE_OF_THE_DEAD, locked
@@ -201,10 +204,10 @@ def test_struck_while_validating(validated, tmp_path, what, status):
 def kill_behind_the_last_row():
     def write_at(file, position, values):
         files.write_at(file, position, values)
-        if bytes(values) == (24).to_bytes(embeddings.COUNT_BYTES, 'little'):
+        if bytes(values) == (24).to_bytes(writer.COUNT_BYTES, 'little'):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    embeddings.write_at = write_at
+    writer.write_at = write_at
 
 
 def test_embedding_interrupted(people, finished, tmp_path):
@@ -231,14 +234,14 @@ def test_embedding_in_parts_interrupted(people, finished, tmp_path):
     run = Run('embed.py', *arguments, tmp_path / 'whole.h5')
     assert run.wait() == 0, run.output
     arguments += [tmp_path / 'part.h5', '--shards']
-    paths = [pathlib.Path(name) for name in embeddings.shard_names(tmp_path / 'part.h5', 3)]
+    paths = [pathlib.Path(name) for name in shard_names(tmp_path / 'part.h5', 3)]
     run = Run('embed.py', *arguments, 3, fault=Fault(signal.SIGINT, 'embedding', 2))
     assert run.wait() == -signal.SIGINT and [path.is_file() for path in paths] == [True, False, False], run.output
     made = paths[0].stat().st_mtime_ns
     run = Run('embed.py', *arguments, 3, '--resume')
     assert run.wait() == 0 and paths[0].stat().st_mtime_ns == made, run.output
-    with embeddings.open_embeddings(tmp_path / 'part-*.h5') as parts, embeddings.Embeddings(tmp_path / 'whole.h5') as one:
-        assert [len(embeddings.Embeddings(path)) for path in paths] == [8, 8, 8]
+    with open_embeddings([tmp_path / 'part-*.h5']) as parts, Embeddings(tmp_path / 'whole.h5') as one:
+        assert [len(Embeddings(path)) for path in paths] == [8, 8, 8]
         assert np.array_equal(parts.rows(0, 24), one.rows(0, 24)) and np.array_equal(parts.fids, one.fids)
     run = Run('embed.py', *arguments, 25)
     ended_in_one_sentence(run, '--shards 25 is more than the 24 rows of')

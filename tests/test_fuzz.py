@@ -18,7 +18,8 @@ import evaluate
 from data import _files
 from tripletreid import argument_types, plugins
 from tripletreid.dataset import load_dataset
-from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation import results
 from tripletreid.experiment import arguments, best_checkpoint, event_files

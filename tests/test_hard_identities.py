@@ -7,12 +7,12 @@ import tensorflow as tf
 from scipy.spatial.distance import cdist
 
 from _runs import Fault, Run, left_behind, make_people, train_arguments
+from test_distribute import start_workers
 from tripletreid.evaluation.distances import METRICS
 from tripletreid.experiment import arguments
 from tripletreid.input_pipeline import sampling
 from tripletreid.training import hard_identities
 from tripletreid.training.hard_identities import HardIdentities
-from test_distribute import start_workers
 
 DRAWN_AGAIN, ITERATIONS = 16, 20  # What is drawn first knows of no means.
 

@@ -159,7 +159,7 @@ def test_broken_images_of_a_run(tmp_path):
     skips = Run('embed.py', *embed, '--skip_broken_images')
     assert skips.wait() == 0, skips.output
     from tripletreid.dataset import load_dataset
-    from tripletreid.embeddings import Embeddings
+    from tripletreid.embeddings.reader import Embeddings
     kept = load_dataset(tmp_path / 'skips' / 'a.csv')
     assert len(kept) == 17 and '2_1.png' not in kept.fids and str(tmp_path / 'skips' / 'a.csv') in skips.output
     with Embeddings(tmp_path / 'skips' / 'a.h5') as embeddings:

@@ -19,7 +19,7 @@ import visualize
 from conftest import ROOT
 from tripletreid import files, signals
 from tripletreid.dataset import Dataset
-from tripletreid.embeddings import save_embeddings
+from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 
 SETS = [f'--{role}_{what}={role}.{ending}' for role in ('query', 'gallery')

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 
 import excluders
 from tripletreid.dataset import Dataset
-from tripletreid.embeddings import Embeddings
+from tripletreid.embeddings.reader import Embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks, distances, neighbours, ranking, reranking
 from tripletreid.evaluation.distances import METRICS, Distances

@@ -12,7 +12,8 @@ from PIL import Image
 import _evaluated
 from conftest import run_script
 from tripletreid.dataset import load_dataset, save_dataset
-from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import save_embeddings
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',

@@ -17,7 +17,8 @@ from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
 from conftest import run_script
 from tripletreid.dataset import load_dataset
-from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.search import gallery, image_files, index, photos
 

@@ -21,7 +21,8 @@ from _runs import Fault, Run, ended_in_one_sentence
 from _searched import forget_fastapi, train
 from conftest import wait_until
 from tripletreid.dataset import Dataset
-from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.evaluation.results import OperatingPoint
 from tripletreid.search import page
 from tripletreid.search.gallery import Gallery

@@ -9,7 +9,9 @@ import pytest
 from _evaluated import embed, evaluate, write_files
 from conftest import run_script
 from tripletreid.dataset import load_dataset
-from tripletreid.embeddings import Embeddings, Shards, in_order, open_embeddings, save_embeddings, shard_names
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.shards import Shards, in_order, open_embeddings, shard_names
+from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 
 
@@ -29,8 +31,8 @@ def evaluated(tmp_path_factory):
 
 
 def test_several_files_are_read_as_one(evaluated, monkeypatch):
-    monkeypatch.setattr('tripletreid.embeddings.FILES_AT_ONCE', 2)
-    with Embeddings(evaluated / 'gallery_whole.h5') as whole, open_embeddings(evaluated / 'gallery_part-*.h5') as parts:
+    monkeypatch.setattr('tripletreid.embeddings.shards.FILES_AT_ONCE', 2)
+    with Embeddings(evaluated / 'gallery_whole.h5') as whole, open_embeddings([evaluated / 'gallery_part-*.h5']) as parts:
         assert isinstance(parts, Shards) and (parts.shape, len(parts)) == (whole.shape, len(whole))
         assert parts.parameters == whole.parameters and not parts.pooled
         for each in (parts, pickle.loads(pickle.dumps(parts))):
@@ -68,12 +70,12 @@ def test_parts_that_are_no_whole(evaluated, tmp_path):
         in_order([names[0], names[3]])
     with pytest.raises(InputError, match='is named twice'):
         in_order([*names, names[1]])
-    with pytest.raises(InputError, match='are no parts of one whole'):
+    with pytest.raises(InputError, match='are not parts of one file'):
         in_order([*names, shard_names(evaluated / 'gallery_part.h5', 8)[0]])
-    with pytest.raises(InputError, match='are no parts of one whole'):
+    with pytest.raises(InputError, match='are not parts of one file'):
         in_order([names[0], evaluated / 'query_whole.h5'])
-    with pytest.raises(InputError, match='no embedding file that fits'):
-        in_order(evaluated / 'gone-*.h5')
+    with pytest.raises(InputError, match='no embedding file that matches'):
+        in_order([evaluated / 'gone-*.h5'])
     assert in_order(names[::-1]) == names
     assert in_order([evaluated / 'b.h5', evaluated / 'a.h5']) == [str(evaluated / 'b.h5'), str(evaluated / 'a.h5')]
 
@@ -81,7 +83,7 @@ def test_parts_that_are_no_whole(evaluated, tmp_path):
     for name, parameters, dim in (('0', {'checkpoint': 'a', 'dataset': 'b'}, 2), ('1', {'checkpoint': 'c'}, 2),
                                   ('2', {'checkpoint': 'a'}, 2), ('3', {'checkpoint': 'a'}, 3)):
         save_embeddings(tmp_path / f'{name}.h5', dataset, np.zeros((2, dim), np.float32), parameters)
-    with pytest.raises(InputError, match='0.h5 and .*1.h5 are no parts of one whole: checkpoint a there and c here'):
+    with pytest.raises(InputError, match='0.h5 and .*1.h5 are not parts of one file: checkpoint a there and c here'):
         open_embeddings([tmp_path / '0.h5', tmp_path / '1.h5'])
     with pytest.raises(InputError, match='dimensions 2 there and 3 here'):
         open_embeddings([tmp_path / '0.h5', tmp_path / '3.h5'])

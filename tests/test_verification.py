@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 import excluders
 from conftest import assert_one_sentence, run_script
+from test_evaluate import arguments, evaluate, read, write_dataset, write_set
+from test_ranking import KINDS, as_rows, cases, distances_of, make_dataset, make_embeddings
 from tripletreid.dataset import Dataset
 from tripletreid.errors import InputError
 from tripletreid.evaluation import bootstrap, chunks, pairs, ranking, verification
 from tripletreid.evaluation.distances import METRICS, shown, shown_up_to
-from test_evaluate import arguments, evaluate, read, write_dataset, write_set
-from test_ranking import KINDS, as_rows, cases, distances_of, make_dataset, make_embeddings
 
 
 @st.composite

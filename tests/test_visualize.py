@@ -14,14 +14,15 @@ import _evaluated
 import excluders
 import visualize
 from conftest import assert_one_sentence, run_script
+from test_ranking import dense_reranking
 from tripletreid.dataset import Dataset, load_dataset
-from tripletreid.embeddings import Embeddings, save_embeddings
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation.results import read_evaluation
 from tripletreid.experiment import detailed_logs, event_files
 from tripletreid.visualization import curves, embedding_plot, figures, rankings_plot, report
 from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
-from test_ranking import dense_reranking
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -187,8 +187,8 @@ class OneOrMore(argparse.Action):
 
 # What --dask takes, for its line of help.
 DASK_ADDRESS = "its scheduler's address or scheduler file, or local:N for N processes on this host"
-# Options of a flag for the embeddings of a dataset: a file, or all parts of one.
-OF_EMBEDDINGS = {'metavar': 'H5', 'nargs': '+', 'action': OneOrMore}
+# Options of a flag for the embeddings of a dataset: a file, or all of its shards, as a list.
+OF_EMBEDDINGS = {'metavar': 'H5', 'nargs': '+'}
 
 
 def given_on_command_line(parser, argv=None):

@@ -121,8 +121,10 @@ def read_evaluation(path):
 def _checked(path, content):
     """The evaluation that a file's content describes; any of Python's errors where it is of another form."""
     parameters, queries = content['parameters'], content['queries']
-    for flag in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric', 'excluder'):
+    for flag in ('query_dataset', 'gallery_dataset', 'metric', 'excluder'):
         _check_text(parameters, flag)
+    for flag in ('query_embeddings', 'gallery_embeddings'):
+        parameters[flag] = _paths(parameters, flag)
     if parameters['metric'] not in distances.METRICS:
         raise ValueError(f'metric is {parameters["metric"]!r}')
     if parameters.get('rerank'):
@@ -131,8 +133,8 @@ def _checked(path, content):
                 raise ValueError(f'{flag} is {parameters[flag]!r}')
         _share(parameters['rerank_lambda'])
     if parameters.get('multi_query_dataset'):
-        for flag in ('multi_query_dataset', 'multi_query_embeddings'):
-            _check_text(parameters, flag)
+        _check_text(parameters, 'multi_query_dataset')
+        parameters['multi_query_embeddings'] = _paths(parameters, 'multi_query_embeddings')
     confidence = {}
     for score in ('mAP', 'top1'):
         ends = content['confidence'][score]
@@ -189,11 +191,18 @@ def _distance(value):
 
 
 def _check_text(parameters, flag):
-    """Check that a flag's value is a text, or, of embeddings in several files, a list of texts."""
+    """Check that a flag's value is a text."""
+    if not isinstance(parameters[flag], str):
+        raise TypeError(f'{flag} is {parameters[flag]!r}')
+
+
+def _paths(parameters, flag):
+    """Return the paths of embedding files, a list; older evaluations store one path as a text."""
     value = parameters[flag]
-    texts = value if flag.endswith('_embeddings') and isinstance(value, list) and value else [value]
-    if not all(isinstance(text, str) for text in texts):
+    paths = [value] if isinstance(value, str) else value
+    if not (isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)):
         raise TypeError(f'{flag} is {value!r}')
+    return paths
 
 
 def _share(value):

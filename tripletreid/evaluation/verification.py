@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from tripletreid.embeddings import difference
+from tripletreid.embeddings.differences import difference
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks, neighbours, ranking
 from tripletreid.evaluation.bootstrap import interval

@@ -9,7 +9,7 @@ import threading
 
 from tripletreid import quiet, signals
 from tripletreid.dataset import Part, check_files
-from tripletreid.embeddings import EmbeddingWriter
+from tripletreid.embeddings.writer import EmbeddingWriter, FileContent
 from tripletreid.modeling.inference_flags import Sizes
 
 
@@ -21,7 +21,7 @@ class Job:
     experiment_root, checkpoint, image_root: where the model and the images are.
     embedding_dim, sizes: of the model.
     variant_names: of the test-time augmentation, see `augmentation.variant_names`.
-    parameters, traces: what the files tell of how they came about, see `EmbeddingWriter`.
+    parameters, traces: the parameters and the provenance of the files, see `FileContent`.
     """
     args: argparse.Namespace
     experiment_root: str
@@ -34,11 +34,11 @@ class Job:
     traces: dict
 
     def content(self, part):
-        """What the file of a `Dataset`, or of a `dataset.Part`, is made of: the arguments of `EmbeddingWriter` and
-        `is_made_of` behind the path."""
+        """Return the `FileContent` of the file of a `Dataset`, or of a `dataset.Part`."""
         part = part.load() if isinstance(part, Part) else part
-        rows = part.first_frames() if self.args.pool_tracklets else part
-        return rows, self.embedding_dim, self.variant_names, self.parameters
+        pooled = bool(self.args.pool_tracklets)
+        return FileContent(part.first_frames() if pooled else part, self.embedding_dim, self.parameters,
+                           self.variant_names, self.traces, pooled)
 
     def network(self):
         """The model with its weights; call it in the scope of a strategy."""
@@ -63,7 +63,7 @@ def write(job, path, part, network, strategy=None, progress=lambda rows: None):
     """
     from tripletreid.modeling import inference
     args = job.args
-    with EmbeddingWriter(path, *job.content(part), job.traces, args.resume, pooled=bool(args.pool_tracklets)) as writer:
+    with EmbeddingWriter(path, job.content(part), args.resume) as writer:
         if args.resume and not args.quiet and (writer.rows_done or not args.shards):
             print(f'Going on behind {writer.rows_done} rows that are there already.')
         progress(writer.rows_done)

@@ -14,7 +14,9 @@ import numpy as np
 
 from tripletreid import signals
 from tripletreid.dataset import Dataset
-from tripletreid.embeddings import Embeddings, EmbeddingWriter, difference, unfinished
+from tripletreid.embeddings.differences import difference
+from tripletreid.embeddings.reader import Embeddings
+from tripletreid.embeddings.writer import EmbeddingWriter, FileContent, unfinished
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks
 from tripletreid.files import lock, write_at
@@ -196,7 +198,8 @@ def _write(path, images, index, journal, broken, embedder):
     parameters = {**embedder.made_by, 'search_index': VERSION, 'gallery': images.path, 'image_root': images.root}
     more = {'stamps': images.stamps[keep], 'broken': np.frombuffer(json.dumps(broken).encode(), np.uint8)}
     try:
-        with EmbeddingWriter(path, Dataset(images.path, fids, fids), embedder.dim, (), parameters, more=more) as writer:
+        content = FileContent(Dataset(images.path, fids, fids), embedder.dim, parameters, arrays=more)
+        with EmbeddingWriter(path, content) as writer:
             for some in chunks.slices(len(kept), chunks.GALLERY_AT_ONCE):
                 writer.append(_gathered(kept[some], index, journal, embedder.dim))
     except BaseException:

@@ -8,7 +8,8 @@ import numpy as np
 
 import excluders
 from tripletreid.dataset import file_problems, image_path, load_dataset
-from tripletreid.embeddings import in_order, open_with_dataset
+from tripletreid.embeddings.shards import in_order
+from tripletreid.embeddings.with_dataset import open_with_dataset
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks, neighbours
 from tripletreid.evaluation.multi_query import mean_of_images
@@ -93,15 +94,15 @@ def _apply_protocol(evaluation, query_dataset):
 
 
 def _file(evaluation, flag):
-    """The path, or the list of paths, that evaluate.py was given by a flag."""
-    path = evaluation.parameters[flag]
-    if isinstance(path, list) or '*' in path:
-        path = in_order(path)
-    elif not os.path.isfile(path):
+    """Return the path of a csv file, or the list of paths of embeddings, that evaluate.py was given by a flag."""
+    value = evaluation.parameters[flag]
+    paths = in_order(value) if isinstance(value, list) else [value]
+    missing = next((path for path in paths if not os.path.isfile(path)), None)
+    if missing:
         moved = '' if flag.startswith('multi_query') else '; there are flags for files that were moved'
-        raise InputError(f'{evaluation.path} was made from {path}, which is not there. Run this in the folder where '
+        raise InputError(f'{evaluation.path} was made from {missing}, which is not there. Run this in the folder where '
                          f'evaluate.py was run, or evaluate again{moved}.')
-    return path
+    return value
 
 
 def _open_located(embeddings_path, dataset_path, args):
