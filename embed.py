@@ -86,10 +86,11 @@ def main():
         print(f'Warning: {small_crops}', file=sys.stderr)
 
     # The file to write.
-    from tripletreid.dataset import check_files, load_dataset
-    from tripletreid.dataset import parts as parts_of_csv
+    from tripletreid.dataset import load_dataset, warn_of_lookalikes
+    from tripletreid.dataset_parts import parts as parts_of_csv
     from tripletreid.embeddings.reader import is_embeddings
     from tripletreid.embeddings.shards import shard_names
+    from tripletreid.image_root import check_files
     filename = args.filename
     if filename is None:
         filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
@@ -107,6 +108,7 @@ def main():
     else:
         dataset = load_dataset(args.dataset)
         check_files(dataset, image_root, args.allow_outside_root)
+        warn_of_lookalikes(dataset)
         if args.pool_tracklets and dataset.tracklets is None:
             raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
@@ -155,7 +157,7 @@ def main():
 
 def parts_of(dataset, args):
     """The `Dataset`s of --shards files; of one file the whole."""
-    from tripletreid.dataset import bounds
+    from tripletreid.dataset_parts import bounds
     if args.shards is None:
         return [dataset]
     row_of_image = dataset.tracklet_of_row() if args.pool_tracklets else np.arange(len(dataset))
@@ -180,7 +182,7 @@ def embed_on_cluster(job, tasks):
 
 def without_broken_images(dataset, image_root, filename, args):
     """The `Dataset` without images that cannot be read, which are listed beside the embeddings; csv files of both."""
-    from tripletreid.dataset import save_dataset
+    from tripletreid.dataset_writer import save_dataset
     from tripletreid.input_pipeline import images
     stem = os.path.splitext(filename)[0]
     readable = images.without_broken(dataset, image_root, f'{stem}_broken.csv', args.resume,

@@ -121,7 +121,7 @@ def evaluate(args, chosen, workers):
         workers: what `workers.pool` yields.
     """
     from tripletreid import provenance
-    from tripletreid.dataset import load_dataset
+    from tripletreid.dataset import load_dataset, warn_of_lookalikes
     from tripletreid.embeddings.with_dataset import open_gallery, open_with_dataset
 
     # Queries and gallery.
@@ -132,6 +132,7 @@ def evaluate(args, chosen, workers):
                              f'name, and {args.excluder} does not.')
     queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
     gallery, gallery_set = open_gallery(args.gallery_embeddings, args.gallery_dataset)
+    warn_of_lookalikes(query_set, gallery_set)
     embedding_parameters = {'query': queries.parameters, 'gallery': gallery.parameters}
     if chosen is not None:
         warn_of_other_embeddings(args.threshold_from, embedding_parameters)

@@ -181,7 +181,8 @@ def export(args, trained, root, checkpoint, sizes, targets):
     """
     paths = []
     if args.check_dataset:
-        from tripletreid.dataset import check_files, image_path, load_dataset
+        from tripletreid.dataset import load_dataset
+        from tripletreid.image_root import check_files, image_path
         dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
         image_root = args.image_root or arguments.stored_image_root(root, trained)
         check_files(dataset, image_root)

@@ -24,6 +24,7 @@ from tripletreid import dask_cluster, plugins
 from tripletreid.argument_types import DASK_ADDRESS, ArgumentParser
 from tripletreid.errors import InputError, exit_with, some, warn
 from tripletreid.files import check_output
+from tripletreid.names import canonical_name, canonical_path
 from tripletreid.provenance import file_hash
 
 LOOKED_AT_ONCE = 1024  # Images, by a worker of a cluster.
@@ -99,12 +100,16 @@ def make(name, root, out, options, prefix=None):
         InputError: nothing of the dataset is in `root`, something there cannot be read, or csv files of an earlier run
             would stay beside those of this one.
     """
-    from tripletreid.dataset import file_problems, is_dataset, save_datasets
+    import numpy as np
+
+    from tripletreid.dataset import Dataset, is_dataset, warn_of_lookalikes
+    from tripletreid.dataset_writer import save_datasets
+    from tripletreid.image_root import file_problems
     dataset = plugins.load('data', name)
     prefix = prefix or name
     convert = options.get('convert')
     subsets = {}
-    for subset, rows in dataset.splits(root, **options).items():
+    for subset, rows in canonical_rows(dataset.splits(root, **options), root).items():
         problems = file_problems([row[1] for row in rows], root)
         fids = {problem: [row[1] for row, its_problem in zip(rows, problems) if its_problem == problem]
                 for problem in ('missing', 'outside')}
@@ -133,6 +138,8 @@ def make(name, root, out, options, prefix=None):
     excluder = dataset.excluder(**options) if hasattr(dataset, 'excluder') else dataset.EXCLUDER
     os.makedirs(out, exist_ok=True)
     save_datasets({paths[subset]: rows for subset, rows in subsets.items() if rows})
+    columns = {subset: [np.array(column, object) for column in zip(*rows)] for subset, rows in subsets.items() if rows}
+    warn_of_lookalikes(*(Dataset(paths[subset], *of_subset) for subset, of_subset in columns.items()))
     table = [('subset', 'identities', 'images', 'tracklets', 'cameras', 'file')]
     for subset, rows in subsets.items():
         if not rows:
@@ -148,6 +155,25 @@ def make(name, root, out, options, prefix=None):
     why = ', since no cameras are known' if excluder == 'diagonal' else ''
     print(f'Evaluate with --excluder {shlex.quote(excluder)}{why}.')
     print(f'The images are in {convert or root}: train with --image_root {shlex.quote(convert or root)}.')
+
+
+def canonical_rows(subsets, root):
+    """Return {subset: rows} with identities, paths and tracklets in canonical spelling.
+
+    Raises:
+        InputError: identities that differ only in blanks around them would merge.
+    """
+    spellings = collections.defaultdict(set)
+    canonical = {}
+    for subset, rows in subsets.items():
+        canonical[subset] = [(canonical_name(row[0]), canonical_path(row[1]), *map(canonical_name, row[2:])) for row in rows]
+        for (name, *_), (spelled, *_) in zip(canonical[subset], rows):
+            spellings[name].add(spelled)
+    merged = next((sorted(each) for name, each in spellings.items() if len(each) > 1 or not name), None)
+    if merged:
+        raise InputError(f'{" and ".join(map(repr, merged))} in {root} cannot be told apart as identities, since blanks '
+                         f'around a name do not count; rename them.')
+    return canonical
 
 
 def refuse_leftovers(paths, subsets):
@@ -186,7 +212,8 @@ def check(csv_paths, root, dask=None):
     of the csv files share. The status is 1 when there are images that cannot be used, and when csv files share images,
     unless the names of both say that they are to evaluate on (query, test, gallery or probe) or to train on (train).
     """
-    from tripletreid.dataset import hint_of_missing, image_path, load_dataset
+    from tripletreid.dataset import load_dataset, warn_of_lookalikes
+    from tripletreid.image_root import hint_of_missing, image_path
     datasets = [load_dataset(path) for path in csv_paths]
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
@@ -194,6 +221,7 @@ def check(csv_paths, root, dask=None):
     paths = [os.path.abspath(image_path(root, fid)) for fid in fids]
     looks = dict(zip(fids, look_at(paths, dask)))
 
+    warn_of_lookalikes(*datasets)
     for dataset in datasets:
         print_report(dataset, looks)
     unusable = {fid for fid in fids if looks[fid].problem}
@@ -227,7 +255,9 @@ def join(out, sets, image_root):
     already, images with the same content in two sets are told of. (`train.py --train_set A.csv B.csv` joins as well,
     each with an image root of its own.)
     """
-    from tripletreid.dataset import check_files, is_dataset, joined, load_dataset, save_dataset
+    from tripletreid.dataset import is_dataset, joined, load_dataset
+    from tripletreid.dataset_writer import save_dataset
+    from tripletreid.image_root import check_files
     names = [name for name, _ in sets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -278,7 +308,7 @@ def alike(fids, image_root, look):
     """Those file ids for which `look`, a function of a path, answers the same as for one of another set; sorted."""
     import tqdm
 
-    from tripletreid.dataset import image_path
+    from tripletreid.image_root import image_path
     fids_of_answer = collections.defaultdict(list)
     with multiprocessing.pool.ThreadPool(16) as pool:
         answers = pool.imap(lambda fid: look(image_path(image_root, fid)), fids, chunksize=16)

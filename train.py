@@ -30,12 +30,14 @@ def main():
             arguments.check_stored_image_roots(args.experiment_root, args)
     arguments.check(args, parser)
     notices += arguments.notices(args)
-    from tripletreid.dataset import check_files, load_sets
+    from tripletreid.dataset import load_sets, warn_of_lookalikes
+    from tripletreid.image_root import check_files
     from tripletreid.training.validation import Validation
     train_set = load_sets(args.train_set)
     if args.frames_per_tracklet > 1 and train_set.tracklets is None:
         raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
     check_files(train_set, args.image_root, args.allow_outside_root)
+    warn_of_lookalikes(train_set)
     validator = Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:

@@ -22,6 +22,7 @@ import numpy as np
 from tripletreid.argument_types import OF_EMBEDDINGS, ArgumentParser, non_negative_int, positive_int
 from tripletreid.errors import InputError, exit_with
 from tripletreid.files import check_output
+from tripletreid.names import canonical_paths
 from tripletreid.visualization.curves import picture_of_curves
 from tripletreid.visualization.embedding_plot import (
     MOST_NAMED,
@@ -148,10 +149,11 @@ def choose_queries(evaluation, args):
         InputError: a name that is not among the queries, or no query with a match.
     """
     if args.queries:
-        unknown = sorted(set(args.queries) - set(evaluation.fids))
+        chosen = canonical_paths(args.queries)
+        unknown = sorted(set(chosen) - set(evaluation.fids))
         if unknown:
             raise InputError(f'{unknown[0]} is not a query of {args.evaluation}; names are those of the csv file.')
-        return np.array([evaluation.fids.index(fid) for fid in args.queries])
+        return np.array([evaluation.fids.index(fid) for fid in chosen])
     matched = np.flatnonzero(~np.isnan(evaluation.ap))
     if not len(matched):
         raise InputError(f'No query of {args.evaluation} has a match; choose some by --queries.')
@@ -241,8 +243,9 @@ def draw_curves(args):
 def draw_augmentation(args):
     """A row for each of some training images: as it is, then as it is drawn with the augmentation of a run."""
     from tripletreid import quiet
-    from tripletreid.dataset import check_files, load_sets
+    from tripletreid.dataset import load_sets
     from tripletreid.experiment import arguments
+    from tripletreid.image_root import check_files
     root = args.experiment_root
     filename = os.path.join(root, 'augmentation.png') if args.filename is None else args.filename
     run, _ = arguments.load(root)

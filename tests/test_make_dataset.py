@@ -20,6 +20,7 @@ from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
+from tripletreid.image_root import file_problems
 
 
 def put(root, *paths, content=b'not looked at'):
@@ -801,7 +802,7 @@ def test_convert_on_a_full_disk(root, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['root']
 
 
-NAMES = [' blank', 'blank ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße',
+NAMES = [' blank', 'blank behind ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße',
          '人', '#', 'NA', '\ttab']
 
 
@@ -809,7 +810,17 @@ def test_odd_names_come_back_as_they_are(root):
     put(root, *(f'{name}/{name}.jpg' for name in NAMES))
     make('folder', root)
     dataset = load_dataset(root.parent / 'out' / 'folder_train.csv')
-    assert dict(zip(dataset.pids, dataset.fids)) == {name: f'{name}/{name}.jpg' for name in NAMES}
+    assert dict(zip(dataset.pids, dataset.fids)) == {name.strip(): f'{name}/{name}.jpg' for name in NAMES}
+    assert not [problem for problem in file_problems(dataset.fids, root) if problem]
+
+
+def test_identities_that_differ_in_blanks_or_spelling_only(root, capsys):
+    put(root, 'Bob/1.jpg', 'bob/1.jpg', 'c 07/1.jpg', 'C 7/1.jpg')
+    make('folder', root)
+    assert ('warning: 4 identities of ' in capsys.readouterr().err)
+    put(root, 'Bob /1.jpg')
+    with pytest.raises(InputError, match="'Bob' and 'Bob ' in .* cannot be told apart"):
+        make('folder', root, root.parent / 'other')
 
 
 def test_a_name_that_is_not_utf8(root):

@@ -11,7 +11,8 @@ from PIL import Image
 
 import _evaluated
 from conftest import run_script
-from tripletreid.dataset import load_dataset, save_dataset
+from tripletreid.dataset import load_dataset
+from tripletreid.dataset_writer import save_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
 

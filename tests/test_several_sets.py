@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from tripletreid.dataset import check_files, load_sets
+from tripletreid.dataset import load_sets
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, best_checkpoint
+from tripletreid.image_root import check_files
 
 STEPS = 4
 

@@ -12,11 +12,12 @@ from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
 PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'data')
-GROUND = {'errors', 'files', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types', 'signals',
+GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types', 'signals',
           'startup', 'dask_cluster'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
-LEVELS = [GROUND, {'dataset', 'embeddings', 'distribute', 'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'},
-          {'training', 'visualization', 'search'}]
+LEVELS = [GROUND,
+          {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'embeddings', 'distribute', 'input_pipeline'},
+          {'evaluation'}, {'experiment'}, {'modeling'}, {'training', 'visualization', 'search'}]
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},

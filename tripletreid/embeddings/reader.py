@@ -16,6 +16,7 @@ import numpy as np
 from tripletreid.dataset import BLOCK
 from tripletreid.errors import InputError
 from tripletreid.files import check_file
+from tripletreid.names import canonical_paths
 
 
 class Rows:
@@ -153,7 +154,7 @@ class Embeddings(Rows):
         return 'fids' in self._file
 
     def fids_of_rows(self, start, stop):
-        """Read the file ids of the rows [start, stop), object array of str, from a file that has them.
+        """Read the canonical file ids of the rows [start, stop), object array of str, from a file that has them.
 
         Raises:
             InputError: a damaged file.
@@ -163,7 +164,7 @@ class Embeddings(Rows):
             if '\0' in ''.join(fids):
                 row = next(row for row, fid in enumerate(fids, start) if '\0' in fid)
                 raise ValueError(f'the file id of row {row} has a NUL character')
-            return fids
+            return np.array(canonical_paths(fids), object)  # Earlier versions stored them as the csv spelled them.
         except (OSError, RuntimeError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise InputError(f'{self.path} is damaged ({error}). Embed again.') from error
 

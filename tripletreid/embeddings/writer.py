@@ -11,6 +11,7 @@ from tripletreid import signals
 from tripletreid.dataset import Dataset
 from tripletreid.errors import InputError
 from tripletreid.files import lock, reserve, sync_folder, write_at
+from tripletreid.names import canonical_paths
 
 COUNT_BYTES = 8
 
@@ -42,7 +43,7 @@ class FileContent:
                 types = file['augmentation_types'].asstr()[()].tolist() if len(self.augmentation_types) else []
                 return (json.loads(file.attrs['parameters']) == json.loads(json.dumps(self.parameters))
                         and types == list(self.augmentation_types) and file['emb'].shape == (len(self.dataset), self.dim)
-                        and np.array_equal(file['fids'].asstr()[()], self.dataset.fids))
+                        and canonical_paths(file['fids'].asstr()[()]) == list(self.dataset.fids))
         return False
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tripletreid.errors import InputError
 from tripletreid.evaluation import distances
 from tripletreid.files import check_file, written_whole
+from tripletreid.names import canonical_path
 
 
 class OperatingPoint(typing.NamedTuple):
@@ -158,7 +159,8 @@ def _checked(path, content):
     possible = (matches == 0) | (1 <= first) & (first <= last) & (matches <= last)
     if not possible.all():
         raise ValueError(f'the ranks of query {np.argmin(possible)}, counted from 0, are not possible')
-    fids, pids = ([str(query[key]) for query in queries] for key in ('fid', 'pid'))
+    fids = [canonical_path(str(query['fid'])) for query in queries]  # Earlier versions wrote them as the csv spelled them.
+    pids = [str(query['pid']) for query in queries]
     verification = _verification(content['verification']) if 'verification' in content else None
     made_with = [dict(each) for each in content.get('embedding_parameters', {}).values()]
     return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, verification, made_with)

@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from tripletreid.dataset import image_path, image_root_of_sets
 from tripletreid.errors import InputError, is_out_of_memory
 from tripletreid.files import written_whole
+from tripletreid.image_root import image_path, image_root_of_sets
 
 MAX_PIXELS = 178_956_970  # Where Pillow, too, takes an image for an attack; about 13,000 x 13,000.
 # Not even a PNG of one bit a pixel is compressed further. Most files are smaller and spared the look at their header.

@@ -8,8 +8,9 @@ import os
 import threading
 
 from tripletreid import quiet, signals
-from tripletreid.dataset import Part, check_files
+from tripletreid.dataset_parts import Part
 from tripletreid.embeddings.writer import EmbeddingWriter, FileContent
+from tripletreid.image_root import check_files
 from tripletreid.modeling.inference_flags import Sizes
 
 

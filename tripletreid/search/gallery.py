@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tripletreid.dataset import image_path, is_inside
 from tripletreid.errors import InputError
 from tripletreid.evaluation.distances import check_dimensions
 from tripletreid.evaluation.neighbours import PreparedGallery
 from tripletreid.files import write_json
+from tripletreid.image_root import image_path, is_inside
 
 
 class Found(NamedTuple):

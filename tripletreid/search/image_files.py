@@ -5,8 +5,9 @@ import os
 
 import numpy as np
 
-from tripletreid.dataset import check_files, image_path, is_inside, load_dataset
+from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError, some
+from tripletreid.image_root import check_files, image_path, is_inside
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif')
 

@@ -4,10 +4,11 @@ import dataclasses
 import numpy as np
 
 import excluders
-from tripletreid.dataset import Dataset, check_files, load_dataset, set_name
+from tripletreid.dataset import Dataset, load_dataset, set_name, warn_of_lookalikes
 from tripletreid.errors import InputError
 from tripletreid.evaluation import ranking
 from tripletreid.experiment.best_checkpoint import results
+from tripletreid.image_root import OwnFileExcluder, check_files, paths_of_one_file
 from tripletreid.modeling import inference_flags
 
 QUERIES_AT_ONCE = 256
@@ -74,7 +75,10 @@ class Validation:
             query, gallery = load_dataset(query_path), load_dataset(gallery_path)
             for images in (query, gallery):
                 check_files(images, image_root, args.allow_outside_root)
-            self._sets.append(ValidationSet(name, query, gallery, excluders.load(excluder), image_root))
+            warn_of_lookalikes(query, gallery)
+            without_own_file = OwnFileExcluder(excluders.load(excluder),
+                                               paths_of_one_file([*query.fids, *gallery.fids], image_root))
+            self._sets.append(ValidationSet(name, query, gallery, without_own_file, image_root))
             if not self._sets[-1].any_match():
                 raise InputError(f'No query of {query_path} has a match in {gallery_path} that the excluder {excluder} '
                                  f'leaves.')

@@ -7,7 +7,7 @@ import typing
 import numpy as np
 
 import excluders
-from tripletreid.dataset import file_problems, image_path, load_dataset
+from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.shards import in_order
 from tripletreid.embeddings.with_dataset import open_with_dataset
 from tripletreid.errors import InputError
@@ -15,6 +15,7 @@ from tripletreid.evaluation import chunks, neighbours
 from tripletreid.evaluation.multi_query import mean_of_images
 from tripletreid.evaluation.reranking import k_reciprocal
 from tripletreid.evaluation.results import read_evaluation
+from tripletreid.image_root import file_problems, image_path
 
 
 @dataclasses.dataclass
