@@ -14,7 +14,7 @@ import numpy as np
 
 from tripletreid import argument_types, dask_cluster, quiet
 from tripletreid.errors import InputError, exit_with
-from tripletreid.experiment import arguments
+from tripletreid.experiment import arguments, flag_checks
 from tripletreid.files import check_output
 from tripletreid.modeling import embedding_files, inference_flags
 
@@ -57,8 +57,9 @@ def make_parser():
         'whatever it was trained in (%(default)s)')
     add('--distribute', choices=('none', 'mirrored'), default='none', help='mirrored: divide the images among the GPUs '
         'of this host (%(default)s)')
-    add('--devices', type=argument_types.threads, metavar='N', help='with --distribute mirrored: how many GPUs (all)')
-    add('--dask', metavar='ADDRESS', help='have the workers of a Dask cluster make the --shards, a worker one at a time: '
+    add('--devices', type=argument_types.threads, metavar='N', needs='--distribute mirrored', help='number of GPUs (all)')
+    add('--dask', metavar='ADDRESS', needs='--shards',
+        help='have the workers of a Dask cluster make the --shards, a worker one at a time: '
         f'{argument_types.DASK_ADDRESS}')
     add('--quiet', action='store_true', help='say nothing but warnings and errors')
     return parser
@@ -67,9 +68,7 @@ def make_parser():
 def main():
     parser = make_parser()
     args = parser.parse_args()
-    inference_flags.check(args, parser)
-    if args.dask and not args.shards:
-        parser.error('--dask needs --shards N: the shards are what its workers make')
+    parser.check(args)
     if args.dask and args.distribute != 'none':
         parser.error('--distribute mirrored does not go with --dask, whose workers have a device each')
 
@@ -81,7 +80,7 @@ def main():
               f'({args.crop_augment}); validation while training embeds '
               f'{f"with --crop_augment {crop_of_validation}" if crop_of_validation else "without --crop_augment"}.',
               file=sys.stderr)
-    small_crops = arguments.sentence_of_small_crops(trained) if args.crop_augment else None
+    small_crops = flag_checks.sentence_of_small_crops(trained) if args.crop_augment else None
     if small_crops:
         print(f'Warning: {small_crops}', file=sys.stderr)
 

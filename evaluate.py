@@ -61,20 +61,22 @@ def make_parser():
 
     more = parser.add_argument_group('protocols')
     add = more.add_argument
-    add('--multi_query_dataset', metavar='CSV', help='more images of the queries, as gt_bbox of Market-1501: a query '
+    add('--multi_query_dataset', metavar='CSV', needs='--multi_query_embeddings',
+        help='more images of the queries, as gt_bbox of Market-1501: a query '
         'becomes the mean of those of its person in its camera')
-    add('--multi_query_embeddings', **argument_types.OF_EMBEDDINGS, help='their embeddings')
+    add('--multi_query_embeddings', **argument_types.OF_EMBEDDINGS, needs='--multi_query_dataset',
+        help='their embeddings')
     add('--rerank', action='store_true', help='re-rank by k-reciprocal neighbours (Zhong et al. 2017)')
-    add('--rerank_k1', type=argument_types.positive_int, default=20, metavar='K1', help='(%(default)s)')
-    add('--rerank_k2', type=argument_types.positive_int, default=6, metavar='K2', help='(%(default)s)')
-    add('--rerank_lambda', type=argument_types.share, default=0.3, metavar='L', help='(%(default)s)')
+    add('--rerank_k1', type=argument_types.positive_int, default=20, metavar='K1', needs='--rerank', help='(%(default)s)')
+    add('--rerank_k2', type=argument_types.positive_int, default=6, metavar='K2', needs='--rerank', help='(%(default)s)')
+    add('--rerank_lambda', type=argument_types.fraction, default=0.3, metavar='L', needs='--rerank', help='(%(default)s)')
     add('--by_camera', action='store_true', help='also mAP per pair of query and gallery camera')
     add('--verification', action='store_true', help='also judge all pairs of a query and a gallery image: which distance '
         'means one person, how often that errs, and for queries without a match how often somebody is found')
     add('--threshold_from', metavar='JSON', help='apply the threshold that another evaluation with --verification has; '
         'verifies as well')
-    add('--fpr', type=argument_types.share, default=1e-3, metavar='F', help='the one for this share of pairs of different '
-        'identities accepted (%(default)s)')
+    add('--fpr', type=argument_types.fraction, default=1e-3, metavar='F', needs='--threshold_from', help='the one for '
+        'this share of pairs of different identities accepted (%(default)s)')
 
     add = parser.add_argument_group('instead of evaluating').add_argument
     add('--compare', nargs=2, metavar='JSON', help='is the second result better than the first, or is that noise?')
@@ -91,18 +93,12 @@ def main():
     missing = [f'--{flag}' for flag in NEEDED if getattr(args, flag) is None]
     if missing:
         parser.error(f'the following arguments are required: {", ".join(missing)}')
-    if (args.multi_query_dataset is None) != (args.multi_query_embeddings is None):
-        parser.error('--multi_query_dataset and --multi_query_embeddings belong together: give both or neither')
-    if not args.rerank:
-        argument_types.refuse_given(parser, {'rerank_k1', 'rerank_k2', 'rerank_lambda'}, 'nothing is re-ranked without '
-                                    '--rerank')
+    parser.check(args)
     if args.rerank and (args.verification or args.threshold_from):
         parser.error('--verification judges pairs by their distance, and a re-ranked distance is not one of two images '
                      'alone: leave out --rerank')
     if args.dask:
         argument_types.refuse_given(parser, {'workers'}, '--dask has workers of its own')
-    if not args.threshold_from:
-        argument_types.refuse_given(parser, {'fpr'}, 'no threshold is applied without --threshold_from')
     if args.filename is not None:
         check_output(args.filename, '--filename', 'an evaluation as evaluate.py writes it', is_evaluation, [
             args.query_dataset, args.query_embeddings, args.gallery_dataset, args.gallery_embeddings,

@@ -10,7 +10,7 @@ import time
 
 from tripletreid import argument_types, plugins, quiet
 from tripletreid.errors import InputError, exit_with
-from tripletreid.experiment import arguments
+from tripletreid.experiment import arguments, train_flags
 from tripletreid.files import temporary_folder
 from tripletreid.modeling import exports, inference_flags
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
 # Without an args.json to tell what the model is, flags do; these are the original's defaults of them, and the net's own.
 MODEL_FLAGS = {'model_name': 'resnet_v1_50', 'head_name': 'fc1024_normalize', 'embedding_dim': 128,
-               'net_input_height': 256, 'net_input_width': 128, **dict.fromkeys(arguments.NET_OPTIONS)}
+               'net_input_height': 256, 'net_input_width': 128, **dict.fromkeys(train_flags.NET_OPTIONS)}
 # What counts when exports are only timed: which, and the size of images for those that take any.
 LOAD_FLAGS = {'load', 'benchmark', 'batch_size', 'runs', 'frozen_model_path', 'experiment_root', 'checkpoint_name',
               'net_input_height', 'net_input_width'}
@@ -45,8 +45,9 @@ def make_parser():
     add('--embedding_dim', type=argument_types.dimensions, metavar='D', help=f'({MODEL_FLAGS["embedding_dim"]})')
     add('--net_input_height', type=argument_types.side, metavar='H', help=f'({MODEL_FLAGS["net_input_height"]})')
     add('--net_input_width', type=argument_types.side, metavar='W', help=f'({MODEL_FLAGS["net_input_width"]})')
-    arguments.add_net_options(add)
-    add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
+    train_flags.add_net_options(add)
+    add('--checkpoint', metavar='NAME', needs='--experiment_root',
+        help='name of a checkpoint in the experiment root (the last one)')
     inference_flags.add_weights(add)
 
     add = parser.add_argument_group('the export').add_argument
@@ -57,15 +58,17 @@ def make_parser():
     inference_flags.add_flags(add)
     add('--check_dataset', metavar='CSV', help=f'the export must embed the first {CHECKED_IMAGES} images of this csv '
         'file as embed.py does (generated images)')
-    add('--image_root', metavar='DIR', help='folder that its paths are relative to (that of the training run)')
+    add('--image_root', metavar='DIR', needs='--check_dataset',
+        help='folder that its paths are relative to (that of the training run)')
     add('--save_graph', action='store_true', help="write the graph for TensorBoard as well, to the folder logs")
 
     add = parser.add_argument_group('speed').add_argument
     add('--benchmark', action='store_true', help='time the exports')
     add('--load', action='store_true', help='only time exports that are there already')
-    add('--batch_size', type=argument_types.positive_int, nargs='+', default=[16], metavar='B', help='images at a time, one '
-        'number or several (16)')
-    add('--runs', type=argument_types.positive_int, default=100, metavar='N', help='batches to time (%(default)s)')
+    add('--batch_size', type=argument_types.positive_int, nargs='+', default=[16], metavar='B',
+        needs='--benchmark or --load', help='images at a time, one number or several (16)')
+    add('--runs', type=argument_types.positive_int, default=100, metavar='N', needs='--benchmark or --load',
+        help='batches to time (%(default)s)')
     return parser
 
 
@@ -86,18 +89,12 @@ def check(args, root, parser):
         refuse_given(parser, flags - LOAD_FLAGS, '--load only times exports that are there already')
         if not (args.frozen_model_path or args.experiment_root or args.checkpoint_name):
             parser.error('--load needs to know what: name a --frozen_model_path')
-    elif not args.benchmark:
-        refuse_given(parser, {'batch_size', 'runs'}, 'nothing is timed without --benchmark or --load')
-    if not args.check_dataset:
-        refuse_given(parser, {'image_root'}, 'images are generated without --check_dataset')
     of_model = [name for name in MODEL_FLAGS if getattr(args, name) is not None]
     if of_model and args.experiment_root:
         parser.error(f'--{of_model[0]} is for a --checkpoint_name alone: an --experiment_root has its args.json')
-    if args.checkpoint and not args.experiment_root:
-        parser.error('--checkpoint is a name in an --experiment_root')
     if args.crop_augment and not root:
         parser.error('--crop_augment needs the pre-crop size of an --experiment_root')
-    inference_flags.check(args, parser)
+    parser.check(args)
     if args.check_dataset and not (args.image_root or root):
         parser.error('--check_dataset needs an --image_root')
 

@@ -46,9 +46,10 @@ def make_parser():
     add('--together', action='store_true', help='the photos show one identity: search with the mean of their embeddings')
     add('--threshold', type=argument_types.non_negative_float, metavar='D', help='the same identity is at this distance '
         'at most')
-    add('--threshold_from', metavar='JSON', help='the threshold of evaluate.py --verification, at the rate --fpr')
-    add('--fpr', type=argument_types.share, metavar='RATE', help='share of pairs of different identities that may pass '
-        'for the same, e.g. 1e-3')
+    add('--threshold_from', metavar='JSON', needs='--fpr',
+        help='the threshold of evaluate.py --verification, at the rate --fpr')
+    add('--fpr', type=argument_types.fraction, metavar='RATE', needs='--threshold_from', help='share of pairs of '
+        'different identities that may pass for the same, e.g. 1e-3')
     add('--metric', choices=distances.METRICS, help='distance of embeddings (that of the training)')
     add('--filename', metavar='JSON', help='file to write what is found to')
     add('--report', metavar='HTML', help='page to write with pictures of what is found')
@@ -137,7 +138,7 @@ def main():
 
 def check_flags(args, parser):
     """End through `parser.error` where flags do not go together."""
-    inference_flags.check(args, parser)
+    parser.check(args)
     if args.serve and args.photos:
         parser.error('--serve searches with the photos that are dropped on its page: give no others')
     if not args.serve and not args.photos:
@@ -151,8 +152,6 @@ def check_flags(args, parser):
     outputs = [os.path.realpath(path) for path in (args.filename, args.report, args.index) if path is not None]
     if len(set(outputs)) < len(outputs):
         parser.error('--filename, --report and --index are three files: give each a name of its own')
-    if (args.threshold_from is None) != (args.fpr is None):
-        parser.error('--threshold_from and --fpr belong together: give both or neither')
 
 
 def check_gallery(args, parser):

@@ -6,16 +6,16 @@ if __name__ == '__main__':  # Before all other imports.
 
 import os
 
-from tripletreid import argument_types, cluster, plugins, provenance, quiet, signals
+from tripletreid import cluster, plugins, provenance, quiet, signals
 from tripletreid.errors import InputError, exit_with, sentence_of
-from tripletreid.experiment import arguments, root, train_log
+from tripletreid.experiment import arguments, flag_checks, resumption, root, train_flags, train_log
 from tripletreid.training.interruption import Interruption
 
 USED_ENDPOINTS = ('emb', 'emb_raw', 'metric_emb', 'logits')  # In `replica_step`.
 
 
 def main():
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     args = parser.parse_args()
 
     # Where this run's parameters come from:
@@ -23,13 +23,11 @@ def main():
     # 2. a new run: the command line, and its root must be empty.
     notices = []
     if args.resume:
-        given = argument_types.given_on_command_line(parser)
-        args, notices = arguments.merge_with_stored(args, given)
+        args, notices = resumption.merge_with_stored(args, parser.given)
         arguments.check_stored_files(args.experiment_root, args)
-        if 'image_root' not in given:
+        if 'image_root' not in parser.given:
             arguments.check_stored_image_roots(args.experiment_root, args)
-    arguments.check(args, parser)
-    notices += arguments.notices(args)
+    notices += flag_checks.check(args, parser) + flag_checks.notices(args)
     from tripletreid.dataset import load_sets, warn_of_lookalikes
     from tripletreid.image_root import check_files
     from tripletreid.training.validation import Validation
@@ -54,7 +52,7 @@ def main():
     check_metric(args.loss, args.metric)
     if args.initial_checkpoint and not args.resume:
         from tripletreid.modeling import pretrained
-        arguments.complete(args, pretrained.published_options(args.model_name, args.initial_checkpoint))
+        train_flags.complete(args, pretrained.published_options(args.model_name, args.initial_checkpoint))
     if not task.is_chief:
         with strategies.losing_a_worker_is_an_error(strategy):
             train(args, train_set, validator, strategy, train_log.log_of_worker(task.worker))
@@ -197,7 +195,7 @@ def consequence_of_change(args, file):
 
 def facts_of(args):
     """What has to be the same on all workers, {name: text}: the arguments that matter, and the content of csv files."""
-    of_machine = (*arguments.OF_ONE_START, *arguments.OF_THE_MACHINE, 'allow_outside_root')
+    of_machine = (*train_flags.LAUNCH_ARGS, *train_flags.MACHINE_ARGS, 'allow_outside_root')
     facts = {name: repr(value) for name, value in vars(args).items() if name not in of_machine}
     return facts | {name: ' '.join(map(provenance.file_hash, files)) for name, files in csv_files(args).items() if files}
 

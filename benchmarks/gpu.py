@@ -140,10 +140,10 @@ def measured(args, precision, xla, batch_p):
 
     import train
     from tripletreid.distribute import strategies
-    from tripletreid.experiment import arguments
+    from tripletreid.experiment import train_flags
     from tripletreid.training.train_state import TrainState
     net, height, width = ('mnist', 28, 28) if args.tiny else ('resnet_v1_50', 256, 128)
-    flags = arguments.make_parser().parse_args([
+    flags = train_flags.make_parser().parse_args([
         '--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--model_name', net, '--batch_p',
         batch_p, '--net_input_height', str(height), '--net_input_width', str(width), *PRECISIONS[precision],
         *['--jit_compile'] * (xla == 'yes')])

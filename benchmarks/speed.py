@@ -163,12 +163,12 @@ def measure_input(args):
     import tensorflow as tf
 
     from tripletreid import dataset
-    from tripletreid.experiment import arguments
+    from tripletreid.experiment import train_flags
     from tripletreid.input_pipeline import batches, images, sampling
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 512)
-        flags = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment'))
-        cached = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment', '--cache', 'memory'))
+        flags = train_flags.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment'))
+        cached = train_flags.make_parser().parse_args(train_arguments('nowhere', csv, '--crop_augment', '--cache', 'memory'))
         train_set = dataset.load_dataset(csv)
         identities = sampling.Identities(train_set, flags.batch_p)
 
@@ -206,7 +206,7 @@ AUGMENTATIONS = (['--flip_augment'], ['--crop_augment'], ['--pad_crop', '10'], [
 def measure_augmentation(args):
     """What each augmentation costs an image that is decoded already, with the threads of the input pipeline."""
     from tripletreid import dataset
-    from tripletreid.experiment import arguments
+    from tripletreid.experiment import train_flags
     from tripletreid.input_pipeline import batches, sampling
     with tempfile.TemporaryDirectory() as folder:
         csv = write_images(pathlib.Path(folder), 128)
@@ -214,7 +214,7 @@ def measure_augmentation(args):
         names = {'none': [], **{' '.join(flags): flags for flags in AUGMENTATIONS}}
         pipelines = {}
         for name, flags in names.items():
-            parsed = arguments.make_parser().parse_args(train_arguments('nowhere', csv, '--cache', 'memory', *flags))
+            parsed = train_flags.make_parser().parse_args(train_arguments('nowhere', csv, '--cache', 'memory', *flags))
             identities = sampling.Identities(train_set, parsed.batch_p)
             pipelines[name] = batches.random_batches(train_set, identities, parsed, 0, 10 ** 6)
 
@@ -340,7 +340,7 @@ def measure_loop(args):
     import numpy as np
     import tensorflow as tf
 
-    from tripletreid.experiment import arguments
+    from tripletreid.experiment import train_flags
     from tripletreid.training.loop import Loop
     from tripletreid.training.reporter import Reporter
     random = np.random.default_rng(0)
@@ -355,7 +355,7 @@ def measure_loop(args):
     steps, seconds = 50, 0.1
     for histograms, frequency in (('with histograms', 1), ('without', steps + 1)):
         with tempfile.TemporaryDirectory() as folder:
-            flags = arguments.make_parser().parse_args([
+            flags = train_flags.make_parser().parse_args([
                 '--experiment_root', folder, '--train_iterations', str(steps), '--checkpoint_frequency', '0',
                 '--summary_frequency', str(frequency)])
             reporter = Reporter(flags, log, 0, rows.astype(str).astype(object), (rows // 4).astype(np.int32))

@@ -17,7 +17,7 @@ import re
 import typing
 
 from data import _files
-from tripletreid.argument_types import positive_int, share
+from tripletreid.argument_types import fraction, positive_int
 from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'diagonal'
@@ -31,7 +31,7 @@ DETECTOR = r'-(DPM|FRCNN|SDP)$'
 def add_arguments(parser):
     parser.add_argument('--test_sequences', nargs='+', metavar='NAME', default=(),
                         help='sequences that are tested, the others train (none: all train)')
-    parser.add_argument('--min_visibility', type=share, default=0.5, metavar='V',
+    parser.add_argument('--min_visibility', type=fraction, default=0.5, metavar='V',
                         help='leave out boxes of which less is visible, 0 to 1 (default %(default)s)')
     parser.add_argument('--every', type=positive_int, default=5, metavar='N',
                         help='take every Nth frame (default %(default)s)')

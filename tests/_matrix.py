@@ -11,7 +11,7 @@ import tensorflow as tf
 import train
 from nets import _applications, _osnet, _pooling, _resnet, _torch_resnet, _vit
 from tripletreid import plugins
-from tripletreid.experiment import arguments
+from tripletreid.experiment import train_flags
 from tripletreid.modeling import model
 from tripletreid.training.train_state import TrainState
 
@@ -56,7 +56,7 @@ def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags
              '--batch_k', str(K), '--net_input_height', str(SIZE[0]), '--net_input_width', str(SIZE[1]),
              '--mixed_precision', precision, '--learning_rate', '1e-3', '--deterministic']
     flags += ['--loss', 'none', '--xent_weight', '1'] if loss == 'cross-entropy' else ['--loss', loss, '--margin', '0.3']
-    args = arguments.make_parser().parse_args([*flags, *['--jit_compile'] * jit_compile, *more_flags])
+    args = train_flags.make_parser().parse_args([*flags, *['--jit_compile'] * jit_compile, *more_flags])
     with _small_nets():
         args.model_name = {'slim': 'small_slim', 'keras': 'small_keras', 'PyTorch': 'small_torch',
                            'transformer': 'small_vit'}.get(family, 'mnist')

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from _runs import Run, ended_in_one_sentence
 from conftest import assert_one_sentence, run_script
-from tripletreid.experiment import arguments
+from tripletreid.experiment import arguments, flag_checks, train_flags
 from tripletreid.input_pipeline import augmentation, auto_augment
 
 SEED = (3, 4)
@@ -199,7 +199,7 @@ EVERYTHING = ['--flip_augment', '--pad_crop', '3', '--rotate', '10', '--shear', 
 
 
 def options_of(*flags):
-    return augmentation.options(arguments.make_parser().parse_args([
+    return augmentation.options(train_flags.make_parser().parse_args([
         '--experiment_root', 'none', '--net_input_height', '24', '--net_input_width', '16', *flags]))
 
 
@@ -235,7 +235,7 @@ def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):
     (tmp_path / 'two.csv').write_text('a,photo.png\nb,drawing.png\n')
     flags = ['--experiment_root', str(tmp_path / 'run'), '--train_set', str(tmp_path / 'two.csv'), '--image_root',
              str(tmp_path), '--net_input_height', '24', '--net_input_width', '16', '--pad_crop', '2', '--flip_augment']
-    args = arguments.make_parser().parse_args(flags)
+    args = train_flags.make_parser().parse_args(flags)
     drawn = augmentation_plot.drawn_images([str(tmp_path / f'{name}.png') for name in ('photo', 'drawing')], args, 8, 0)
     assert drawn.shape == (2, 9, 24, 16, 3)
     for of_image, pixels in zip(drawn, (photo, drawing)):
@@ -274,7 +274,7 @@ def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):
     (['--pad_crop', '10', '--crop_augment'], ['--pad_crop', '--crop_augment']),
     (['--pad_crop', '128'], ['--pad_crop 128', '256x128'])])
 def test_flags_out_of_range(flags, parts, tmp_path):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     errors = []
 
     def refuse(message):
@@ -283,7 +283,7 @@ def test_flags_out_of_range(flags, parts, tmp_path):
 
     parser.error = refuse
     with pytest.raises(SystemExit):
-        arguments.check(parser.parse_args(['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
+        flag_checks.check(parser.parse_args(['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
                                            *flags]), parser)
     assert all(part in errors[0] for part in parts), errors
 

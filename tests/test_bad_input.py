@@ -222,7 +222,7 @@ def test_paths_that_count_from_the_folder_of_the_training(small):
     assert_one_sentence(refused, '../run/args.json names train_set train.csv,', 'where training was started')
     (small / 'run' / 'args.json').write_text(json.dumps({**stored, 'image_root': '/nowhere'}))
     refused = run_script('embed.py', *root, '--dataset', small / 'train.csv', cwd=small / 'elsewhere')
-    assert_one_sentence(refused, 'the image root /nowhere, which is not there; give another --image_root')
+    assert_one_sentence(refused, 'the image root /nowhere, which does not exist; give another --image_root')
 
 
 def test_a_net_whose_layers_have_no_names(small, tmp_path_factory):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tripletreid.dataset import Dataset, joined
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments
+from tripletreid.experiment import train_flags
 from tripletreid.input_pipeline import batches, images, sampling
 
 P, K = 3, 4
@@ -140,7 +140,7 @@ def image_run(tmp_path_factory):
     flags = {'experiment_root': root, 'image_root': root, 'batch_p': 3, 'batch_k': 2, 'net_input_height': 8,
              'net_input_width': 6, 'pre_crop_height': 12, 'pre_crop_width': 10, 'seed': 5}
     command_line = [f'--{name}={value}' for name, value in flags.items()]
-    args = arguments.make_parser().parse_args([*command_line, '--crop_augment', '--flip_augment'])
+    args = train_flags.make_parser().parse_args([*command_line, '--crop_augment', '--flip_augment'])
     return args, dataset
 
 

@@ -11,7 +11,7 @@ import pytest
 import loss
 from conftest import ROOT
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments
+from tripletreid.experiment import flag_checks, train_flags
 
 PIDS = [f'character{number}' for number in range(8) for _ in range(5)]
 
@@ -24,13 +24,13 @@ def compare(monkeypatch):
 
 
 def test_every_factor_can_be_trained(compare):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     for setting in compare.DATASETS.values():
         for name, flags in compare.FACTORS.items():
             flags_of_run = compare.with_factor(setting.plain, flags)
             command = f'--experiment_root x --train_set x --image_root x --train_iterations 200 {flags_of_run}'
             args = parser.parse_args(shlex.split(command))
-            arguments.check(args, parser)
+            flag_checks.check(args, parser)
             loss.check_margin(args.loss, args.margin)
             loss.check_metric(args.loss, args.metric)
             assert (name == 'plain') == (not flags)

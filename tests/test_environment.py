@@ -13,7 +13,7 @@ from _runs import Fault, Run, ended_in_one_sentence, make_people, train_argument
 from conftest import ROOT, assert_one_sentence, run_script
 from test_structure import COMMANDS
 from tripletreid import errors
-from tripletreid.experiment import arguments
+from tripletreid.experiment import flag_checks, train_flags
 
 BASH = ['bash', '-c', 'exec "$0" "$@" 2>&-']  # Standard error closed.
 
@@ -146,10 +146,10 @@ def test_a_signal_before_a_resumed_run_goes_on(trained, people, tmp_path):
     (['--pre_crop_width', '60000'], 'at most 16384'), (['--devices', '2147483647'], 'at most 1024'),
     (['--batch_k', '100000000'], '3200000000 images')])
 def test_bounds_of_training(flags, part, capsys):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     with pytest.raises(SystemExit) as ended:
         args = parser.parse_args(['--experiment_root', 'a', '--train_set', 'b', '--image_root', 'c', *flags])
-        arguments.check(args, parser)
+        flag_checks.check(args, parser)
     message = next(line for line in capsys.readouterr().err.splitlines() if 'error: ' in line)
     assert ended.value.code == 2 and part in message, message
 

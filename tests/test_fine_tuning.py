@@ -15,7 +15,7 @@ from nets import _resnet
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, checkpoints
+from tripletreid.experiment import checkpoints, flag_checks, resumption, train_flags
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained, recompute
 from tripletreid.search import index
 from tripletreid.training import optimizer
@@ -25,7 +25,7 @@ TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.
 
 
 def parsed(*flags):
-    return arguments.make_parser().parse_args([*TRAIN, *flags])
+    return train_flags.make_parser().parse_args([*TRAIN, *flags])
 
 
 # --- Optimizers -------------------------------------------------------------------------------------------------------
@@ -93,15 +93,15 @@ def test_momentum_in_a_loop():
     (['--recompute', '--freeze_body_iterations', '25000'], 'frozen'),
 ])
 def test_flags_that_do_not_fit(flags, part, capsys):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     with pytest.raises(SystemExit) as exit_of:
-        arguments.check(parser.parse_args([*TRAIN, *flags]), parser)
+        flag_checks.check(parser.parse_args([*TRAIN, *flags]), parser)
     assert exit_of.value.code == 2 and part in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('iterations, told', [(1000, True), (20000, False)])
 def test_an_average_over_too_few_steps_is_told(iterations, told):
-    notices = arguments.notices(parsed('--ema', '0.9998', '--train_iterations', str(iterations), '--decay_start_iteration',
+    notices = flag_checks.notices(parsed('--ema', '0.9998', '--train_iterations', str(iterations), '--decay_start_iteration',
                                        '-1'))
     assert bool(notices) == told and (not told or '82%' in notices[0])
 
@@ -113,7 +113,7 @@ def test_a_run_of_before_is_not_resumed_with_what_its_checkpoints_lack(flags, tm
     (tmp_path / 'args.json').write_text('{"train_set": "a.csv"}')
     args = parsed('--experiment_root', str(tmp_path), '--resume', *flags)
     with pytest.raises(InputError, match=f'without {flags[0]}'):
-        arguments.merge_with_stored(args, {flags[0].strip('-')})
+        resumption.merge_with_stored(args, {flags[0].strip('-')})
 
 
 # --- A rate per stage -------------------------------------------------------------------------------------------------

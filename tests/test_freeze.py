@@ -241,8 +241,8 @@ def test_a_checkpoint_by_its_name_is_the_net_that_was_trained(folder, tmp_path, 
     (['--load', '--check_dataset', 'images.csv'], '--check_dataset without effect: --load only'),
     (['--load', '--input_dtype', 'float32'], '--input_dtype without effect: --load only'),
     (['--load', '--model_name', 'mnist', '--aggregator', 'mean'], '--aggregator, --model_name without effect: --load only'),
-    (['--runs', '3'], '--runs without effect: nothing is timed without --benchmark or --load'),
-    (['--image_root', '.'], '--image_root without effect: images are generated without --check_dataset'),
+    (['--runs', '3'], '--runs needs --benchmark or --load'),
+    (['--image_root', '.'], '--image_root needs --check_dataset'),
 ])
 def test_flags_without_effect(flags, idle, monkeypatch, capsys):
     source = [] if '--describe' in flags else ['--frozen_model_path', 'net.pb', '--experiment_root', 'run']

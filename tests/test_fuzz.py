@@ -22,7 +22,7 @@ from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation import results
-from tripletreid.experiment import arguments, best_checkpoint, event_files
+from tripletreid.experiment import arguments, best_checkpoint, event_files, train_flags
 
 FUZZED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -84,7 +84,7 @@ def test_csv_of_one_huge_field(folder):
         load_dataset(path)
 
 
-GOOD_ARGUMENTS = vars(arguments.make_parser().parse_args(['--experiment_root', 'r', '--train_set', 't', '--image_root',
+GOOD_ARGUMENTS = vars(train_flags.make_parser().parse_args(['--experiment_root', 'r', '--train_set', 't', '--image_root',
                                                           'i']))
 
 

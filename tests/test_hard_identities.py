@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from _runs import Fault, Run, left_behind, make_people, train_arguments
 from test_distribute import start_workers
 from tripletreid.evaluation.distances import METRICS
-from tripletreid.experiment import arguments
+from tripletreid.experiment import train_flags
 from tripletreid.input_pipeline import sampling
 from tripletreid.training import hard_identities
 from tripletreid.training.hard_identities import HardIdentities
@@ -74,7 +74,7 @@ def test_an_epoch_has_each_identity_once_and_the_first_ones_are_random(counts, p
 
 
 def test_means_follow_the_embeddings_of_their_identities():
-    args = arguments.make_parser().parse_args(['--experiment_root', 'none', '--embedding_dim', '3', '--batch_p', '2'])
+    args = train_flags.make_parser().parse_args(['--experiment_root', 'none', '--embedding_dim', '3', '--batch_p', '2'])
     hard, random, means = HardIdentities(5, args, tf.distribute.get_strategy()), np.random.default_rng(0), {}
     for _ in range(8):
         pids = random.permutation([0, 0, 1, 1, 1, 4])

@@ -15,7 +15,7 @@ from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid.dataset import load_dataset
 from tripletreid.distribute import collectives, feeding, strategies
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, event_files, train_log
+from tripletreid.experiment import event_files, flag_checks, train_flags, train_log
 from tripletreid.input_pipeline import batches, sampling
 from tripletreid.modeling import inference, model
 from tripletreid.training.loop import Loop
@@ -28,7 +28,7 @@ def people(tmp_path_factory):
 
 
 def parsed(people, *more):
-    return arguments.make_parser().parse_args([str(each) for each in (*train_arguments(people, 'nowhere'), *more)])
+    return train_flags.make_parser().parse_args([str(each) for each in (*train_arguments(people, 'nowhere'), *more)])
 
 
 def in_child(function, *given):
@@ -379,9 +379,9 @@ def test_a_run_becomes_longer_and_its_detailed_logs_grow(people, tmp_path):
     assert Run('train.py', *train_arguments(people, root, 4)).wait() == 0
     before = np.load(root / 'log_losses.npy')
     run = Run('train.py', '--experiment_root', root, '--resume', '--train_iterations', 3)
-    assert run.wait() == 0 and 'using that' in run.output and 'nothing is left to do' in run.output, run.output
+    assert run.wait() == 0 and 'using the stored value' in run.output and 'nothing is left to do' in run.output, run.output
     run = Run('train.py', '--experiment_root', root, '--resume', '--train_iterations', 6)
-    assert run.wait() == 0 and 'goes on to iteration 6' in run.output and 'stretched' in run.output, run.output
+    assert run.wait() == 0 and 'extended to 6 iterations, from 4' in run.output and 'stretched' in run.output, run.output
     after = np.load(root / 'log_losses.npy')
     assert len(after) == 6 and (after[:4] == before).all() and after[4:].all()
     assert len(np.load(root / 'log_fids.npy')) == 6
@@ -397,13 +397,13 @@ def test_devices_without_several(people, tmp_path):
 @pytest.mark.parametrize('flags, sentence', [
     ([], None), (['--decay_start_iteration', -1], None),
     (['--lr_schedule', 'constant', '--decay_start_iteration', 30], None),
-    (['--decay_start_iteration', 20], 'iteration 20, behind the end of the run at 20: the learning rate will not fall'),
+    (['--decay_start_iteration', 20], 'iteration 20, after the end of the run at 20: the learning rate will not fall'),
     (['--lr_schedule', 'cosine', '--decay_start_iteration', 20], '--lr_schedule cosine has no effect'),
     (['--decay_beta1', 0.5, '--decay_start_iteration', 30], 'will not fall and --decay_beta1 has no effect'),
     (['--lr_schedule', 'step', '--lr_steps', '5', '--decay_beta1', 0.5, '--decay_start_iteration', 30],
-     'iteration 30, behind the end of the run at 20: --decay_beta1 has no effect')])
+     'iteration 30, after the end of the run at 20: --decay_beta1 has no effect')])
 def test_a_decay_behind_the_end_is_told_of(people, flags, sentence):
-    told = arguments.notices(parsed(people, *flags))
+    told = flag_checks.notices(parsed(people, *flags))
     assert sentence in told[0] if sentence else told == []
 
 

@@ -10,7 +10,7 @@ import loss
 import train
 from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
 from tripletreid.evaluation import distances
-from tripletreid.experiment import arguments
+from tripletreid.experiment import flag_checks, train_flags
 from tripletreid.modeling import model
 from tripletreid.training.centers import Centers
 from tripletreid.training.memory import Memory
@@ -135,7 +135,7 @@ def batch_hard(batch, batch_pids, rest, rest_pids, margin):
 @pytest.mark.parametrize('precision, frames, start', [('none', 1, None), ('float16', 1, 4), ('bfloat16', 2, None)])
 def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
     """The embeddings that each step tells of are the memory of those behind it; what is watched is the batch alone."""
-    args = arguments.make_parser().parse_args([
+    args = train_flags.make_parser().parse_args([
         '--experiment_root', 'none', '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', '4', '--batch_p',
         '3', '--batch_k', '2', '--net_input_height', '12', '--net_input_width', '12', '--margin', '0.5', '--memory', '9',
         '--mixed_precision', precision, '--frames_per_tracklet', str(frames), '--deterministic',
@@ -150,7 +150,7 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
             batch = {'images': tf.constant(random.uniform(0, 255, (6 * frames, 12, 12, 3)).astype(np.float32)),
                      'pids': tf.constant(np.repeat(of_batch, frames), tf.int32),
                      'rows': tf.range(6 * frames, dtype=tf.int64)}
-            used = number >= arguments.memory_start(args)
+            used = number >= flag_checks.memory_start(args)
             result = step(batch, tf.constant(1e-3), tf.constant(0.9), False, used)
             emb = result['emb'].numpy()
             rest = (embs[:9], pids[:9]) if used else (embs[:0], pids[:0])
@@ -243,19 +243,19 @@ def test_two_devices_train_as_one(people, one_device, tmp_path):
 
 
 @pytest.mark.parametrize('flags, parts', [
-    (['--classifier', 'arcface'], ['--classifier arcface', '--xent_weight']),
+    (['--classifier', 'arcface'], ['--classifier', '--xent_weight']),
     (['--xent_weight', '1', '--classifier_margin', '0.3'], ['--classifier_margin', 'linear']),
     (['--xent_weight', '1', '--classifier_scale', '30'], ['--classifier_scale', 'linear']),
     (['--xent_weight', '1', '--classifier', 'arcface', '--classifier_margin', '2'], ['2.0', '1.57', 'arcface']),
     (['--xent_weight', '1', '--classifier', 'softmax'], ['softmax', 'cosface']),
-    (['--memory', '100', '--loss', 'none', '--xent_weight', '1'], ['--memory', '--loss']),
+    (['--loss', 'none', '--xent_weight', '1', '--memory', '100'], ['--memory', '--loss']),
     (['--memory', '-1'], ['--memory', '-1']), (['--memory', '2000000'], ['--memory', '1048576']),
     (['--memory_start', '5'], ['--memory_start', '--memory']),
     (['--memory', '1000', '--memory_start', '7'], ['--memory_start 7', '8 batches of 128']),
     (['--center_learning_rate', '0.1'], ['--center_learning_rate', '--center_weight']),
     (['--center_weight', '-1'], ['--center_weight', '-1'])])
 def test_flags_without_sense_or_effect(flags, parts):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     errors = []
 
     def refuse(message):
@@ -264,16 +264,17 @@ def test_flags_without_sense_or_effect(flags, parts):
 
     parser.error = refuse
     with pytest.raises(SystemExit):
-        arguments.check(parser.parse_args(['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
+        flag_checks.check(parser.parse_args(['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
                                            *flags]), parser)
     assert all(part in errors[0] for part in parts), errors
 
 
-def test_a_memory_that_is_never_used_is_told_of():
-    args = arguments.make_parser().parse_args(['--experiment_root', 'never', '--memory', '1000', '--train_iterations', '8'])
-    assert any('never used' in sentence for sentence in arguments.notices(args))
+def test_a_memory_that_is_never_used_is_reported():
+    args = train_flags.make_parser().parse_args(['--experiment_root', 'never', '--memory', '1000', '--train_iterations',
+                                                 '8'])
+    assert any('never used' in sentence for sentence in flag_checks.notices(args))
     args.train_iterations = 9
-    assert not any('never used' in sentence for sentence in arguments.notices(args))
+    assert not any('never used' in sentence for sentence in flag_checks.notices(args))
 
 
 def test_a_loss_of_cosines_wants_the_cosine_metric(people, tmp_path):

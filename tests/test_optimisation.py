@@ -20,7 +20,7 @@ from nets import _pooling, _resnet
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, best_checkpoint, checkpoints
+from tripletreid.experiment import arguments, best_checkpoint, checkpoints, flag_checks, resumption, train_flags
 from tripletreid.input_pipeline import augmentation
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained
 from tripletreid.training import optimizer, validation
@@ -31,7 +31,7 @@ VALIDATE = ['--eval_query', 'q.csv', '--eval_gallery', 'g.csv', '--eval_excluder
 
 
 def parsed(*flags):
-    return arguments.make_parser().parse_args([*TRAIN, *flags])
+    return train_flags.make_parser().parse_args([*TRAIN, *flags])
 
 
 # --- Schedules and Adam -----------------------------------------------------------------------------------------------
@@ -108,9 +108,9 @@ def test_gradients_are_clipped_by_their_norm_taken_together():
     (['--eval_metric', 'cityblock'], '--eval_frequency'),
 ])
 def test_flags_that_do_not_fit(flags, part, capsys):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     with pytest.raises(SystemExit) as exit_of:
-        arguments.check(parser.parse_args([*TRAIN, *flags]), parser)
+        flag_checks.check(parser.parse_args([*TRAIN, *flags]), parser)
     assert exit_of.value.code == 2 and part in capsys.readouterr().err
 
 
@@ -136,8 +136,8 @@ def test_roots_of_before_keep_their_pre_crop_size(stored, tmp_path):
     (tmp_path / 'args.json').write_text(json.dumps({'net_input_height': 32, 'net_input_width': 32, **stored}))
     args, _ = arguments.load(str(tmp_path))
     assert (args.pre_crop_height, args.pre_crop_width) == (288, 144)
-    resumed = arguments.make_parser().parse_args(['--experiment_root', str(tmp_path), '--resume'])
-    merged, _ = arguments.merge_with_stored(resumed, {'experiment_root', 'resume'})
+    resumed = train_flags.make_parser().parse_args(['--experiment_root', str(tmp_path), '--resume'])
+    merged, _ = resumption.merge_with_stored(resumed, {'experiment_root', 'resume'})
     assert (merged.pre_crop_height, merged.pre_crop_width) == (288, 144)
 
 
@@ -146,9 +146,9 @@ def test_roots_of_before_keep_their_pre_crop_size(stored, tmp_path):
 def test_crops_of_a_small_part_are_warned_of(pre_crop, warned):
     flags = ['--net_input_height', '32', '--net_input_width', '32', '--pre_crop_height', str(pre_crop[0]),
              '--pre_crop_width', str(pre_crop[1])]
-    told = [notice for notice in arguments.notices(parsed(*flags, '--crop_augment')) if 'Crops' in notice]
+    told = [notice for notice in flag_checks.notices(parsed(*flags, '--crop_augment')) if 'Crops' in notice]
     assert bool(told) == warned and (not warned or f'{pre_crop[0]}x{pre_crop[1]}' in told[0] and '36x36' in told[0])
-    assert not any('Crops' in notice for notice in arguments.notices(parsed(*flags)))
+    assert not any('Crops' in notice for notice in flag_checks.notices(parsed(*flags)))
 
 
 # --- Random erasing ---------------------------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ def test_the_note_of_a_single_set_is_what_it_was(tmp_path):
 @pytest.mark.parametrize('several', (False, True))
 def test_validation_sets_in_args_json(tmp_path, several):
     more = ['--eval_query', 'q.csv', 'r.csv', '--eval_gallery', 'g.csv', 'g.csv'] * several
-    args = arguments.make_parser().parse_args(['--experiment_root', str(tmp_path), *TRAIN[2:], *VALIDATE, *more])
+    args = train_flags.make_parser().parse_args(['--experiment_root', str(tmp_path), *TRAIN[2:], *VALIDATE, *more])
     arguments.save(args)
     stored = json.loads((tmp_path / 'args.json').read_text())
     # A single one as it was before there could be several.

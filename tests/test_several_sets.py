@@ -8,7 +8,7 @@ import pytest
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
 from tripletreid.dataset import load_sets
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, best_checkpoint
+from tripletreid.experiment import arguments, best_checkpoint, flag_checks, train_flags
 from tripletreid.image_root import check_files
 
 STEPS = 4
@@ -81,9 +81,9 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
 
 def test_one_set_is_stored_as_ever(sets, tmp_path):
     single = [str(each) for each in train_arguments(sets, tmp_path)]
-    args = arguments.make_parser().parse_args(single)
+    args = train_flags.make_parser().parse_args(single)
     assert args.train_set == str(sets / 'people.csv') and args.image_root == str(sets)
-    several = arguments.make_parser().parse_args([str(each) for each in joint(sets, tmp_path)])
+    several = train_flags.make_parser().parse_args([str(each) for each in joint(sets, tmp_path)])
     for given in (args, several):
         (tmp_path / arguments.FILE).unlink(missing_ok=True)
         arguments.save(given)
@@ -99,18 +99,18 @@ def test_one_set_is_stored_as_ever(sets, tmp_path):
     (['--eval_image_root', 'a', 'b', 'c'], '--eval_image_root names 3 folders for 2 validation set(s)'),
 ])
 def test_flags_that_do_not_fit(sets, tmp_path, capsys, more, part):
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     with pytest.raises(SystemExit):
-        arguments.check(parser.parse_args([str(each) for each in joint(sets, tmp_path, *more)]), parser)
+        flag_checks.check(parser.parse_args([str(each) for each in joint(sets, tmp_path, *more)]), parser)
     assert part in capsys.readouterr().err
 
 
 def test_where_the_images_of_a_validation_are_has_to_be_said(sets, tmp_path, capsys):
     given = joint(sets, tmp_path)
     del given[given.index('--eval_image_root'):given.index('--eval_frequency')]
-    parser = arguments.make_parser()
+    parser = train_flags.make_parser()
     with pytest.raises(SystemExit):
-        arguments.check(parser.parse_args([str(each) for each in given]), parser)
+        flag_checks.check(parser.parse_args([str(each) for each in given]), parser)
     assert 'say with --eval_image_root where' in capsys.readouterr().err
 
 

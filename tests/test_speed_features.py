@@ -12,7 +12,7 @@ from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments
+from tripletreid.experiment import arguments, train_flags
 from tripletreid.input_pipeline import batches, cache, images, sampling
 from tripletreid.modeling import model
 from tripletreid.training import optimizer
@@ -121,7 +121,7 @@ def test_a_cache_of_a_broken_image_names_it(tmp_path):
 
 
 def test_parts_of_batches_are_the_batches(people):
-    args = arguments.make_parser().parse_args([*map(str, train_arguments(people, 'nowhere')), '--crop_augment',
+    args = train_flags.make_parser().parse_args([*map(str, train_arguments(people, 'nowhere')), '--crop_augment',
                                                '--pre_crop_height', '32', '--pre_crop_width', '30'])
     dataset = load_dataset(people / 'people.csv')
     identities = sampling.Identities(dataset, args.batch_p)

@@ -1,18 +1,29 @@
-"""Command lines: the parser of every command, and types whose values come with a sentence for what is wrong with them.
+"""Parse command lines: the parser of every command, the types of values, and which flag needs which other.
 
-And which flags were given, for those that have no effect with others.
+A flag that has no effect without another one declares that where it is added:
+
+    add('--momentum', type=fraction, needs='--optimizer sgd', help='momentum of sgd (default: 0.9)')
+
+`--help`, the checks of `ArgumentParser.check_needs` and the docs follow from `needs`. Its forms:
+
+    '--memory'                          --memory is on, i.e. neither unset nor 0, 'none' or an empty list
+    '--classifier arcface|circle'       --classifier has one of these values
+    '--lr_schedule step or --warmup'    one of the alternatives holds
+    ('--loss', '--metric_weight')       all of them hold
+    {'adamw': '--weight_decay'}         the value adamw needs --weight_decay, the other values need nothing
 """
 import argparse
 import difflib
 import itertools
 import re
 import sys
+from typing import NamedTuple
 
 import excluders
-from tripletreid.errors import InputError
+from tripletreid.errors import InputError, warn
 
-LARGEST_INT = 2 ** 31 - 1  # What TensorFlow's shapes, steps and seeds take everywhere.
-# Far beyond what is of use; behind them libraries abort where they should raise.
+LARGEST_INT = 2 ** 31 - 1  # The largest shape, step or seed of TensorFlow.
+# Limits far above useful values; libraries abort instead of raising an error above them.
 MOST_THREADS = 1024
 LONGEST_SIDE = 16384
 MOST_DIMENSIONS = 16384
@@ -20,32 +31,60 @@ MOST_PORTS = 65535
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with an example below the help, and with errors that are one sentence and no list of all flags.
+    """An argparse parser with an example below the help, errors of one sentence, and `needs` in `add_argument`.
 
-    Flags are never abbreviated: a flag that is added later would change what such a command line means.
+    Flags cannot be abbreviated, because a flag that is added later would change the meaning of such a command line.
+
+    Attributes:
+        given: {name of a flag that the last parsed command line sets: its last position}.
     """
 
     def __init__(self, *, example=None, **options):
         """
         Args:
             example: command lines, as they are typed.
-            options: of argparse; the description is printed as it is laid out.
+            options: options of argparse; the description is printed with its own line breaks.
         """
+        self.given, self._needs = {}, {}
         lines = [f'  {line}' for line in (example or '').splitlines()]
         super().__init__(epilog='\n'.join(['example:', *lines]) if lines else None, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    def add_argument(self, *names, needs=(), **options):
+        """Add an argument as argparse does, with `needs` as the module's docstring describes it."""
+        return self._add(super().add_argument, *names, needs=needs, **options)
+
+    def add_argument_group(self, *args, **options):
+        """Add a group as argparse does, whose `add_argument` takes `needs`."""
+        group = super().add_argument_group(*args, **options)
+        add_argument = group.add_argument
+        group.add_argument = lambda *names, needs=(), **options: self._add(add_argument, *names, needs=needs, **options)
+        return group
+
+    def _add(self, add_argument, *names, needs, **options):
+        needs_by_value = needs if isinstance(needs, dict) else {None: needs} if needs else {}
+        needs_by_value = {value: (each,) if isinstance(each, str) else each for value, each in needs_by_value.items()}
+        for value, each in needs_by_value.items():
+            subject = 'needs' if value is None else f'{value} needs'
+            options['help'] = f'{options["help"]}; {subject} {" and ".join(each)}'
+        action = add_argument(*names, **options)
+        if needs_by_value:
+            self._needs[action.dest] = needs_by_value
+        return action
+
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's; a flag that there is not is told before what is missing: it may be that one, misspelt."""
+        """Parse as argparse does; report an unknown flag before a missing one, which may be the unknown one misspelt."""
         args = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:  # What follows the name of a command is for the parser of that command.
-            for text in itertools.takewhile(lambda text: text != '--', args):
-                self._check_flag(text.partition('=')[0])
+        flags = [text.partition('=')[0] for text in itertools.takewhile(lambda text: text != '--', args)]
+        names = {flag: action.dest for action in self._actions for flag in action.option_strings}
+        if self._subparsers is None:  # The parser of a sub-command checks the flags after its name.
+            for flag in flags:
+                self._check_flag(flag, names)
+        self.given = {names[flag]: position for position, flag in enumerate(flags) if flag in names}
         return super().parse_known_args(args, namespace)
 
-    def _check_flag(self, name):
-        known = [flag for action in self._actions for flag in action.option_strings]
-        is_flag = re.fullmatch(r'--?[A-Za-z]\S*', name)  # -1 is a number.
+    def _check_flag(self, name, known):
+        is_flag = re.fullmatch(r'--?[A-Za-z]\S*', name)  # A negative number such as -1 is not a flag.
         if is_flag and name not in known:
             similar = ' or '.join(difflib.get_close_matches(name, known, 2))
             self.error(f'there is no flag {name}{f"; did you mean {similar}?" if similar else ""}')
@@ -54,34 +93,108 @@ class ArgumentParser(argparse.ArgumentParser):
         """End the command with status 2 and one sentence."""
         self.exit(2, f'{self.prog}: error: {message}\n{self.prog} --help lists all flags.\n')
 
+    def check(self, args):
+        """Check the needs of the given flags as `check_needs` does, and print its warnings."""
+        for warning in self.check_needs(args):
+            warn(warning)
+
+    def check_needs(self, args, given=None, only_warn=False):
+        """Check that every given flag has the other flags that it needs; end through `error` where one is missing.
+
+        A flag that was made idle by a later flag is only warned of and gets its default value: whoever appends a flag to
+        a recipe cannot remove the recipe's flags. A flag that is given as a default that means "off" needs nothing.
+
+        Args:
+            args: parsed arguments; idle flags are set to their defaults.
+            given: {name of a given flag: position}; None: the flags of the last parsed command line.
+            only_warn: warn of all idle flags, e.g. because the run already started with them.
+
+        Returns: list of warnings.
+        """
+        positions = dict(self.given if given is None else given)
+        unchecked, warnings = [name for name in self._needs if name in positions], []
+        while idle := next(filter(None, (self._idle(args, name, positions) for name in unchecked)), None):
+            if not (only_warn or idle.is_overridden):
+                self.error(f'{idle.flag} needs {idle.need}')
+            warnings.append(f'{idle.flag} is ignored because it needs {idle.need}.')
+            setattr(args, idle.name, self.idle_value(args, idle.name))
+            unchecked.remove(idle.name)
+            positions[idle.name] = idle.position  # Flags that need this one are idle for the same reason.
+        return warnings
+
+    def idle_value(self, args, name):
+        """Return the value of a flag that is ignored."""
+        return self.get_default(name)
+
+    def _idle(self, args, name, positions):
+        """Return the unmet need of a given flag as an `_Idle`, or None."""
+        value = getattr(args, name)
+        if value == self.idle_value(args, name) and not is_on(value):
+            return None
+        for of_value, needs in self._needs[name].items():
+            for need in needs if of_value in (None, value) else ():
+                needed = [_Needed(*re.fullmatch(r'--(\w+) ?(\S*)', text).groups()) for text in need.split(' or ')]
+                if not any(each.holds(args) for each in needed):
+                    position = max(positions.get(each.name, -1) for each in needed)
+                    facts = [f'--{each.name} is {getattr(args, each.name)}' for each in needed
+                             if is_on(getattr(args, each.name)) or each.name in positions]
+                    return _Idle(name, f'--{name}{"" if of_value is None else f" {of_value}"}',
+                                 f'{need}{", but " if facts else ""}{" and ".join(facts)}',
+                                 positions[name] < position, position)
+        return None
+
+
+class _Needed(NamedTuple):
+    """A flag that another one needs: `values` are separated by |, '' means any value that is on."""
+    name: str
+    values: str
+
+    def holds(self, args):
+        value = getattr(args, self.name)
+        return str(value) in self.values.split('|') if self.values else is_on(value)
+
+
+class _Idle(NamedTuple):
+    """A flag without effect, its need in words, and whether a later flag made it so."""
+    name: str
+    flag: str
+    need: str
+    is_overridden: bool
+    position: int
+
+
+def is_on(value):
+    """Return whether the value of a flag switches something on."""
+    return bool(value) and value != 'none'
+
 
 def positive_int(text, largest=LARGEST_INT):
-    """An int of 1 or more, for argparse."""
+    """Parse an int of 1 or more, for argparse."""
     return _int_from(1, text, largest)
 
 
 def non_negative_int(text):
-    """An int of 0 or more, for argparse."""
+    """Parse an int of 0 or more, for argparse."""
     return _int_from(0, text, LARGEST_INT)
 
 
 def threads(text):
-    """A number of threads or processes, for argparse."""
+    """Parse a number of threads or processes, for argparse."""
     return positive_int(text, MOST_THREADS)
 
 
 def side(text):
-    """The height or width of an image in pixels, for argparse."""
+    """Parse the height or width of an image in pixels, for argparse."""
     return positive_int(text, LONGEST_SIDE)
 
 
 def dimensions(text):
-    """The number of dimensions of an embedding, for argparse."""
+    """Parse the number of dimensions of an embedding, for argparse."""
     return positive_int(text, MOST_DIMENSIONS)
 
 
 def port(text):
-    """The number of a TCP port, for argparse; 0 is any that is free."""
+    """Parse the number of a TCP port, for argparse; 0 means any free port."""
     return _int_from(0, text, MOST_PORTS)
 
 
@@ -93,7 +206,7 @@ def _int_from(smallest, text, largest):
 
 
 def positive_float(text):
-    """A finite number above 0, for argparse."""
+    """Parse a finite number above 0, for argparse."""
     number = float(text)
     if not 0 < number < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
@@ -101,15 +214,15 @@ def positive_float(text):
 
 
 def non_negative_float(text):
-    """A finite number of 0 or more, for argparse."""
+    """Parse a finite number of 0 or more, for argparse."""
     number = float(text)
     if not 0 <= number < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is not a number of 0 or more')
     return number
 
 
-def share(text):
-    """A number from 0 to 1, for argparse."""
+def fraction(text):
+    """Parse a number from 0 to 1, for argparse."""
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
@@ -117,7 +230,7 @@ def share(text):
 
 
 def number_up_to(largest):
-    """The type of a number from 0 to `largest`, for argparse."""
+    """Return the type of a number from 0 to `largest`, for argparse."""
     def number(text):
         if not 0 <= float(text) <= largest:
             raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to {largest}')
@@ -126,22 +239,24 @@ def number_up_to(largest):
 
 
 def color_jitter(text):
-    """Strengths of brightness, contrast, saturation and hue with commas between, for argparse; they stay a text, as
-    args.json holds them."""
+    """Check four comma-separated strengths (brightness, contrast, saturation, hue), for argparse.
+
+    They stay a string, as args.json stores them.
+    """
     numbers = [non_negative_float(number) for number in text.split(',')]
     if len(numbers) != 4:
         raise argparse.ArgumentTypeError(f'{text} is not four numbers with commas between: brightness, contrast, '
                                          f'saturation and hue')
     if numbers[3] > 0.5:
-        raise argparse.ArgumentTypeError(f'the last number of {text}, of the hue, is a part of the colour circle: at most '
-                                         f'0.5')
+        raise argparse.ArgumentTypeError(f'the last number of {text}, the hue, is a fraction of the colour circle: at '
+                                         f'most 0.5')
     if not any(numbers):
         raise argparse.ArgumentTypeError(f'{text} changes nothing: leave it out')
     return text
 
 
-def inner_share(text):
-    """A number between 0 and 1, and neither, for argparse."""
+def inner_fraction(text):
+    """Parse a number above 0 and below 1, for argparse."""
     number = float(text)
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f'{text} is not a number between 0 and 1')
@@ -149,7 +264,7 @@ def inner_share(text):
 
 
 def iterations(text):
-    """Iterations in ascending order with commas between, for argparse; they stay a text, as args.json holds them."""
+    """Check comma-separated iterations in ascending order, for argparse; they stay a string, as args.json stores them."""
     numbers = [positive_int(number) for number in text.split(',')]
     if numbers != sorted(set(numbers)):
         raise argparse.ArgumentTypeError(f'{text} is not in ascending order')
@@ -157,7 +272,7 @@ def iterations(text):
 
 
 def excluder(text):
-    """The name of an excluder, or regex:PATTERN, for argparse."""
+    """Check the name of an excluder, or regex:PATTERN, for argparse."""
     try:
         excluders.load(text)
     except InputError as error:
@@ -166,7 +281,7 @@ def excluder(text):
 
 
 def margin(text):
-    """A finite number as float, 'soft' or 'none', for argparse."""
+    """Parse a margin, for argparse: a finite number as float, 'soft' or 'none'."""
     if text in ('soft', 'none'):
         return text
     try:
@@ -174,33 +289,25 @@ def margin(text):
     except ValueError:
         number = float('nan')
     if not abs(number) < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text!r} is none of: a number, soft, none')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number, soft or none')
     return number
 
 
 class OneOrMore(argparse.Action):
-    """For a flag with `nargs='+'`: one value is kept as itself, as ever, and several as a list."""
+    """An action for a flag with `nargs='+'`: store a single value as itself and several values as a list."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
-# What --dask takes, for its line of help.
+# The values of --dask, for its help string.
 DASK_ADDRESS = "its scheduler's address or scheduler file, or local:N for N processes on this host"
 # Options of a flag for the embeddings of a dataset: a file, or all of its shards, as a list.
 OF_EMBEDDINGS = {'metavar': 'H5', 'nargs': '+'}
 
 
-def given_on_command_line(parser, argv=None):
-    """Names of the arguments that the command line sets, whatever their values; a set."""
-    absent = object()
-    untouched = {name: absent for name in vars(parser.parse_args(argv))}
-    given = parser.parse_args(argv, argparse.Namespace(**untouched))
-    return {name for name, value in vars(given).items() if value is not absent}
-
-
 def refuse_given(parser, names, reason):
-    """Leave with an error where the command line sets one of these arguments, which would have no effect."""
-    given = sorted(given_on_command_line(parser) & set(names))
+    """End with an error if the last parsed command line sets one of these arguments, which would have no effect."""
+    given = sorted(parser.given.keys() & set(names))
     if given:
         parser.error(f'{", ".join(f"--{name}" for name in given)} without effect: {reason}')

@@ -11,24 +11,16 @@ class Sizes(NamedTuple):
 
 def add_flags(add):
     """Add the flags of test-time augmentation through the `add_argument` of a parser or of a group."""
-    add('--flip_augment', action='store_true', help='embed the mirror image too; needs an aggregator')
-    add('--crop_augment', choices=('center', 'avgpool', 'five'), help='take images of the pre-crop size and embed '
-        'the centre crop, the whole image, or the centre and the four corners, which needs an aggregator')
-    add('--aggregator', choices=('mean', 'normalized_mean'), help='how the variants of an image become one embedding')
+    add('--flip_augment', action='store_true', needs='--aggregator', help='embed the mirror image too')
+    add('--crop_augment', choices=('center', 'avgpool', 'five'), needs={'five': '--aggregator'}, help='load images at the '
+        'pre-crop size and embed the centre crop, the whole image, or the centre and the four corners')
+    add('--aggregator', choices=('mean', 'normalized_mean'), needs='--flip_augment or --crop_augment five',
+        help='how the variants of an image become one embedding')
 
 
 def add_weights(add):
     """Add the flag that chooses among the weights of a checkpoint, as `checkpoints.load_weights` takes it."""
     add('--weights', choices=('raw',), help='of a training with --ema, those of the last step (their average)')
-
-
-def check(args, parser):
-    """Several embeddings an image and an aggregator go together; ends through `parser.error` where one is alone."""
-    several_variants = args.flip_augment or args.crop_augment == 'five'
-    if several_variants and not args.aggregator:
-        parser.error('--flip_augment and --crop_augment five give several embeddings an image: name an --aggregator')
-    if args.aggregator and not several_variants:
-        parser.error('--aggregator has nothing to aggregate without --flip_augment or --crop_augment five')
 
 
 def sizes(trained, crop):

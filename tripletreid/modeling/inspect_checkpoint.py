@@ -7,7 +7,7 @@ import keras
 
 from tripletreid import plugins
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, checkpoints
+from tripletreid.experiment import arguments, checkpoints, train_flags
 from tripletreid.modeling import model
 
 DEFAULT_SIZE = (256, 128)
@@ -76,7 +76,7 @@ def _fitting_nets(held, trained):
         is_gem = 'gem/p' in held and 'pooling' in inspect.signature(build).parameters
         size, options = DEFAULT_SIZE, {'pooling': 'gem'} if is_gem else {}
         if trained and trained.model_name == net:
-            size, options = (trained.net_input_height, trained.net_input_width), arguments.net_options(trained)
+            size, options = (trained.net_input_height, trained.net_input_width), train_flags.net_options(trained)
         try:
             body = build((*size, 3), **options)
         except InputError:  # A transformer is not pooled so.

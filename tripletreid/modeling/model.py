@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tripletreid import plugins
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments
+from tripletreid.experiment import train_flags
 
 
 def set_precision(precision):
@@ -53,7 +53,7 @@ def build_for(args, input_size=None):
     """What `build` returns for the arguments of `train.py`; for images of (height, width) other than trained with."""
     height, width = input_size or (args.net_input_height, args.net_input_width)
     return build(args.model_name, args.head_name, args.embedding_dim, (height, width, 3),
-                 **arguments.net_options(args))
+                 **train_flags.net_options(args))
 
 
 def without_values(build, *args, **options):

@@ -5,7 +5,7 @@ import tqdm
 
 from tripletreid import provenance
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, checkpoints
+from tripletreid.experiment import checkpoints, train_flags
 from tripletreid.input_pipeline import images
 from tripletreid.modeling import inference, inference_flags
 from tripletreid.modeling.aggregators import AGGREGATORS
@@ -40,7 +40,7 @@ class Embedder:
             'weights': args.weights, 'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment,
             'aggregator': args.aggregator,
             'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling,
-                    *(f'{name}={value}' for name, value in arguments.net_options(trained).items()
+                    *(f'{name}={value}' for name, value in train_flags.net_options(trained).items()
                       if name not in ('last_stride', 'pooling', 'drop_path'))],
             'sizes': [*self.size, *net_size]}
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tripletreid.distribute import agreement
 from tripletreid.errors import InputError
-from tripletreid.experiment import arguments, best_checkpoint, checkpoints
+from tripletreid.experiment import best_checkpoint, checkpoints, flag_checks
 from tripletreid.training import optimizer
 
 
@@ -65,7 +65,7 @@ class Loop:
                                    self._interruption.requested or 'another worker', step)
                 break
             learning_rate = optimizer.learning_rate(step, args)
-            memory_is_used = bool(args.memory) and step >= arguments.memory_start(args)
+            memory_is_used = bool(args.memory) and step >= flag_checks.memory_start(args)
             result = train_step(batch, tf.constant(learning_rate, tf.float32),
                                 tf.constant(optimizer.beta1(step, args), tf.float32),
                                 step < args.freeze_body_iterations, memory_is_used)

@@ -1,0 +1,53 @@
+"""Merge the command line of a resumed run with its args.json."""
+from tripletreid.errors import InputError
+from tripletreid.experiment.arguments import FILE, load
+from tripletreid.experiment.train_flags import CHECKPOINT_ARGS, LAUNCH_ARGS, MACHINE_ARGS
+
+
+def merge_with_stored(args, given):
+    """Return the arguments of a run to be resumed.
+
+    Args:
+        args: arguments as parsed from the command line.
+        given: names of the arguments that the command line sets.
+
+    Returns: (args, notices): the stored arguments, completed from the command line; and sentences for the user.
+    """
+    merged, stored = load(args.experiment_root)
+    notices, defaults_used = [], []
+    for name, value in vars(args).items():
+        if name in LAUNCH_ARGS:
+            setattr(merged, name, value)
+        elif name not in stored and name in given and name in CHECKPOINT_ARGS and value != getattr(merged, name):
+            raise InputError(f'The run to be resumed was started without --{name}, so its checkpoints lack the variables '
+                             f'that it needs. Remove the flag, or start another run with it.')
+        elif name not in stored and name in given:
+            setattr(merged, name, value)
+            notices.append(f'{FILE} lacks the argument {name}: using the given {value!r}.')
+        elif name not in stored:
+            defaults_used.append(name)
+        elif name in given and name in MACHINE_ARGS and value != getattr(merged, name):
+            notices.append(f'{name} is {value!r} in this start, instead of the stored {getattr(merged, name)!r}.')
+            setattr(merged, name, value)
+        elif name in given and name == 'train_iterations' and value > merged.train_iterations:
+            notices.append(_sentence_of_longer_run(merged, value))
+            merged.train_iterations = value
+        elif name in given and value != getattr(merged, name):
+            notices.append(f'The argument {name} was given as {value!r}, but the run to be resumed has '
+                           f'{getattr(merged, name)!r}: using the stored value.')
+    if defaults_used:
+        notices.append(f'{FILE} lacks {", ".join(defaults_used)}: using the defaults.')
+    unknown = sorted(set(stored) - set(vars(args)))
+    if unknown:
+        notices.append(f'{FILE} holds unknown arguments, which are not used: {", ".join(unknown)}.')
+    return merged, notices
+
+
+def _sentence_of_longer_run(args, iterations):
+    """Return the notice for a run that is extended to more iterations."""
+    sentence = f'The run is extended to {iterations} iterations, from {args.train_iterations}.'
+    decays = args.lr_schedule in ('exponential', 'cosine') and 0 <= args.decay_start_iteration < iterations
+    if decays:
+        sentence += (f' The decay of its learning rate, from iteration {args.decay_start_iteration} to the end, is '
+                     f'stretched, so it differs from the decay of a run that had {iterations} iterations from the start.')
+    return sentence
