@@ -19,7 +19,7 @@ import re
 import shlex
 import statistics
 
-from data import _convert
+from layouts import _convert
 from tripletreid import dask_cluster, plugins
 from tripletreid.argument_types import DASK_ADDRESS, ArgumentParser
 from tripletreid.errors import InputError, exit_with, some, warn
@@ -35,8 +35,8 @@ def main():
         description=__doc__, example='python make_dataset.py folder products --val_fraction 0.2 --query_per_identity 2\n'
                                      'python make_dataset.py folder --help')
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
-    for name in plugins.choices('data'):
-        dataset = plugins.load('data', name)
+    for name in plugins.choices('layouts'):
+        dataset = plugins.load('layouts', name)
         command = commands.add_parser(name, help=(dataset.__doc__ or name).splitlines()[0], description=dataset.__doc__,
                                       example=f'python make_dataset.py {name} ~/{name} --out csv')
         command.add_argument('root', metavar='ROOT', help='the folder as downloaded and unpacked')
@@ -89,7 +89,7 @@ def make(name, root, out, options, prefix=None):
     What is missing of the whole dataset is a warning only: people have reasons to work with a part.
 
     Args:
-        name: of a file in data/, see data/__init__.py.
+        name: name of a file in layouts/, see layouts/__init__.py.
         root: the folder of the dataset.
         out: the folder for the csv files, made when it is not there.
         options: keyword arguments for `splits` of that file. With `convert` the images are converted into that folder,
@@ -105,7 +105,7 @@ def make(name, root, out, options, prefix=None):
     from tripletreid.dataset import Dataset, is_dataset, warn_of_lookalikes
     from tripletreid.dataset_writer import save_datasets
     from tripletreid.image_root import file_problems
-    dataset = plugins.load('data', name)
+    dataset = plugins.load('layouts', name)
     prefix = prefix or name
     convert = options.get('convert')
     subsets = {}

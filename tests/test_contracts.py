@@ -121,9 +121,9 @@ def test_excluder(name):
     assert understood, 'Add the style of its file names to STYLES.'
 
 
-@pytest.mark.parametrize('name', plugins.choices('data'))
+@pytest.mark.parametrize('name', plugins.choices('layouts'))
 def test_dataset(name, tmp_path):
-    dataset = plugins.load('data', name)
+    dataset = plugins.load('layouts', name)
     assert dataset.__doc__ and inspect.signature(dataset.splits).parameters.keys() >= {'root'}
     if name != 'digits':
         with pytest.raises(InputError):

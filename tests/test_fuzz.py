@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import evaluate
-from data import _files
+from layouts import _files
 from tripletreid import argument_types, plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.reader import Embeddings

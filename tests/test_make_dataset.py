@@ -89,7 +89,7 @@ def test_market1501(root, capsys):
 
 def test_the_whole_dataset_gives_no_warning_and_a_bigger_one_does(root, capsys, monkeypatch):
     put(root, *MARKET)
-    market1501 = plugins.load('data', 'market1501')
+    market1501 = plugins.load('layouts', 'market1501')
     totals = {'train': {'identities': 2, 'images': 3}, 'multi_query': {'identities': 1, 'tracklets': 2}}
     monkeypatch.setattr(market1501, 'TOTALS', totals)
     make('market1501', root)
@@ -542,7 +542,7 @@ def cameras_in(lines):
 
 
 def test_a_query_leaves_something_to_find_in_another_camera():
-    from data.folder import queries_of
+    from layouts.folder import queries_of
     camera_of = {'a1': 'a', 'a2': 'a', 'b1': 'b', 'b2': 'b', 'c1': 'c'}
     for fids in itertools.permutations(camera_of):
         for wanted in (1, 2, 3, 5):
@@ -839,7 +839,7 @@ def test_the_order_of_the_disk_does_not_matter(root, tmp_path, monkeypatch):
     assert make('market1501', root, tmp_path / 'again') == first
 
 
-@pytest.mark.parametrize('name', sorted(set(plugins.choices('data')) - {'digits'}))
+@pytest.mark.parametrize('name', sorted(set(plugins.choices('layouts')) - {'digits'}))
 def test_wrong_folder(name, root, tmp_path):
     put(root, 'readme.txt', 'Thumbs.db')
     for wrong in (root, root / 'readme.txt', root / 'nowhere'):
@@ -894,7 +894,7 @@ def test_wrong_arguments(tmp_path, arguments, part, status):
 def test_help_names_every_dataset_and_imports_nothing_heavy(tmp_path):
     process = run_script('make_dataset.py', '--help', env={**os.environ, 'PYTHONPROFILEIMPORTTIME': '1'})
     assert process.returncode == 0
-    assert all(f'    {name}' in process.stdout for name in [*plugins.choices('data'), 'check'])
+    assert all(f'    {name}' in process.stdout for name in [*plugins.choices('layouts'), 'check'])
     for library in ('numpy', 'pandas', 'tensorflow', 'h5py', 'scipy', 'PIL', 'sklearn'):
         assert f' {library}\n' not in process.stderr
 
@@ -983,7 +983,7 @@ def test_check_counts_what_training_sees_differently(root, tmp_path, capsys, mon
     shown = put_pictures(root)
     put_gif(root / 'röt/still.gif', frames=1)
     Image.new('RGBA', (8, 8), (1, 2, 3, 255)).save(root / 'röt/opaque.png')
-    suffixes = plugins.load('data', 'folder').SUFFIXES
+    suffixes = plugins.load('layouts', 'folder').SUFFIXES
     fids = [fid for fid in (*shown, 'röt/still.gif', 'röt/opaque.png') if fid.endswith(suffixes)]
     put(tmp_path, 'set.csv', content=''.join(f'1,{fid}\n' for fid in fids).encode())
     with pytest.raises(InputError, match='^2 of 14 images cannot be used.$'):

@@ -11,7 +11,7 @@ from conftest import ROOT
 from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
-PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'data')
+PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'cluster', 'argument_types', 'signals',
           'startup', 'dask_cluster'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
@@ -21,11 +21,11 @@ LEVELS = [GROUND,
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},
-                      'losses': {'loss', 'tripletreid.distribute.collectives'}, 'excluders': set(), 'data': set()}
+                      'losses': {'loss', 'tripletreid.distribute.collectives'}, 'excluders': set(), 'layouts': set()}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'excluders', 'tripletreid.experiment.arguments', 'tripletreid.evaluation.ranking',
                       'tripletreid.search.index', 'tripletreid.search.image_files', 'tripletreid.search.gallery',
                       'tripletreid.search.photos',
-                      *(f'data.{name}' for name in plugins.choices('data')),
+                      *(f'layouts.{name}' for name in plugins.choices('layouts')),
                       *(f'excluders.{name}' for name in plugins.choices('excluders'))]
 
 

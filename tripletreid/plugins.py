@@ -8,7 +8,7 @@ HERE = pathlib.Path(__file__).resolve().parent.parent
 
 
 def choices(folder):
-    """Sorted names of the plug-ins in `folder` ('nets', 'heads', 'losses', 'excluders', 'data')."""
+    """Sorted names of the plug-ins in `folder` ('nets', 'heads', 'losses', 'excluders', 'layouts')."""
     return sorted(file.stem for file in (HERE / folder).glob('[!_]*.py'))
 
 

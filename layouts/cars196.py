@@ -6,7 +6,7 @@ Krause et al., 3D Object Representations for Fine-Grained Categorization, 3dRR 2
 """
 import os
 
-from data import _files
+from layouts import _files
 
 EXCLUDER = 'diagonal'
 TOTALS = {

@@ -9,7 +9,7 @@ Lake, Salakhutdinov and Tenenbaum, Human-level Concept Learning through Probabil
 import glob
 import os
 
-from data import _files
+from layouts import _files
 from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'omniglot'

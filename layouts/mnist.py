@@ -10,7 +10,7 @@ import math
 import struct
 import zlib
 
-from data import _files
+from layouts import _files
 from tripletreid.errors import InputError
 
 EXCLUDER = 'diagonal'

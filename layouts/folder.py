@@ -15,7 +15,7 @@ import collections
 import os
 import re
 
-from data import _convert, _files
+from layouts import _convert, _files
 from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'diagonal'

@@ -4,7 +4,7 @@ The products of Ebay_test.txt are query and test at once (excluder `diagonal`).
 
 Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016.
 """
-from data import _files
+from layouts import _files
 
 EXCLUDER = 'diagonal'
 TOTALS = {

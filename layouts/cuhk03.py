@@ -6,7 +6,7 @@ exported once, as PNG into images_detected/ and images_labeled/ beside them. 1_0
 
 Li et al., DeepReID, CVPR 2014. Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
 """
-from data import _files
+from layouts import _files
 from tripletreid.errors import InputError
 
 EXCLUDER = 'cuhk03'

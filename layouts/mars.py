@@ -6,7 +6,7 @@ identity -1 as in Market-1501) and the distractors (identity 0000).
 
 Zheng et al., MARS: A Video Benchmark for Large-Scale Person Re-Identification, ECCV 2016.
 """
-from data import _files
+from layouts import _files
 from tripletreid.errors import InputError
 
 EXCLUDER = 'mars'

@@ -7,7 +7,7 @@ Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Lear
 """
 import os
 
-from data import _files
+from layouts import _files
 
 EXCLUDER = 'diagonal'
 TOTALS = {

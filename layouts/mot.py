@@ -16,7 +16,7 @@ import os
 import re
 import typing
 
-from data import _files
+from layouts import _files
 from tripletreid.argument_types import fraction, positive_int
 from tripletreid.errors import InputError, some, warn
 

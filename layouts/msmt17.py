@@ -7,7 +7,7 @@ Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identificatio
 """
 import os
 
-from data import _files
+from layouts import _files
 
 EXCLUDER = 'msmt17'
 TOTALS = {

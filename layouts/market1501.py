@@ -6,7 +6,7 @@ tracklets are one for each query.
 
 Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015.
 """
-from data import _files
+from layouts import _files
 
 EXCLUDER = 'market1501'
 TOTALS = {
