@@ -74,11 +74,11 @@ FACTORS = {
     'memory': '--memory 288 --memory_start 100',  # Once the embeddings have settled.
     'centre loss': '--center_weight 5e-4',
     'cross-entropy alone': '--loss none --xent_weight 1',
-    'cross-entropy beside it': '--xent_weight 1',
-    'cross-entropy beside it, bnneck': '--xent_weight 1 --head_name bnneck',
-    'cosface beside it': '--xent_weight 1 --classifier cosface --classifier_scale 16',
-    'arcface beside it': '--xent_weight 1 --classifier arcface --classifier_scale 16',
-    'circle classifier beside it': '--xent_weight 1 --classifier circle',
+    'with cross-entropy': '--xent_weight 1',
+    'with cross-entropy, bnneck': '--xent_weight 1 --head_name bnneck',
+    'with cosface': '--xent_weight 1 --classifier cosface --classifier_scale 16',
+    'with arcface': '--xent_weight 1 --classifier arcface --classifier_scale 16',
+    'with circle classifier': '--xent_weight 1 --classifier circle',
     'normalised, margin 0.2': '--head_name fc1024_normalize --margin 0.2',
     'head direct': '--head_name direct',
     'squared distances, margin 1.0': '--metric sqeuclidean --margin 1.0',
@@ -100,7 +100,7 @@ FACTORS = {
     'cosine': '--lr_schedule cosine',
     'beta1 0.5': '--decay_beta1 0.5',
     'weight decay': '--weight_decay 5e-4',
-    'moving average of the weights': '--ema 0.98',
+    'EMA': '--ema 0.98',
 }
 
 

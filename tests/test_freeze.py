@@ -342,10 +342,10 @@ def test_the_example_names_an_image_that_it_cannot_read(folder, plain_exports, t
         assert_one_sentence(process, f'the image {path} cannot be read')
 
 
-def test_the_readme_embeds_from_python(folder, monkeypatch):
-    """As it stands there, but for the paths; and TensorFlow does not say a word of its own."""
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    snippet, = re.findall(r'```python\n(from tripletreid.*?)```', readme, re.DOTALL)
+def test_the_export_page_embeds_from_python(folder, monkeypatch):
+    """Run the snippet of docs/export.md with other paths; TensorFlow prints no message of its own."""
+    page = (ROOT / 'docs' / 'export.md').read_text(encoding='utf-8')
+    snippet, = re.findall(r'```python\n(from tripletreid.*?)```', page, re.DOTALL)
     for name, path in (('digits/by_hand', 'run'), ('digits/digits/0000.png', '0.png'), ('digits/digits/0001.png', '1.png')):
         assert name in snippet
         snippet = snippet.replace(name, str(folder / path))

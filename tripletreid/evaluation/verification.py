@@ -165,7 +165,7 @@ def verification(pairs, query_pids):
         query_pids: identities of the queries [Q].
 
     Returns: a dict: `genuine_pairs`, `impostor_pairs`, `auc`, `eer`, `tpr_at_fpr`, `curve` and `histogram`, as
-        the README has it.
+        docs/verification.md describes them.
     """
     genuine = np.sort(pairs.distance)
     at_level = np.bincount(pairs.levels.searchsorted(genuine), minlength=len(pairs.levels))
