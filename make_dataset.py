@@ -20,7 +20,7 @@ import shlex
 import statistics
 
 from layouts import _convert
-from tripletreid import dask_cluster, plugins
+from tripletreid import dask_cluster, exclusion, plugins
 from tripletreid.argument_types import DASK_ADDRESS, ArgumentParser
 from tripletreid.errors import InputError, exit_with, some, warn
 from tripletreid.files import check_output
@@ -193,8 +193,7 @@ def refuse_leftovers(paths, subsets):
 
 def count(rows, excluder):
     """Numbers of identities, images, tracklets and cameras among rows; 0 tracklets or cameras where there are none."""
-    kind, _, pattern = excluder.partition(':')
-    pattern = pattern if kind == 'regex' else getattr(plugins.load('excluders', excluder).Excluder, 'pattern', None)
+    pattern = getattr(exclusion.load(excluder)([]), 'pattern', None)
     names = [row[1] if '/' in pattern else os.path.basename(row[1]) for row in rows] if pattern else []
     return {
         'identities': len({row[0] for row in rows}),

@@ -186,9 +186,10 @@ def scores(root, setting, options):
         from tripletreid.modeling import inference, inference_flags
     import numpy as np
 
-    import excluders
+    from tripletreid import exclusion
     from tripletreid.dataset import load_dataset
     from tripletreid.evaluation import ranking
+    from tripletreid.evaluation.retrieval import Retrieval
     from tripletreid.experiment import arguments
     args, _ = arguments.load(root)
     network, _ = inference.from_experiment(root)
@@ -200,7 +201,7 @@ def scores(root, setting, options):
         of_rows = inference.embed_rows(network, dataset, options.images, inference_flags.sizes(args, crop).load, crop=crop)
         embs.append(np.concatenate([each[0] for each in of_rows]))
     # Query and gallery are other images, of which no excluder would take any away.
-    ranks = ranking.rank(embs[0], query, embs[1], gallery, excluders.load('diagonal'), args.metric)
+    ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, exclusion.load('diagonal'), args.metric))
     return {'pids': list(query.pids), 'aps': ranks.ap_sklearn.tolist()}
 
 

@@ -183,8 +183,8 @@ def print_scores(query_pids, query_fids, gallery_pids, gallery_fids, distances):
     import numpy as np
     from sklearn.metrics import average_precision_score
 
-    import excluders
-    ignored = excluders.load('market1501')(gallery_fids)(query_fids)
+    from tripletreid import exclusion
+    ignored = exclusion.load('market1501')(gallery_fids)(query_fids)
     aps, cmc = [], np.zeros(len(gallery_pids))
     for q in range(len(query_pids)):
         valid = ~ignored[q]
@@ -253,9 +253,10 @@ def our_neighbours(_, folder):
     from tripletreid.dataset import load_dataset
     from tripletreid.embeddings.with_dataset import open_with_dataset
     from tripletreid.evaluation import neighbours
+    from tripletreid.evaluation.retrieval import Retrieval
     queries, query_set = open_with_dataset([f'{folder}/query.h5'], load_dataset(f'{folder}/query.csv'))
     gallery, gallery_set = open_with_dataset([f'{folder}/gallery.h5'], load_dataset(f'{folder}/gallery.csv'))
-    found = neighbours.nearest(queries, query_set.fids, gallery, gallery_set.fids, NEIGHBOURS, 'sqeuclidean')
+    found = neighbours.nearest(Retrieval(queries, query_set, gallery, gallery_set, None, 'sqeuclidean'), NEIGHBOURS)
     print(f'{NEIGHBOURS} neighbours, numbers sum up to {found.rows.sum()}')
 
 

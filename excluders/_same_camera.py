@@ -1,4 +1,4 @@
-"""The benchmarks' rule: images of the query's person in the query's own camera are not looked at, nor is junk."""
+"""The benchmarks' rule: a query ignores images of its own identity in its own camera, and junk."""
 import re
 
 import numpy as np
@@ -10,23 +10,24 @@ JUNK = '-1'
 
 
 class SameCameraExcluder:
-    """Ignores the gallery images that show the query's person in the query's camera, and all junk (identity -1).
+    """Ignores the gallery images of the query's identity in the query's camera, and all junk (identity -1).
 
-    Subclasses give the `pattern`: a regular expression that is searched in the file's name (in the whole file id if
-    the pattern holds a slash), with named groups `pid` and `cid`.
+    Subclasses give the `pattern`: a regular expression that is searched in the file's name (in the whole file id if the
+    pattern contains a slash), with named groups `pid` and `cid`.
 
-    junk: bool [G], the gallery images that no query looks at.
+    junk: bool [G], the gallery images that every query ignores.
     """
     pattern = None
 
     def __init__(self, gallery_fids, pattern=None):
-        """
+        """Read the file names of a gallery.
+
         Args:
             gallery_fids: file ids [G].
             pattern: used instead of the class's own.
 
         Raises:
-            InputError: a file name that does not fit the pattern.
+            InputError: a file name that does not match the pattern.
         """
         self.pattern = pattern or self.pattern
         ids = self.ids(gallery_fids)
@@ -34,13 +35,13 @@ class SameCameraExcluder:
         self.same_person_and_camera = _same_key.SameKey(ids)
 
     def __call__(self, query_fids):
-        """What each query ignores: bool [Q, G] for file ids [Q]."""
+        """Return the images that each query ignores: bool [Q, G] for file ids [Q]."""
         ignored = self.same_person_and_camera(self.ids(query_fids))
         ignored |= self.junk[None]
         return ignored
 
     def ids(self, fids):
-        """Identity and camera of each file id: a list of (str, str) [N]."""
+        """Return the identity and the camera of each file id: a list of (str, str) [N]."""
         search = re.compile(self.pattern).search
         whole = '/' in self.pattern
         ids = []

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import evaluate
-import excluders
+from tripletreid import exclusion
 from tripletreid.errors import exit_with
 
 PATIENCE = 300  # Seconds; a process that nobody ends would be left by a test that failed.
@@ -36,5 +36,5 @@ class EndlessExcluder:
 
 if __name__ == '__main__':
     excluder = functools.partial(EndlessExcluder, sys.argv.pop(1))
-    excluders.load = lambda name: excluder
+    exclusion.load = lambda name: excluder
     exit_with(evaluate.main)

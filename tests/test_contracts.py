@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from loss import cdist
-from tripletreid import plugins
+from tripletreid import exclusion, plugins
 from tripletreid.errors import InputError
 from tripletreid.modeling import model
 from tripletreid.modeling.aggregators import AGGREGATORS
@@ -92,33 +92,22 @@ def test_head_in_16_bits(name, precision):
         model.set_precision('none')
 
 
-# The file names of the benchmarks: two persons in two cameras. A plug-in understands at least one of these styles.
-STYLES = [
-    ['0001_c1s1_000001_01.jpg', '0002_c2s1_000001_01.jpg'],
-    ['0001_c1_f0000001.jpg', '0002_c2_f0000001.jpg'],
-    ['0001C1T0001F001.jpg', '0002C2T0001F001.jpg'],
-    ['1_001_1_01.png', '1_002_2_01.png'],
-    ['0001_000_01_0303morning_0001_0.jpg', '0002_000_02_0303morning_0001_0.jpg'],
-    ['0001_01.png', '0002_02.png'],
-]
-
-
 @pytest.mark.parametrize('name', plugins.choices('excluders'))
 def test_excluder(name):
-    understood = 0
-    for style in STYLES:
-        fids = np.array(style, dtype=object)
-        try:
-            excluder = plugins.load('excluders', name).Excluder(fids)
-            ignored = excluder(fids[:1])
-        except InputError:
-            continue
-        understood += 1
-        assert ignored.shape == (1, 2) and ignored.dtype == bool
-        assert ignored.tolist() == [[True, False]]
-        ignored[:] = False  # The ranking writes into it: it is the caller's.
-        assert excluder(fids[:1]).tolist() == [[True, False]]
-    assert understood, 'Add the style of its file names to STYLES.'
+    """Its file has EXAMPLES: the names of two images of two identities in two cameras."""
+    module = plugins.load('excluders', name)
+    argument = getattr(module, 'EXAMPLE_ARGUMENT', None)
+    assert (argument is None) != hasattr(module, 'with_argument')
+    fids = np.array(module.EXAMPLES, dtype=object)
+    excluder = exclusion.load(name if argument is None else f'{name}:{argument}')(fids)
+    ignored = excluder(fids[:1])
+    assert ignored.shape == (1, 2) and ignored.dtype == bool
+    assert ignored.tolist() == [[True, False]]
+    ignored[:] = False  # The ranking writes into it: it is the caller's.
+    assert excluder(fids[:1]).tolist() == [[True, False]]
+    if hasattr(excluder, 'ids'):
+        identities, cameras = zip(*excluder.ids(fids))
+        assert len(set(identities)) == len(set(cameras)) == 2
 
 
 @pytest.mark.parametrize('name', plugins.choices('layouts'))

@@ -1,6 +1,5 @@
 """evaluate.py as its user runs it: files in, JSON and a summary line out, and one sentence where that cannot be."""
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -18,8 +17,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import evaluate as evaluate_script
-import excluders
 from conftest import ROOT, assert_one_sentence, run_script, wait_until
+from tripletreid import exclusion
 from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.with_dataset import open_gallery
@@ -27,6 +26,7 @@ from tripletreid.embeddings.writer import EmbeddingWriter, FileContent, save_emb
 from tripletreid.errors import InputError
 from tripletreid.evaluation import bootstrap, ranking, reranking
 from tripletreid.evaluation.results import read_evaluation
+from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.files import written_whole
 
 SUMMARY = re.compile(r'mAP: \d+\.\d\d% \| top-1: \d+\.\d\d% top-2: \d+\.\d\d% \| top-5: \d+\.\d\d% \| '
@@ -77,7 +77,7 @@ def evaluate(folder, *more):
 
 def naive(query_set, query_embs, gallery_set, gallery_embs, keep=True):
     """AP by scikit-learn, and rank of the first match, of each query that has a match."""
-    ignored = excluders.load('market1501')(gallery_set.fids)(query_set.fids)
+    ignored = exclusion.load('market1501')(gallery_set.fids)(query_set.fids)
     aps, firsts = [], []
     for q, (pid, emb) in enumerate(zip(query_set.pids, query_embs)):
         valid = ~ignored[q] & keep
@@ -125,21 +125,32 @@ def test_results(market):
     assert stderr.count('Warning') == 1 and f'{(~matched).sum()} of 60 queries have no match' in stderr
 
 
-def test_embeddings_by_different_weights_are_warned_of(market, tmp_path):
-    """Of a checkpoint's averaged weights and its raw ones too; files that do not say by what they are made pass."""
-    by = {'average': {'checkpoint_sha256': 'a', 'weights': None}, 'older': {'checkpoint_sha256': 'a'},
-          'raw': {'checkpoint_sha256': 'a', 'weights': 'raw'}, 'other': {'checkpoint_sha256': 'b'}, 'silent': {}}
-    for name, parameters in by.items():
-        dataset, embs = read(market, 'query')
+@pytest.mark.parametrize('first, second, words', [
+    ({'checkpoint_sha256': 'a', 'weights': None}, {'checkpoint_sha256': 'a'}, None),
+    ({'checkpoint_sha256': 'a', 'weights': None}, {'checkpoint_sha256': 'a', 'weights': 'raw'}, 'weights is None and raw'),
+    ({'checkpoint_sha256': 'b'}, {'checkpoint_sha256': 'a'}, 'checkpoint_sha256 is b and a'),
+    ({'flip_augment': True, 'aggregator': 'mean'}, {'flip_augment': False, 'aggregator': None},
+     'aggregator is mean and None, flip_augment is True and False'),
+    ({'mixed_precision': 'bfloat16'}, {'flip_augment': False}, 'mixed_precision is bfloat16 and none'),
+    ({'sizes': [256, 128]}, {'sizes': [128, 64]}, 'sizes is [256, 128] and [128, 64]'),
+    ({'pool_tracklets': 'mean'}, {'dataset': 'x.csv'}, 'pool_tracklets is mean and None'),
+    ({'resize': 'bicubic'}, {'dataset': 'x.csv'}, 'resize is bicubic and tf1'),
+    ({'checkpoint_sha256': 'a', 'checkpoint': 'x', 'filename': 'a.h5', 'batch_size': 1, 'metric': 'cosine'},
+     {'checkpoint_sha256': 'a', 'checkpoint': 'y', 'filename': 'b.h5', 'batch_size': 2, 'metric': 'euclidean'}, None),
+    ({}, {'weights': 'raw', 'flip_augment': True}, None), ({}, {}, None)])
+def test_embeddings_that_were_made_differently(market, tmp_path, capsys, first, second, words):
+    """All that the files record counts, except where they are and who did the work; the original's record nothing."""
+    dataset, embs = read(market, 'query')
+    for name, parameters in (('first', first), ('second', second)):
         save_embeddings(tmp_path / f'{name}.h5', dataset, embs, parameters)
-    for first, second, warned in (('average', 'older', False), ('average', 'raw', True), ('other', 'older', True),
-                                  ('silent', 'raw', False), ('silent', 'silent', False)):
-        with Embeddings(tmp_path / f'{first}.h5') as queries, Embeddings(tmp_path / f'{second}.h5') as gallery:
-            said = io.StringIO()
-            with contextlib.redirect_stderr(said):
-                evaluate_script.warn_of_other_weights(queries, gallery)
-        assert said.getvalue().count('different weights') == warned, (first, second)
-        assert not warned or f'{first}.h5' in said.getvalue() and f'{second}.h5' in said.getvalue()
+    with Embeddings(tmp_path / 'first.h5') as queries, Embeddings(tmp_path / 'second.h5') as gallery:
+        if words is None:
+            evaluate_script.check_same_making(queries, gallery, allow_different=False)
+        else:
+            with pytest.raises(InputError, match='first.h5 and .*second.h5 were made differently: ' + re.escape(words)):
+                evaluate_script.check_same_making(queries, gallery, allow_different=False)
+        evaluate_script.check_same_making(queries, gallery, allow_different=True)
+    assert capsys.readouterr().err.count('Warning') == (words is not None)
 
 
 def test_market_ap_and_batch_size(market):
@@ -267,8 +278,8 @@ def test_reranking(market):
     assert all(alone[key] == results[key] for key in set(alone) - {'parameters', 'versions'})
     queries, gallery = read(market, 'query'), read(market, 'test')
     how = reranking.k_reciprocal(queries[1], gallery[1], 'euclidean', 12, 6, 0.3)
-    ranks = ranking.rank(queries[1], queries[0], gallery[1], gallery[0], excluders.load('market1501'), 'euclidean',
-                         reranking=how)
+    ranks = ranking.rank(Retrieval(queries[1], queries[0], gallery[1], gallery[0], exclusion.load('market1501'),
+                                   'euclidean', reranking=how))
     assert results['mAP'] == pytest.approx(np.nanmean(ranks.ap_sklearn)) and results['mAP'] > plain['mAP']
 
 
@@ -313,11 +324,11 @@ def test_compare(market, tmp_path):
     _, _, bad = evaluate(tmp_path)
     done = run_script('evaluate.py', '--compare', tmp_path / 'results.json', market / 'results.json')
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith('mAP, scikit-learn'))
+    line = next(line for line in done.stdout.splitlines() if line.startswith('mAP_sklearn'))
     assert f'{bad["mAP"]:.2%}' in line and f'{good["mAP"]:.2%}' in line and line.endswith('better')
     assert f'{good["mAP"] - bad["mAP"]:+.2%}' in line
     same = run_script('evaluate.py', '--compare', market / 'results.json', market / 'results.json')
-    assert same.stdout.count('the same for every query') == 6
+    assert same.stdout.count('the same for every query') == 7
 
 
 def test_compare_says_what_is_different(market, tmp_path):
@@ -399,11 +410,11 @@ def test_too_few_identities_to_say(tmp_path):
         write_set(tmp_path, 'test', 40, 6, seed=5, noise=noise)
         stdout, _, results = evaluate(tmp_path)
         assert results['confidence'] == {'level': 0.95, 'samples': 1000, 'seed': 0, 'mAP': None, 'top1': None}
-        assert stdout.count('too few identities to say') == 2 and SUMMARY.fullmatch(stdout.splitlines()[-1])
+        assert stdout.count('too few identities to say') == 7 and SUMMARY.fullmatch(stdout.splitlines()[-1])
         (tmp_path / 'results.json').rename(tmp_path / f'{noise}.json')
     done = run_script('evaluate.py', '--compare', tmp_path / '2.0.json', tmp_path / '1.5.json')
     assert '3 queries of 1 identities' in done.stdout
-    line = next(line for line in done.stdout.splitlines() if line.startswith('mAP, scikit-learn'))
+    line = next(line for line in done.stdout.splitlines() if line.startswith('mAP_sklearn'))
     assert line.endswith('too few identities to say') and 'better' not in done.stdout
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-import excluders
+from tripletreid import exclusion, plugins
 from tripletreid.errors import InputError
 
 MARKET = ['0002_c1s1_000451_03.jpg', '0002_c2s1_000301_01.jpg', '0007_c1s6_028546_01.jpg', '-1_c1s1_000401_02.jpg',
@@ -15,7 +15,7 @@ MARKET = ['0002_c1s1_000451_03.jpg', '0002_c2s1_000301_01.jpg', '0007_c1s6_02854
 
 def ignored(name, gallery, queries):
     gallery, queries = (np.array(fids, dtype=object) for fids in (gallery, queries))
-    mask = excluders.load(name)(gallery)(queries)
+    mask = exclusion.load(name)(gallery)(queries)
     assert mask.shape == (len(queries), len(gallery)) and mask.dtype == bool
     return mask.tolist()
 
@@ -28,7 +28,7 @@ def test_market1501_ignores_the_persons_own_camera_and_junk():
 
 
 def test_market1501_names_junk_that_no_query_looks_at():
-    assert excluders.load('market1501')(MARKET).junk.tolist() == [False, False, False, True, False]
+    assert exclusion.load('market1501')(MARKET).junk.tolist() == [False, False, False, True, False]
 
 
 def test_duke_ignores_the_persons_own_camera():
@@ -44,7 +44,7 @@ def test_duke_ignores_the_persons_own_camera():
 def test_names_that_the_original_takes(name, pattern, fids):
     """Its own patterns, matched with the file's name."""
     expected = [re.match(pattern, os.path.basename(fid)).groups()[:2] for fid in fids]
-    assert excluders.load(name)([]).ids(fids) == expected and len(set(expected)) == len(expected)
+    assert exclusion.load(name)([]).ids(fids) == expected and len(set(expected)) == len(expected)
 
 
 def test_diagonal_ignores_the_very_same_file():
@@ -79,16 +79,17 @@ def test_pattern_with_a_slash_is_searched_in_the_whole_path():
 
 def test_excluders_travel_to_other_processes():
     for name in ('market1501', 'diagonal', 'regex:(?P<pid>.)(?P<cid>.)'):
-        pickle.loads(pickle.dumps(excluders.load(name)))
+        pickle.loads(pickle.dumps(exclusion.load(name)))
 
 
 @pytest.mark.parametrize('name, message', [
     ('nonsense', 'nonsense'), ('_same_camera', '_same_camera'), ('', 'choose from'), ('../data/duke', 'choose from'),
-    ('regex:', 'pid'), ('regex:(', 'not a regular expression'), (r'regex:(?P<pid>\d+)', 'cid'),
+    ('regex:', 'pid'), ('regex', 'pid'), ('duke:', 'takes no argument'),
+    ('regex:(', 'not a regular expression'), (r'regex:(?P<pid>\d+)', 'cid'),
 ])
 def test_excluders_that_there_are_not(name, message):
     with pytest.raises(InputError, match=message):
-        excluders.load(name)
+        exclusion.load(name)
 
 
 @pytest.mark.parametrize('name, fid', [
@@ -97,13 +98,14 @@ def test_excluders_that_there_are_not(name, message):
     (r'regex:^(?P<pid>\d+)(_(?P<cid>\d+))?', '12.jpg'),
 ])
 def test_file_name_that_does_not_fit_is_shown_with_the_pattern(name, fid):
-    excluder = excluders.load(name)
+    excluder = exclusion.load(name)
     for make_mask in (lambda: excluder([fid]), lambda: excluder([])([fid])):
         with pytest.raises(InputError) as error:
             make_mask()
         assert fid in str(error.value) and '(?P<pid>' in str(error.value)
 
 
-@pytest.mark.parametrize('name', excluders.names())
+@pytest.mark.parametrize('name', plugins.choices('excluders'))
 def test_nothing_in_query_or_gallery(name):
-    assert excluders.load(name)([])([]).shape == (0, 0)
+    argument = getattr(plugins.load('excluders', name), 'EXAMPLE_ARGUMENT', None)
+    assert exclusion.load(f'{name}:{argument}' if argument else name)([])([]).shape == (0, 0)

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import evaluate
 from layouts import _files
 from tripletreid import argument_types, plugins
 from tripletreid.dataset import load_dataset
@@ -283,7 +282,7 @@ def test_evaluation_json(folder, content):
     path.write_bytes(content)
     read = read_or_refused(results.read_evaluation, str(path))
     if read:
-        scores = evaluate.compared_scores(read)
+        scores = np.stack(list(read.score_values.values()))
         assert ((0 <= scores) & (scores <= 1 + 1e-9) | np.isnan(scores)).all()
 
 

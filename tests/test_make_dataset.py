@@ -14,10 +14,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-import excluders
 import make_dataset
 from conftest import ROOT, assert_one_sentence, run_script
-from tripletreid import plugins
+from tripletreid import exclusion, plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
 from tripletreid.image_root import file_problems
@@ -50,7 +49,7 @@ def root(tmp_path):
 
 def ignored(name, query, gallery):
     """What the excluder answers for a query, as the list of gallery images ignored."""
-    answer = excluders.load(name)(np.array(gallery, dtype=object))(np.array([query], dtype=object))
+    answer = exclusion.load(name)(np.array(gallery, dtype=object))(np.array([query], dtype=object))
     return [fid for fid, no in zip(gallery, answer[0]) if no]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import excluders
+from tripletreid import exclusion
 from tripletreid.dataset import Dataset, load_dataset, warn_of_lookalikes
 from tripletreid.embeddings.with_dataset import open_gallery, open_with_dataset
 from tripletreid.embeddings.writer import FileContent, save_embeddings
@@ -101,7 +101,7 @@ def test_diagonal_ignores_an_image_however_its_path_is_spelled(tmp_path):
     (tmp_path / 'query.csv').write_text('1,./a/1.jpg\n1,b/../a/2.jpg\n2,a/3.jpg\n')
     (tmp_path / 'gallery.csv').write_text('1,a/1.jpg\n1,a//2.jpg\n2,././a/3.jpg\n')
     query, gallery = (load_dataset(tmp_path / f'{name}.csv') for name in ('query', 'gallery'))
-    assert (excluders.load('diagonal')(gallery.fids)(query.fids) == np.eye(3, dtype=bool)).all()
+    assert (exclusion.load('diagonal')(gallery.fids)(query.fids) == np.eye(3, dtype=bool)).all()
 
 
 @pytest.fixture
@@ -124,13 +124,13 @@ def test_an_image_never_finds_its_own_file(linked):
     assert first_path == {path: path_of_query for path, path_of_query in (
         ('a/1.png', 'a/1.png'), ('hard.png', 'a/1.png'), ('a/2.png', 'a/2.png'), ('soft.png', 'a/2.png'),
         ('a/3.png', 'a/3.png'), ('folder/3.png', 'a/3.png'))}
-    diagonal = excluders.load('diagonal')
+    diagonal = exclusion.load('diagonal')
     assert diagonal(gallery)(query).sum() == 1
     ignored = OwnFileExcluder(diagonal, first_path)(gallery)(query)
     assert ignored.tolist() == [[False] * 5, [False, True, False, False, True], [False, False, True, False, False],
                                 [False, False, False, True, False]]
     assert (OwnFileExcluder(diagonal, {})(gallery)(query) == diagonal(gallery)(query)).all()
-    junk = OwnFileExcluder(excluders.load('market1501'), {})(np.array(['-1_c1s1_1.jpg', '2_c1s1_1.jpg'], object)).junk
+    junk = OwnFileExcluder(exclusion.load('market1501'), {})(np.array(['-1_c1s1_1.jpg', '2_c1s1_1.jpg'], object)).junk
     assert junk.tolist() == [True, False]
 
 

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-import excluders
+from tripletreid import exclusion
 from tripletreid.dataset import Dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks, distances, neighbours, ranking, reranking
 from tripletreid.evaluation.distances import METRICS, Distances
 from tripletreid.evaluation.reranking import k_reciprocal
+from tripletreid.evaluation.retrieval import Retrieval
 
 KINDS = ('grid', 'normal', 'far from zero', 'few points', 'tiny', 'huge', 'two scales', 'outliers')
 
@@ -60,7 +61,7 @@ def problems(draw, metrics=METRICS):
     sizes = {'GALLERY_AT_ONCE': draw(st.sampled_from((1, 4, 1000))),
              'QUERIES_AT_ONCE': draw(st.sampled_from((1, 3, 1000))),
              'MATCHES_AT_ONCE': draw(st.sampled_from((1, 10, 1000)))}
-    excluder = excluders.load(draw(st.sampled_from(('market1501', 'diagonal'))))
+    excluder = exclusion.load(draw(st.sampled_from(('market1501', 'diagonal'))))
     return {'queries': queries, 'query_set': make_dataset(query_count, random), 'gallery': gallery,
             'gallery_set': make_dataset(gallery_count, random), 'excluder': excluder, 'metric': metric,
             'batch_size': draw(st.sampled_from((1, 2, 256))), 'sizes': sizes}
@@ -105,11 +106,16 @@ def expected_ranks(queries, query_set, gallery, gallery_set, excluder, metric, k
             for q, (query, pid) in enumerate(zip(queries, query_set.pids))]
 
 
-def computed_ranks(problem, rank=ranking.rank, **more):
+def retrieval_of(problem, **more):
     names = ('query_set', 'gallery_set', 'excluder', 'metric', 'batch_size')
+    return Retrieval(query_embeddings=problem['queries'], gallery_embeddings=problem['gallery'],
+                     **{name: problem[name] for name in names}, **more)
+
+
+def computed_ranks(problem, parts=None, **more):
     with mock.patch.multiple(chunks, **problem['sizes']):
-        return rank(query_embeddings=problem['queries'], gallery_embeddings=problem['gallery'],
-                    **{name: problem[name] for name in names}, **more)
+        retrieval = retrieval_of(problem, **more)
+        return ranking.rank(retrieval) if parts is None else ranking.rank_parts(retrieval, parts)
 
 
 def as_rows(ranks):
@@ -131,7 +137,7 @@ def test_ranks_are_those_of_brute_force(problem):
 @hypothesis.given(problems(), st.integers(1, 4), st.integers(0, 2 ** 32))
 def test_parts_of_a_gallery_are_ranked_as_if_each_were_all(problem, count, seed):
     parts = np.random.default_rng(seed).integers(0, count, len(problem['gallery']))
-    all_ranks = computed_ranks(problem, ranking.rank_parts, parts=parts)
+    all_ranks = computed_ranks(problem, parts=parts)
     assert len(all_ranks) == parts.max() + 1
     excluded = problem['excluder'](problem['gallery_set'].fids)
     for part, ranks in enumerate(all_ranks):
@@ -148,8 +154,7 @@ def test_parts_of_a_gallery_are_ranked_as_if_each_were_all(problem, count, seed)
 def test_neighbours_are_those_of_brute_force(problem, k, keep_excluded):
     query_fids, gallery_fids = problem['query_set'].fids, problem['gallery_set'].fids
     with mock.patch.multiple(chunks, **problem['sizes']):
-        found = neighbours.nearest(problem['queries'], query_fids, problem['gallery'], gallery_fids, k, problem['metric'],
-                                problem['excluder'], keep_excluded, problem['batch_size'])
+        found = neighbours.nearest(retrieval_of(problem), k, keep_excluded)
     ignored = problem['excluder'](gallery_fids)(query_fids)
     for q, query in enumerate(problem['queries']):
         distances = distances_of(query, problem['gallery'], problem['metric'])
@@ -166,7 +171,7 @@ def test_neighbours_are_those_of_brute_force(problem, k, keep_excluded):
 @hypothesis.given(problems(), st.integers(1, 8), st.integers(1, 50))
 def test_a_prepared_gallery_gives_the_same_neighbours_to_the_last_bit(problem, k, at_once):
     queries, gallery, metric = problem['queries'], problem['gallery'], problem['metric']
-    expected = neighbours.nearest(queries, problem['query_set'].fids, gallery, problem['gallery_set'].fids, k, metric)
+    expected = neighbours.nearest(retrieval_of({**problem, 'excluder': None}), k)
     with mock.patch.multiple(chunks, **problem['sizes']), mock.patch.object(neighbours, 'IMAGES_AT_ONCE', at_once):
         found = neighbours.PreparedGallery(gallery, metric).nearest(queries, k, problem['batch_size'])
     for name in ('rows', 'distances', 'excluded'):
@@ -180,7 +185,7 @@ def test_a_prepared_gallery_reads_any_embedding_file(metric, dtype, stored, tmp_
     gallery[5:8] *= 1e-40  # Where the precision of float32 ends.
     with h5py.File(tmp_path / 'gallery.h5', 'w') as file:
         file.create_dataset('emb', data=gallery.astype(dtype), **stored)
-    expected = neighbours.nearest(queries, query_set.fids, gallery, gallery_set.fids, 20, metric)
+    expected = neighbours.nearest(Retrieval(queries, query_set, gallery, gallery_set, None, metric), 20)
     with Embeddings(tmp_path / 'gallery.h5') as embeddings:
         found = neighbours.PreparedGallery(embeddings, metric).nearest(queries, 20)
     np.testing.assert_array_equal(found.rows, expected.rows)
@@ -193,11 +198,12 @@ def test_hand_derived_scores():
     pids = np.array(['a', 'b', 'a', 'b', 'a'], object)
     fids = np.array(list('vwxyz'), object)
     query = Dataset('', np.array(['a'], object), np.array(['q'], object))
-    ranks = ranking.rank(np.zeros((1, 1)), query, gallery, Dataset('', pids, fids), excluders.load('diagonal'),
-                         'euclidean')
+    ranks = ranking.rank(Retrieval(np.zeros((1, 1)), query, gallery, Dataset('', pids, fids),
+                                   exclusion.load('diagonal'), 'euclidean'))
     assert ranks.ap_sklearn[0] == pytest.approx((1 / 1 + 2 / 4 + 3 / 5) / 3)
     assert ranks.ap_market1501[0] == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2 + (2 / 4 + 3 / 5) / 2) / 3)
-    assert (ranks.first_match_rank[0], ranks.last_match_rank[0], ranks.inp[0]) == (1, 5, 3 / 5)
+    assert (ranks.first_match_rank[0], ranks.last_match_rank[0], ranks.scores['mINP'][0]) == (1, 5, 3 / 5)
+    assert (ranks.matches[0], ranks.valid[0]) == (3, 5)
 
 
 @pytest.mark.parametrize('metric', ['euclidean', 'sqeuclidean', 'cityblock'])
@@ -211,7 +217,7 @@ def test_scores_are_those_of_the_original(metric):
     sets = [Dataset('', pids.astype(str).astype(object),
                     np.array([f'{pid}_c{random.integers(1, 5)}_{i}.jpg' for i, pid in enumerate(pids)], object))
             for pids in (query_pids, gallery_pids)]
-    excluder = excluders.load('duke')
+    excluder = exclusion.load('duke')
 
     differences = queries[:, None] - gallery[None]
     distances = abs(differences).sum(axis=2) if metric == 'cityblock' else (differences ** 2).sum(axis=2)
@@ -224,7 +230,7 @@ def test_scores_are_those_of_the_original(metric):
     hits = np.take_along_axis(matches, np.argsort(distances, axis=1), axis=1)
     cmc = np.mean(np.cumsum(hits, axis=1) > 0, axis=0)
 
-    ranks = ranking.rank(queries, sets[0], gallery, sets[1], excluder, metric)
+    ranks = ranking.rank(Retrieval(queries, sets[0], gallery, sets[1], excluder, metric))
     assert ranks.ap_sklearn.mean() == pytest.approx(mean_ap, abs=1e-6)
     np.testing.assert_allclose(ranks.cmc(400), cmc, atol=1e-6)
 
@@ -245,8 +251,8 @@ def test_no_size_of_chunk_or_batch_changes_a_bit(metric):
     all_ranks = []
     for at_once, batch_size in ((10 ** 6, 256), (700, 7), (97, 1)):
         with mock.patch.object(chunks, 'GALLERY_AT_ONCE', at_once):
-            all_ranks.append(ranking.rank(queries, query_set, gallery, gallery_set, excluders.load('market1501'),
-                                          metric, batch_size))
+            all_ranks.append(ranking.rank(Retrieval(queries, query_set, gallery, gallery_set,
+                                                    exclusion.load('market1501'), metric, batch_size)))
     for ranks in all_ranks[1:]:
         assert ranks.junk == all_ranks[0].junk == (gallery_set.pids == '-1').sum()
         np.testing.assert_array_equal(as_rows(ranks), as_rows(all_ranks[0]))
@@ -258,7 +264,7 @@ def test_many_matches_of_a_query_and_images_far_longer_than_others(metric, dim):
     queries, query_set, gallery, gallery_set = scene(12, 1500, dim)
     queries[3], gallery[::100] = 1000 * queries[3], 1000 * gallery[::100]
     problem = {'queries': queries, 'query_set': query_set, 'gallery': gallery, 'gallery_set': gallery_set,
-               'excluder': excluders.load('market1501'), 'metric': metric, 'batch_size': 5,
+               'excluder': exclusion.load('market1501'), 'metric': metric, 'batch_size': 5,
                'sizes': {'GALLERY_AT_ONCE': 700, 'MATCHES_AT_ONCE': 1000}}
     ranks = computed_ranks(problem)
     assert ranks.matches.max() > 150
@@ -267,9 +273,9 @@ def test_many_matches_of_a_query_and_images_far_longer_than_others(metric, dim):
 
 def pairs_measured(queries, query_set, gallery, gallery_set, metric='euclidean'):
     """How many pairs of images are measured exactly, beside the matches."""
-    excluder = excluders.load('diagonal')
+    excluder = exclusion.load('diagonal')
     with mock.patch.object(Distances, 'exact', autospec=True, side_effect=Distances.exact) as exact:
-        ranks = ranking.rank(queries, query_set, gallery, gallery_set, excluder, metric)
+        ranks = ranking.rank(Retrieval(queries, query_set, gallery, gallery_set, excluder, metric))
     return sum(len(call.args[1]) for call in exact.call_args_list) - ranks.matches.sum()
 
 
@@ -316,10 +322,10 @@ def test_processes_and_parts_change_no_bit_and_the_gallery_is_read_once_for_all_
             reads.extend(range(start, stop))
             return gallery[start:stop]
 
-    rest = gallery_set, excluders.load('market1501'), 'euclidean', np.arange(1500) % 7
-    alone = ranking.rank_parts(queries, query_set, Source(), *rest)
-    assert sorted(reads) == sorted(2 * [*range(1500)])  # For the matches, and for the strangers in front of them.
-    shared = ranking.rank_parts(queries, query_set, gallery, *rest, workers=3)
+    rest, parts = (gallery_set, exclusion.load('market1501'), 'euclidean'), np.arange(1500) % 7
+    alone = ranking.rank_parts(Retrieval(queries, query_set, Source(), *rest), parts)
+    assert sorted(reads) == sorted(2 * [*range(1500)])  # For the matches, and for the non-matches ranked above them.
+    shared = ranking.rank_parts(Retrieval(queries, query_set, gallery, *rest, workers=3), parts)
     for ranks, others in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(as_rows(ranks), as_rows(others))
         assert ranks.junk == others.junk
@@ -327,8 +333,9 @@ def test_processes_and_parts_change_no_bit_and_the_gallery_is_read_once_for_all_
 
 def test_a_collapsed_net_ranks_everything_as_tied():
     _, query_set, _, gallery_set = scene(20, 1000, 8)
-    excluder = excluders.load('market1501')
-    ranks = ranking.rank(np.full((20, 8), 3.3), query_set, np.full((1000, 8), 3.3), gallery_set, excluder, 'euclidean')
+    excluder = exclusion.load('market1501')
+    ranks = ranking.rank(Retrieval(np.full((20, 8), 3.3), query_set, np.full((1000, 8), 3.3), gallery_set, excluder,
+                                   'euclidean'))
     valid = ~excluder(gallery_set.fids)(query_set.fids)
     shares = [np.mean(gallery_set.pids[valid[q]] == pid) for q, pid in enumerate(query_set.pids)]
     np.testing.assert_allclose(ranks.ap_sklearn[ranks.matched], np.array(shares)[ranks.matched])
@@ -363,8 +370,8 @@ def test_approximate_distances_are_within_their_error_bound(metric, kind, dim):
 def test_embeddings_that_cannot_be_compared(queries, gallery, metric, message):
     random = np.random.default_rng(0)
     with pytest.raises(InputError, match=message):
-        ranking.rank(queries, make_dataset(2, random), gallery, make_dataset(5, random), excluders.load('diagonal'),
-                     metric)
+        ranking.rank(Retrieval(queries, make_dataset(2, random), gallery, make_dataset(5, random),
+                               exclusion.load('diagonal'), metric))
 
 
 # --- Re-ranking -------------------------------------------------------------------------------------------------------
@@ -419,7 +426,7 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
     # The ranks follow the new distances, in the whole gallery and in parts of it.
     ignored = problem['excluder'](problem['gallery_set'].fids)(problem['query_set'].fids)
     for parts in (np.zeros(len(gallery), int), np.arange(len(gallery)) % 3):
-        all_ranks = computed_ranks(problem, ranking.rank_parts, parts=parts, reranking=learnt)
+        all_ranks = computed_ranks(problem, parts=parts, reranking=learnt)
         for part, ranks in enumerate(all_ranks):
             expected = [brute_force(exact[q], problem['gallery_set'].pids == pid, ~ignored[q] & (parts == part))
                         for q, pid in enumerate(problem['query_set'].pids)]
@@ -428,7 +435,9 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
     # So do neighbours, also those of some queries in a part of the gallery.
     random = np.random.default_rng(len(gallery))
     some, part = random.permutation(len(queries))[:2], random.permutation(len(gallery))[:7]
-    found = neighbours.nearest(queries[some], some, gallery[part], part, 3, metric, reranking=learnt.of(some, part))
+    found = neighbours.nearest(Retrieval(queries[some], problem['query_set'].take(some), gallery[part],
+                                         problem['gallery_set'].take(part), None, metric,
+                                         reranking=learnt.of(some, part)), 3)
     for number, q in enumerate(some):
         order = np.argsort(exact[q, part], kind='stable')[:3]
         assert found.rows[number].tolist() == [*order, *[-1] * (3 - len(order))]

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-import excluders
 from conftest import assert_one_sentence, run_script
 from test_evaluate import arguments, evaluate, read, write_dataset, write_set
 from test_ranking import KINDS, as_rows, cases, distances_of, make_dataset, make_embeddings
+from tripletreid import exclusion
 from tripletreid.dataset import Dataset
 from tripletreid.errors import InputError
-from tripletreid.evaluation import bootstrap, chunks, pairs, ranking, verification
+from tripletreid.evaluation import bootstrap, chunks, open_set, pairs, ranking, verification
 from tripletreid.evaluation.distances import METRICS, shown, shown_up_to
+from tripletreid.evaluation.retrieval import Retrieval
 
 
 @st.composite
@@ -28,7 +29,7 @@ def problems(draw):
         queries[~queries.any(axis=1)] = 1
         gallery[~gallery.any(axis=1)] = 1
     query_set, gallery_set = make_dataset(query_count, random), make_dataset(gallery_count, random)
-    excluder = excluders.load(draw(st.sampled_from(('market1501', 'diagonal'))))
+    excluder = exclusion.load(draw(st.sampled_from(('market1501', 'diagonal'))))
     distances = np.stack([shown(distances_of(query, gallery, metric), metric) for query in queries])
     valid = ~excluder(gallery_set.fids)(query_set.fids)
     same = query_set.pids[:, None] == gallery_set.pids
@@ -37,18 +38,21 @@ def problems(draw):
              'MATCHES_AT_ONCE': draw(st.sampled_from((10, 1000)))}
     # Small ones make for many passes, many bins of which each holds many pairs, and bins that are made finer.
     limits = {'BINS': draw(st.sampled_from((8, 1 << 15))), 'IMAGES_AT_ONCE': draw(st.sampled_from((3, 1024))),
-              'LOOKED_INTO_AT_ONCE': draw(st.sampled_from((1, 1 << 20))),
+              'INSPECTED_AT_ONCE': draw(st.sampled_from((1, 1 << 20))),
               'MEASURED_AT_MOST': draw(st.sampled_from((0, 1 << 15)))}
     return {'args': (queries, query_set, gallery, gallery_set), 'metric': metric, 'excluder': excluder, 'valid': valid,
             'distances': distances[valid], 'same': same[valid], 'all_distances': distances, 'all_same': same,
             'sizes': sizes, 'limits': limits, 'batch_size': draw(st.sampled_from((1, 2, 256)))}
 
 
+def retrieval_of(problem, workers=1):
+    return Retrieval(*problem['args'], problem['excluder'], problem['metric'], problem['batch_size'], workers)
+
+
 def measured(problem, thresholds=(), workers=1):
-    how = {name: problem[name] for name in ('excluder', 'metric', 'batch_size')}
     with mock.patch.multiple(chunks, **problem['sizes']), mock.patch.multiple(pairs, **problem['limits']), \
             mock.patch.object(verification, 'BINS', problem['limits']['BINS']):
-        return verification.measure(*problem['args'], thresholds, {**how, 'workers': workers})
+        return verification.measure(retrieval_of(problem, workers), thresholds)
 
 
 @cases(60)
@@ -85,17 +89,14 @@ def test_verification_is_that_of_scikit_learn(problem):
     crossing = np.interp(0, fpr + tpr - 1, fpr)
     assert result['eer'] == pytest.approx(crossing, abs=1e-12)
     # Precise distances rank as the others do.
-    how = {name: problem[name] for name in ('excluder', 'metric', 'batch_size')}
-    np.testing.assert_array_equal(as_rows(ranks), as_rows(ranking.rank(*problem['args'], **how)))
+    np.testing.assert_array_equal(as_rows(ranks), as_rows(ranking.rank(retrieval_of(problem))))
 
 
 @cases(20)
 @hypothesis.given(problems())
 def test_open_set_is_that_of_a_loop(problem):
-    queries, query_set, gallery, gallery_set = problem['args']
-    how = {**{name: problem[name] for name in ('excluder', 'metric', 'batch_size')}, 'workers': 1}
     ranks, found = measured(problem)
-    places = verification.first_places(found, ranks, *problem['args'], how)
+    places = open_set.first_places(found, ranks, retrieval_of(problem))
     right, wrong = [], []
     for distances, same, valid in zip(problem['all_distances'], problem['all_same'], problem['valid']):
         nearest = min(distances[valid], default=np.inf)
@@ -107,14 +108,14 @@ def test_open_set_is_that_of_a_loop(problem):
     assert places.right.tolist() == right and places.wrong.tolist() == sorted(wrong)
     if not wrong:
         return
-    (point, *others) = verification.open_set(places)['dir_at_far']
+    (point, *others) = open_set.open_set(places)['dir_at_far']
     assert not others and point['far'] == 0.1
     possible = [distance for distance in {*right, *wrong} if np.mean(np.array(wrong) <= distance) <= 0.1
                 and np.isfinite(distance)]
     assert point['threshold'] == max(possible, default=None)
     threshold = -1 if point['threshold'] is None else point['threshold']
     assert point['dir'] == np.mean(np.array(right) <= threshold)
-    assert verification.open_set_at(places, threshold)['far'] == np.mean(np.array(wrong) <= threshold)
+    assert open_set.open_set_at(places, threshold)['far'] == np.mean(np.array(wrong) <= threshold)
 
 
 def scene(query_count=40, gallery_count=1200):
@@ -127,7 +128,7 @@ def scene(query_count=40, gallery_count=1200):
 @pytest.mark.parametrize('metric', METRICS)
 def test_thresholds_are_those_of_a_loop_and_no_division_of_the_work_changes_a_bit(metric):
     queries, query_set, gallery, gallery_set = args = scene()
-    problem = {'args': args, 'excluder': excluders.load('market1501'), 'metric': metric, 'batch_size': 256,
+    problem = {'args': args, 'excluder': exclusion.load('market1501'), 'metric': metric, 'batch_size': 256,
                'sizes': {'GALLERY_AT_ONCE': chunks.GALLERY_AT_ONCE}, 'limits': {'BINS': pairs.BINS}}
 
     def result(**changed):
@@ -163,7 +164,7 @@ def test_a_sample_that_misleads_costs_another_pass_and_no_digit():
     """The gallery's sample has none of the images that are near."""
     args = queries, query_set, gallery, gallery_set = scene(20, 4000)
     gallery[np.setdiff1d(np.arange(4000), verification._spread(4000, 2048))] *= 0.1
-    problem = {'args': args, 'excluder': excluders.load('market1501'), 'metric': 'euclidean', 'batch_size': 256,
+    problem = {'args': args, 'excluder': exclusion.load('market1501'), 'metric': 'euclidean', 'batch_size': 256,
                'sizes': {'GALLERY_AT_ONCE': chunks.GALLERY_AT_ONCE}, 'limits': {'BINS': pairs.BINS}}
     with mock.patch.object(ranking, 'rank', side_effect=ranking.rank) as rank:
         _, found = measured(problem)
@@ -187,7 +188,7 @@ def test_a_bin_of_float32_tells_the_side_of_a_level(bottom):
         exact = np.append(random.uniform(0, 2 * top, 1000), near)
         inexact = exact + plan.tolerable * random.uniform(-1, 1, len(exact))
         bins = plan.bins_of(np.maximum(inexact, 0).astype(np.float32 if bottom == 0 else np.float64))
-        sure = ~plan.looked_into[bins]
+        sure = ~plan.inspected[bins]
         assert sure.any() and bins.max() == pairs.BINS - 1
         np.testing.assert_array_equal(bins[sure, None] < plan.bins_of(levels), exact[sure, None] < levels)
 
@@ -221,11 +222,11 @@ def verified(market):
 def test_json_and_table(market, verified):
     stdout, results = verified
     _, _, plain = evaluate(market)
-    told = {'verification', 'open_set', 'by_camera', 'parameters'}
-    assert {key: value for key, value in results.items() if key not in told} \
-        == {key: value for key, value in plain.items() if key not in told}
+    more = {'verification', 'open_set', 'by_camera', 'parameters'}
+    assert {key: value for key, value in results.items() if key not in more} \
+        == {key: value for key, value in plain.items() if key not in more}
     found = results['verification']
-    assert f'AUC {found["auc"]:.4%}' in stdout and 'at most 0.1%' in stdout and '14 have none' in stdout
+    assert f'AUC {found["auc"]:.4%}' in stdout and ' 0.1%' in stdout and '14 without' in stdout
     assert [point['far'] for point in results['open_set']['dir_at_far']] == [0.1]
     points = verification.operating_points(market / 'verified.json')
     assert [point.fpr for point in points] == found['curve']['fpr'] and len(points) <= 1000
@@ -240,12 +241,12 @@ def test_a_threshold_applied_elsewhere(market, verified, tmp_path):
     here, chosen = results['threshold_applied'], verified[1]['verification']['tpr_at_fpr'][1]
     queries = read(tmp_path, 'query')
     distances = np.stack([shown(distances_of(query, gallery[1], 'euclidean'), 'euclidean') for query in queries[1]])
-    valid = ~excluders.load('market1501')(gallery[0].fids)(queries[0].fids)
+    valid = ~exclusion.load('market1501')(gallery[0].fids)(queries[0].fids)
     same = queries[0].pids[:, None] == gallery[0].pids
     assert here['threshold'] == chosen['threshold'] and here['chosen_at_fpr'] == 0.01
     assert here['tpr'] == (distances[valid & same] <= here['threshold']).mean()
     assert here['fpr'] == (distances[valid & ~same] <= here['threshold']).mean()
-    assert f'here it accepts {here["fpr"]:.4%} of two' in stdout and 0 <= here['far'] <= 1
+    assert f'FPR {here["fpr"]:.4%}, TPR {here["tpr"]:.2%} here' in stdout and 0 <= here['far'] <= 1
 
 
 def test_a_threshold_of_embeddings_that_were_made_differently(market, verified, tmp_path):
@@ -268,7 +269,7 @@ def test_bad_input(market, verified, tmp_path):
     evaluate(market)
     has = market / 'verified.json'
     for path, fpr, metric, part in ((market / 'results.json', 0.01, None, 'has no verification: evaluate again'),
-                                    (has, 1e-6, None, 'it has those at 1e-01, 1e-02, 1e-03'),
+                                    (has, 1e-6, None, 'it has thresholds at 1e-01, 1e-02, 1e-03'),
                                     (has, 0.02, None, 'no threshold at an FPR of 0.02'),
                                     (has, 0.01, 'cosine', 'thresholds for the euclidean distance')):
         with pytest.raises(InputError, match=part):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import _evaluated
-import excluders
 import visualize
 from conftest import assert_one_sentence, run_script
 from test_ranking import dense_reranking
+from tripletreid import exclusion
 from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
@@ -181,7 +181,7 @@ def protocols(root):
 def test_lists_are_those_that_were_evaluated(root, protocols, name):
     evaluation, query, gallery = opened(root, f'{name}.json')
     lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), 8)
-    ignored = excluders.load('market1501')(gallery.dataset.fids)(query.dataset.fids)
+    ignored = exclusion.load('market1501')(gallery.dataset.fids)(query.dataset.fids)
     plain = ranked_lists(*opened(root), np.arange(len(query.dataset)), 8)
     assert [[entry.row for entry in ranked] for ranked in lists] != [[entry.row for entry in ranked] for ranked in plain]
     for q, ranked in enumerate(lists):
@@ -204,7 +204,7 @@ def test_report_of_another_protocol(root, protocols, tmp_path, name):
     assert {'reranked': 're-ranked with k1 9, k2 3 and λ 0.4', 'multi': 'multi-query with more.csv'}[name] in page['about']
     assert len(page['warnings']) == (name == 'reranked')  # The distances are not to be compared.
     distances = protocols[name]
-    ignored = excluders.load('market1501')(gallery.dataset.fids)(query.dataset.fids)
+    ignored = exclusion.load('market1501')(gallery.dataset.fids)(query.dataset.fids)
     same = (gallery.dataset.pids == query.dataset.pids[:, None]) & ~ignored
     run = page['runs'][0]
     for kind, mask in (('same', same), ('different', ~same & ~ignored)):

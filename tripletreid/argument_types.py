@@ -19,7 +19,7 @@ import re
 import sys
 from typing import NamedTuple
 
-import excluders
+from tripletreid import exclusion
 from tripletreid.errors import InputError, warn
 
 LARGEST_INT = 2 ** 31 - 1  # The largest shape, step or seed of TensorFlow.
@@ -274,7 +274,7 @@ def iterations(text):
 def excluder(text):
     """Check the name of an excluder, or regex:PATTERN, for argparse."""
     try:
-        excluders.load(text)
+        exclusion.load(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(error) from error
     return text

@@ -104,7 +104,7 @@ class OwnFileExcluder:
     def __init__(self, excluder, first_path):
         """
         Args:
-            excluder: what `excluders.load` returns.
+            excluder: as `exclusion.load` returns it.
             first_path: what `paths_of_one_file` returns for the images of queries and gallery.
         """
         self.excluder = excluder

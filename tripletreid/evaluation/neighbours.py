@@ -4,19 +4,20 @@ import functools
 
 import numpy as np
 
+from tripletreid.dataset import Dataset
 from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances, check_dimensions, shown
 from tripletreid.evaluation.workers import pool
 
 IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
-BEGINNING = 48  # Times k images tell the first time how near the k nearest are at least.
+BEGINNING = 48  # Times k: the first images of a chunk, which bound the distance of the k nearest at first.
 
 
 @dataclasses.dataclass
 class Neighbours:
     """The k nearest gallery images of each query, nearest first, at equal distances in the order of the gallery.
 
-    rows: int64 [Q, k], rows of the gallery; -1 behind the last image, where there are fewer than k.
+    rows: int64 [Q, k], rows of the gallery; -1 after the last image, where there are fewer than k.
     distances: float64 [Q, k], in the metric's own unit; infinite where the row is -1.
     excluded: bool [Q, k], whether the query ignores the image.
     """
@@ -25,44 +26,42 @@ class Neighbours:
     excluded: np.ndarray
 
 
-def nearest(query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric, excluder=None,
-            keep_excluded=False, batch_size=256, workers=1, reranking=None):
+def nearest(retrieval, k, keep_excluded=False):
     """Find the k nearest gallery images of every query.
 
     Args:
-        query_embeddings, gallery_embeddings: open `Embeddings` or arrays [Q, D], [G, D].
-        query_fids, gallery_fids: file ids [Q], [G] for the excluder.
+        retrieval: `Retrieval`. With `reranking` the distances are the re-ranked ones, without a unit.
         k: how many, at least 1.
-        metric: one of METRICS.
-        excluder: what `excluders.load` returns; None: nothing is ignored.
         keep_excluded: also find images that the query ignores, and mark them.
-        batch_size: queries at a time.
-        workers: who shares the queries, as `workers.pool` takes it.
-        reranking: what `k_reciprocal` returns for these queries and this gallery: the distances are then the re-ranked
-            ones, without a unit; None: the metric's.
 
     Returns: `Neighbours`.
 
     Raises:
         InputError: other dimensions in query and gallery, or embeddings that cannot be compared.
     """
-    check_dimensions(query_embeddings, gallery_embeddings)
-    find = functools.partial(_nearest_of_part, query_embeddings, query_fids, gallery_embeddings, gallery_fids, k, metric,
-                             excluder, keep_excluded, batch_size, reranking)
-    found = Neighbours(*_of_all_parts(find, len(query_fids), chunks.queries_at_once(reranking), workers))
-    if reranking is None:
-        found.distances = shown(found.distances, metric)
+    check_dimensions(retrieval.query_embeddings, retrieval.gallery_embeddings)
+    # Other processes need neither the identities nor the pool.
+    without_pids = {name: Dataset('', None, getattr(retrieval, name).fids) for name in ('query_set', 'gallery_set')}
+    find = functools.partial(_nearest_of_part, dataclasses.replace(retrieval, workers=1, **without_pids), k, keep_excluded)
+    found = Neighbours(*_of_all_parts(find, len(retrieval), chunks.queries_at_once(retrieval.reranking),
+                                      retrieval.workers))
+    if retrieval.reranking is None:
+        found.distances = shown(found.distances, retrieval.metric)
     return found
 
 
 class PreparedGallery:
-    """A gallery that is searched again and again by few queries: what they would all compute anew is kept.
+    """A gallery that is searched repeatedly by few queries.
 
-    That is a number or two for each image. The embeddings stay where they are, and a search reads them once.
+    One or two numbers per image are computed once and kept. The embeddings stay where they are; a search reads them once.
     """
 
     def __init__(self, embeddings, metric):
-        """Takes open `Embeddings` or an array [G, D], and one of METRICS.
+        """Read a gallery once.
+
+        Args:
+            embeddings: open `Embeddings` or an array [G, D].
+            metric: one of METRICS.
 
         Raises:
             InputError: embeddings that cannot be compared.
@@ -81,7 +80,7 @@ class PreparedGallery:
                 self.odd_lengths |= bool(odd.any())
 
     def nearest(self, queries, k, batch_size=256):
-        """The k nearest images of queries float32 [Q, D]: the `Neighbours` that `nearest` finds, to the last bit.
+        """Find the k nearest images of queries float32 [Q, D]: the `Neighbours` of `nearest`, to the last bit.
 
         Raises:
             InputError: queries that cannot be compared with this gallery.
@@ -111,10 +110,12 @@ class PreparedGallery:
 
 
 def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
-    """Find the k nearest images of every image of one set, itself among them, and the distance of the furthest.
+    """Find the k nearest images of every image of one set, including itself, and the distance of the furthest.
 
     Args:
-        embeddings: [N, D], all else as for `nearest`.
+        embeddings: open `Embeddings` or an array [N, D].
+        k: how many.
+        metric, batch_size, workers: as in `Retrieval`.
 
     Returns: rows int64 [N, k] as in `Neighbours`, and distances float64 [N], in the unit that `Distances` compares in.
 
@@ -126,23 +127,22 @@ def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
 
 
 def _of_all_parts(find, count, at_once, workers):
-    """The arrays that find(slice) returns for slices of `count` queries, joined: equal shares of `at_once` or fewer."""
+    """Join the arrays that find(slice) returns for equal slices of `count` queries, of at most `at_once`."""
     with pool(workers) as share:
         parts = chunks.even_slices(count, at_once, share.count)
         return list(map(np.concatenate, zip(*share(find, parts, 'Neighbours'))))
 
 
-def _nearest_of_part(query_embeddings, query_fids, gallery, gallery_fids, k, metric, excluder, keep_excluded, batch_size,
-                     reranking, part):
-    """Rows, distances and exclusion [n, k] for a slice of the queries."""
-    distances = Distances(chunks.read(query_embeddings, part.start, part.stop), metric)
-    if reranking is not None:
-        distances = reranking.applied_to(distances, part)
-    query_fids = query_fids[part]
+def _nearest_of_part(retrieval, k, keep_excluded, part):
+    """Return rows, distances and exclusion [n, k] for a slice of the queries."""
+    distances = Distances(chunks.read(retrieval.query_embeddings, part.start, part.stop), retrieval.metric)
+    if retrieval.reranking is not None:
+        distances = retrieval.reranking.applied_to(distances, part)
+    query_fids, excluder = retrieval.query_set.fids[part], retrieval.excluder
     best = _Nearest(distances, len(query_fids), k)
-    for chunk in _prepared(distances, gallery):
-        excluded = excluder(gallery_fids[chunk.rows]) if excluder else None
-        for batch in _batches(len(query_fids), batch_size):
+    for chunk in _prepared(distances, retrieval.gallery_embeddings):
+        excluded = excluder(retrieval.gallery_set.fids[chunk.rows]) if excluder else None
+        for batch in _batches(len(query_fids), retrieval.batch_size):
             approximate, error = distances.approximate(batch, chunk)
             ignored = excluded(query_fids[batch]) if excluder else None
             if excluder and not keep_excluded:
@@ -152,7 +152,7 @@ def _nearest_of_part(query_embeddings, query_fids, gallery, gallery_fids, k, met
 
 
 def _nearest_and_furthest_of_part(embeddings, k, metric, batch_size, part):
-    """Rows [n, k] of the nearest and distances [n] of the furthest image, for a slice of the images."""
+    """Return rows [n, k] of the nearest and distances [n] of the furthest image, for a slice of the images."""
     distances = Distances(chunks.read(embeddings, part.start, part.stop), metric)
     count = part.stop - part.start
     best, furthest = _Nearest(distances, count, k), _Furthest(distances, count)
@@ -165,7 +165,7 @@ def _nearest_and_furthest_of_part(embeddings, k, metric, batch_size, part):
 
 
 def _prepared(distances, gallery):
-    """All of the gallery, in chunks of few images."""
+    """Yield the whole gallery in chunks of few images."""
     for rows, embs in chunks.of_gallery(gallery, 0, gallery.shape[0]):
         for few in chunks.slices(len(rows), IMAGES_AT_ONCE):
             yield distances.prepare(rows[few], embs[few])
@@ -176,9 +176,9 @@ def _batches(count, batch_size):
 
 
 class _Nearest:
-    """The k nearest images of those looked at so far, for n queries: the arrays of `Neighbours`.
+    """The k nearest images among the chunks so far, for n queries: the arrays of `Neighbours`.
 
-    The distance of the k-th is what an image of a later chunk has to come below: few do, and they alone are measured.
+    Only images of later chunks that may be nearer than the k-th are measured exactly, and these are few.
     """
 
     def __init__(self, measure, count, k):
@@ -189,15 +189,17 @@ class _Nearest:
         self.excluded = np.zeros((count, k), bool)
 
     def look_at(self, batch, chunk, approximate, error, ignored=None):
-        """Take note of a chunk [C], for the queries with the numbers `batch` [B].
+        """Compare a chunk [C] with the nearest images so far.
 
         Args:
-            approximate, error: what `Distances.approximate` returns; infinite for images that are none.
-            ignored: bool [B, C], what to note as excluded; None: nothing.
+            batch: numbers of the queries [B].
+            chunk: `Chunk`.
+            approximate, error: as `Distances.approximate` returns them; infinite for images that are not candidates.
+            ignored: bool [B, C], images to mark as excluded; None: none.
         """
         k, count = self.k, len(chunk.rows)
-        # In the order of approximate distances an image among the first k is at most one error behind the exact distance
-        # of the k-th so far, and at most two behind the k-th of any images.
+        # The approximate distance of one of the k nearest exceeds the exact distance of the k-th so far by at most one
+        # error, and the approximate distance of the k-th of any images by at most two.
         reach = self.distances[batch, -1] + error
         if not np.isfinite(reach).all() and k < count:
             reach = np.minimum(reach, _smallest(approximate[:, :BEGINNING * k], k) + 2 * error)
@@ -205,7 +207,7 @@ class _Nearest:
         if not len(queries):
             return
 
-        # Candidates of each query stand in a row of a table, in the order of the gallery.
+        # A table with a row of candidates per query, in the order of the gallery.
         first = np.searchsorted(queries, np.arange(len(batch)))
         place = np.arange(len(queries)) - first[queries]
         shape = len(batch), place.max() + 1
@@ -216,7 +218,7 @@ class _Nearest:
             near = candidates[queries, place] <= _finite(reach)[queries]
             queries, columns, place = queries[near], columns[near], place[near]
 
-        # They stand behind those of before.
+        # The candidates follow the nearest images so far.
         all_distances, all_rows, all_excluded = (
             np.concatenate([table[batch], np.full(shape, missing)], axis=1)
             for table, missing in ((self.distances, np.inf), (self.rows, -1), (self.excluded, False)))
@@ -231,13 +233,14 @@ class _Nearest:
 
 
 class _Furthest:
-    """The distance of the furthest image of those looked at so far, float64 [n], for n queries."""
+    """The distance of the furthest image among the chunks so far, float64 [n], for n queries."""
 
     def __init__(self, measure, count):
         self.measure = measure
         self.distances = np.full(count, -np.inf)
 
     def look_at(self, batch, chunk, approximate, error):
+        """Compare a chunk, with arguments as `_Nearest.look_at`."""
         largest = approximate.max(axis=1)
         further = np.flatnonzero(largest + error >= self.distances[batch])
         reach = (largest - 2 * error)[further].astype(np.float32)
@@ -247,12 +250,12 @@ class _Furthest:
 
 
 def _smallest(values, k):
-    """The k-th smallest of each row of [B, C]; infinite where there are fewer."""
+    """Return the k-th smallest of each row of [B, C]; infinite where there are fewer."""
     if values.shape[1] < k:
         return np.full(len(values), np.inf)
     return np.partition(values, k - 1, axis=1)[:, k - 1]
 
 
 def _finite(reach):
-    """Float32 [B], so that images at an infinite distance are out of reach."""
+    """Return bounds as finite float32 [B], so that images at an infinite distance are out of reach."""
     return np.minimum(reach, np.finfo(np.float32).max).astype(np.float32)

@@ -1,12 +1,12 @@
-"""How near the pairs of different identities are: exact counts and exact ranks of distances, from one pass.
+"""Distances of impostor pairs: exact counts and exact ranks, from one pass.
 
-There are far too many such pairs to keep their distances, or to measure them exactly. So a histogram of approximate
-distances counts most of them. The bins that hold a distance of interest, a level, are looked into: there the
-approximate distances are compared with the levels, and those that are closer to one than their error are measured
-exactly. Which distance has a given rank is told by the bins around it, whose distances are all measured and kept; a
-sample of the gallery has told which these will be, and should it have been wrong, another pass is made.
+There are far too many pairs to keep their distances, or to measure them exactly. So a histogram of approximate distances
+counts most of them. Bins that contain a distance of interest, a level, are inspected: there the approximate distances are
+compared with the levels, and those closer to a level than their error are measured exactly. The distance of a given rank
+is found in the bins around it, whose distances are all measured and kept. A sample of the gallery predicts these bins;
+where the prediction is wrong, another pass follows.
 
-Distances are in the unit of `Distances.exact`, where nothing else is said.
+Distances are in the unit of `Distances.exact`, unless stated otherwise.
 """
 import dataclasses
 import functools
@@ -17,20 +17,20 @@ from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import shown
 
 BINS = 1 << 15
-IMAGES_AT_ONCE = 1024  # Of a chunk; with a query batch of 256 their distances, 2 MB, stay in the processor's cache.
-LOOKED_INTO_AT_ONCE = 1 << 20  # Distances, at least.
-KEPT_AT_MOST = 1 << 22  # Pairs.
-MEASURED_AT_MOST = 1 << 15  # Of the kept ones. Where more pairs seem to be equal, another pass measures all at once.
+IMAGES_AT_ONCE = 1024  # Images of a chunk; with a query batch of 256 their distances, 2 MB, stay in the CPU cache.
+INSPECTED_AT_ONCE = 1 << 20  # Fewest distances that are inspected together.
+KEPT_AT_MOST = 1 << 22  # Most pairs whose distances are kept.
+MEASURED_AT_MOST = 1 << 15  # Most kept pairs that are measured later; with more equal ones another pass measures all.
 
 
 @dataclasses.dataclass
 class Plan:
-    """What is to be learnt in a pass.
+    """What a pass counts and keeps.
 
     low, high: float64 [L], ascending: a distance from low to high is at the level, and `low` may be just above `high`.
-    bottom, top: range of the bins; the first and the last also count what is outside. With levels `bottom` is 0.
+    bottom, top: range of the bins; the first and the last also count distances outside. With levels `bottom` is 0.
     kept: bool [BINS], bins whose distances are kept.
-    measured: whether these are measured exactly at once, which takes longer but joins those that are equal.
+    measured: whether these are measured exactly at once, which takes longer but joins equal ones.
     """
     low: np.ndarray
     high: np.ndarray
@@ -45,47 +45,49 @@ class Plan:
 
     @property
     def tolerable(self):
-        """The error that a distance may have in the search for its bin, besides that of being rounded to float32."""
+        """The error that a distance may have when its bin is found, in addition to the rounding to float32."""
         return self.width / 32
 
     def bins_of(self, distances):
-        """The bin of each distance, int64 of the same shape, for ascending distances ascending."""
+        """Return the bin of each distance, int64 of the same shape, monotonic in the distance."""
         scaled = np.minimum(distances, distances.dtype.type(self.top))
         if self.bottom:
             scaled -= scaled.dtype.type(self.bottom)
             np.maximum(scaled, 0, out=scaled)
         scaled *= scaled.dtype.type(1 / self.width)
-        # The detour takes half the time.
+        # Converting by way of uint16 takes half the time.
         return scaled.astype(np.uint16).astype(np.int64)
 
-    def bins_of_pairs(self, distances, passed_over):
-        """The bin of each of the distances [B, C], int64 [B·C], and BINS of what is `passed_over`, bool [B, C]."""
+    def bins_of_pairs(self, distances, skipped):
+        """Return the bin of each of the distances [B, C], int64 [B·C], and BINS where `skipped`, bool [B, C], is true."""
         bins = self.bins_of(distances)
-        np.copyto(bins, BINS, where=passed_over)
+        np.copyto(bins, BINS, where=skipped)
         return bins.reshape(-1)
 
     def edge(self, bin_):
-        """Where a bin begins, but for rounding."""
+        """Return the lower edge of a bin, except for rounding."""
         return self.bottom + bin_ * self.width
 
     @functools.cached_property
-    def looked_into(self):
-        """Bins that are looked into, bool [BINS + 1]: all that can hold a distance at a level, or one that is kept. Not
-        the last one, that of what is passed over."""
+    def inspected(self):
+        """Bins that are inspected, bool [BINS + 1]: all that can contain a distance at a level, and kept bins.
+
+        The last one, of skipped pairs, is never inspected.
+        """
         changes = np.bincount(self.bins_of(self.low - 2 * self.tolerable), minlength=BINS + 1)
         changes -= np.bincount(self.bins_of(np.maximum(self.high, 0) + 2 * self.tolerable) + 1, minlength=BINS + 1)
         return (np.cumsum(changes) > 0) | np.append(self.kept, False)
 
 
 class Tally:
-    """What is learnt of some pairs by a `Plan`.
+    """Counts of some pairs by a `Plan`.
 
-    bins: int64 [BINS], how many of their distances are in each.
-    below, up_to: int64 [L], how many in the bins that are looked into are below each level, and up to it.
-    error: bound of the errors of the distances that are kept.
-    kept: of the pairs in kept bins, a list of (approximate distances, numbers of queries, rows of the gallery).
-    measured: instead, exact distances, ascending, and how often each occurs: a list of pairs of arrays.
-    too_many: whether there were too many to keep.
+    bins: int64 [BINS], number of distances per bin.
+    below, up_to: int64 [L], number of distances in inspected bins below each level, and up to it.
+    error: bound of the errors of kept distances.
+    kept: list of (approximate distances, numbers of queries, rows of the gallery) of pairs in kept bins.
+    measured: list of (exact distances, ascending, number of occurrences), in place of `kept` where the plan measures.
+    too_many: whether there were too many pairs to keep.
     """
 
     def __init__(self, plan):
@@ -98,11 +100,11 @@ class Tally:
 
     @property
     def pairs(self):
-        """How many pairs there are."""
+        """The number of pairs."""
         return int(self.bins.sum())
 
     def add(self, other):
-        """Add what is learnt of other pairs."""
+        """Add the counts of other pairs."""
         self.bins += other.bins
         self.below += other.below
         self.up_to += other.up_to
@@ -111,7 +113,7 @@ class Tally:
         self.keep(other.kept, other.measured)
 
     def keep(self, kept, measured):
-        """Keep more pairs, given as the attributes of these names."""
+        """Keep more pairs, in the form of the attributes `kept` and `measured`."""
         self.kept += kept
         self.measured += measured
         if sum(len(values) for values, _ in self.measured) > KEPT_AT_MOST // 4:
@@ -124,18 +126,20 @@ class Tally:
             self.kept, self.measured = [], []
 
     def counts(self):
-        """How many distances are below each level, and up to it: int64 [L], [L]."""
-        before = np.cumsum(np.append(0, np.where(self.plan.looked_into[:BINS], 0, self.bins)))
+        """Return the number of distances below each level, and up to it: int64 [L], [L]."""
+        before = np.cumsum(np.append(0, np.where(self.plan.inspected[:BINS], 0, self.bins)))
         before = before[self.plan.bins_of(self.plan.low)]
         return before + self.below, before + self.up_to
 
     def ranked(self, rank, metric, exact):
-        """The distance that has a rank, counted from 0, as `shown` shows it, and how many are smaller as it shows them.
+        """Find the distance with a rank, and the number of smaller ones.
 
         Args:
-            exact: function of numbers of queries and rows of the gallery [n], exact distances float64 [n].
+            rank: counted from 0.
+            metric: one of METRICS, in whose unit distances are compared.
+            exact: function of numbers of queries and rows of the gallery [n] that returns exact distances float64 [n].
 
-        Returns: a float and an int, or None where this pass does not tell.
+        Returns: a float and an int, or None where this pass does not determine them.
         """
         plan = self.plan
         up_to = np.cumsum(self.bins)
@@ -153,7 +157,7 @@ class Tally:
             near = [(start <= kept[0]) & (kept[0] < end) for kept in self.kept]
             here = [[each[mask] for each in kept] for kept, mask in zip(self.kept, near)]
             values, query, row = (np.concatenate(arrays) for arrays in zip(*here))
-            # Only those that may have the rank are measured, and those that may be shown as the same distance.
+            # Only pairs that may have the rank are measured, and pairs that may have the same distance in the unit.
             close = np.partition(values, rank - before)[rank - before]
             off = 4 * self.error + 1e-27
             before += int((values < close - off).sum())
@@ -168,14 +172,14 @@ class Tally:
             counts = np.bincount(place, counts[chosen], len(distinct)).astype(np.int64)
         counted = np.cumsum(counts)
         found = distinct[counted.searchsorted(rank - before, 'right')]
-        # Approximately it may be in the bins, exactly in front of them or behind, and another one the other way round.
+        # Near the ends of the bins, approximate and exact distances may lie on different sides.
         if up_to[first] > self.bins[first] and found < start + plan.width or found > end - plan.width:
             return None
         smaller = int((shown(distinct, metric) < shown(found, metric)).sum())
         return float(shown(found, metric)), int(before + (counted[smaller - 1] if smaller else 0))
 
     def next_plan(self, rank):
-        """The `Plan` of a pass after which more is known of the distance that has a rank, counted from 0."""
+        """Return the `Plan` of a pass that narrows down the distance with a rank, counted from 0."""
         plan, none, kept = self.plan, np.zeros(0), np.zeros(BINS, bool)
         bin_ = int(np.cumsum(self.bins).searchsorted(rank, 'right'))
         if bin_ == BINS - 1:
@@ -188,29 +192,29 @@ class Tally:
 
 
 class Counter:
-    """Makes a `Tally` of the pairs of queries and a gallery's chunks, and approximate distances on the way."""
+    """Counts pairs of queries and a gallery's chunks in a `Tally`, and returns approximate distances."""
 
     def __init__(self, distances, plan, first_query=0):
-        """Takes `PreciseDistances`, a `Plan`, and the number of the first query among all queries."""
+        """Start with `PreciseDistances`, a `Plan`, and the number of the first query among all queries."""
         self.distances = distances
         self.first_query = first_query
         self.plan = plan
         self.tally = Tally(plan)
-        self.error = 0.0  # Of the approximate distances that are pending.
+        self.error = 0.0  # Error bound of the pending approximate distances.
         self.pending = []
         self.pending_size = 0
-        self.pending_at_most = max(LOOKED_INTO_AT_ONCE, 4 * len(plan.low))
+        self.pending_at_most = max(INSPECTED_AT_ONCE, 4 * len(plan.low))
 
-    def count(self, batch, chunk, passed_over):
+    def count(self, batch, chunk, skipped):
         """Count the pairs of some queries and a chunk.
 
         Args:
             batch: numbers of the queries [B].
             chunk: `Chunk` of C images.
-            passed_over: bool [B, C], pairs that are not counted.
+            skipped: bool [B, C], pairs that are not counted.
 
-        Returns: those of `PreciseDistances.approximate`, rounded to float32 [B, C], and the bound of their errors before
-            that, float64 [B].
+        Returns: distances of `PreciseDistances.approximate`, rounded to float32 [B, C], and the bound of their errors
+            before rounding, float64 [B].
         """
         approximate, largest_error = np.empty((len(batch), len(chunk.rows)), np.float32), np.zeros(len(batch))
         for columns in chunks.slices(len(chunk.rows), IMAGES_AT_ONCE):
@@ -218,37 +222,37 @@ class Counter:
             precise, error = self.distances.approximate(batch, tile)
             approximate[:, columns] = precise
             np.maximum(largest_error, error, out=largest_error)
-            self._count_tile(batch, tile, precise, error, passed_over[:, columns], approximate[:, columns])
+            self._count_tile(batch, tile, precise, error, skipped[:, columns], approximate[:, columns])
         return approximate, largest_error
 
-    def _count_tile(self, batch, tile, precise, error, passed_over, rounded):
+    def _count_tile(self, batch, tile, precise, error, skipped, rounded):
         plan, tally = self.plan, self.tally
         inexact = np.flatnonzero(error > plan.tolerable)
         for q in inexact:
             columns = np.arange(len(tile.rows))
             precise[q] = self.distances.exact(np.full(len(columns), batch[q]), tile, columns)
         self.error = max(self.error, error[error <= plan.tolerable].max(initial=0))
-        # To find the bin, float32 will do where bins begin at 0.
-        bins = plan.bins_of_pairs(precise if plan.bottom or len(inexact) else rounded, passed_over)
+        # Float32 is precise enough to find the bin where bins begin at 0.
+        bins = plan.bins_of_pairs(precise if plan.bottom or len(inexact) else rounded, skipped)
         tally.bins += np.bincount(bins, minlength=BINS + 1)[:BINS]
-        here = np.flatnonzero(plan.looked_into.take(bins))
+        here = np.flatnonzero(plan.inspected.take(bins))
         if len(here):
-            values = np.maximum(precise.reshape(-1).take(here), 0)  # Rounding may have put the equal below.
+            values = np.maximum(precise.reshape(-1).take(here), 0)  # Rounding may make the distance of equal rows negative.
             self.pending.append((batch, tile, here, values, plan.kept.take(bins.take(here))))
             self.pending_size += len(here)
             if self.pending_size >= self.pending_at_most:
-                self._look_into()
+                self._inspect()
 
     def result(self):
-        """The `Tally` of all pairs that were counted."""
+        """Return the `Tally` of all counted pairs."""
         if self.pending:
-            self._look_into()
-        if self.tally.kept:  # Of each tile a few.
+            self._inspect()
+        if self.tally.kept:  # Each tile has a few.
             self.tally.kept = [tuple(np.concatenate(arrays) for arrays in zip(*self.tally.kept))]
         return self.tally
 
-    def _look_into(self):
-        """Compare the pending distances with the levels, and keep those in kept bins."""
+    def _inspect(self):
+        """Compare the pending distances with the levels, and keep the distances in kept bins."""
         plan, error = self.plan, self.error
         values = np.concatenate([*(values for *_, values, _ in self.pending), [np.inf]])
         in_order = np.sort(values)
@@ -284,9 +288,9 @@ class Counter:
 
 
 class Census:
-    """What `ranking.rank` is told to learn of all pairs, and what it has learnt.
+    """Counts all pairs while `ranking.rank` ranks.
 
-    plan, tally: a `Plan` and the `Tally` of all pairs of different identities.
+    plan, tally: a `Plan` and the `Tally` of all impostor pairs.
     """
 
     def __init__(self, plan):
@@ -295,27 +299,27 @@ class Census:
         self._matches = []
 
     def add_matches(self, query, distance):
-        """Note pairs of one identity: numbers of their queries and distances, [n]."""
+        """Add genuine pairs: numbers of their queries and distances, [n]."""
         self._matches.append((query, distance))
 
     def matches(self):
-        """All pairs of one identity, query by query, nearest first: queries int64 [M] and distances float64 [M]."""
+        """Return all genuine pairs, query by query, nearest first: queries int64 [M] and distances float64 [M]."""
         return tuple(np.concatenate(arrays) for arrays in zip(*self._matches))
 
 
 def kept_bins(bins, rates, count):
-    """The bins in which distances will probably be that have certain shares of all distances in front of them.
+    """Predict the bins that contain certain quantiles of all distances.
 
     Args:
-        bins: of S samples of all pairs, histograms int64 [S, BINS].
-        rates: these shares.
-        count: of all pairs.
+        bins: histograms of S samples of all pairs, int64 [S, BINS].
+        rates: the quantiles, fractions of all pairs.
+        count: number of all pairs.
 
-    Returns: bool [BINS]. If these would hold too many of the pairs, they are fewer and it is less probable.
+    Returns: bool [BINS]. Where these would contain too many pairs, they are fewer and the prediction is less safe.
     """
     shares = np.cumsum(bins, axis=1) / np.maximum(bins.sum(axis=1), 1)[:, None]
     share, error = shares.mean(axis=0), shares.std(axis=0, ddof=1) / np.sqrt(len(bins))
-    fewest = 1 / max(1, bins.sum())  # What few pairs have cannot be known better.
+    fewest = 1 / max(1, bins.sum())  # The resolution of the samples.
     for deviations in (5, 4, 3, 2, 1):
         kept = np.zeros(BINS + 1, bool)
         for rate in rates:

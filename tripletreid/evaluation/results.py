@@ -1,4 +1,4 @@
-"""The JSON file of an evaluation, written and read; all that is used of one is checked for its type here."""
+"""The JSON file of an evaluation: its schema, written and read; every value is checked when it is read."""
 import dataclasses
 import json
 import math
@@ -8,16 +8,17 @@ import typing
 import numpy as np
 
 from tripletreid.errors import InputError
-from tripletreid.evaluation import distances
+from tripletreid.evaluation import distances, scores
+from tripletreid.evaluation.retrieval_metrics import Ranks
 from tripletreid.files import check_file, written_whole
 from tripletreid.names import canonical_path
 
 
 class OperatingPoint(typing.NamedTuple):
-    """What a threshold does to pairs of images: distances up to it mean one person.
+    """Rates at a threshold: pairs of images up to this distance are accepted as one identity.
 
-    fpr: share of the pairs of different identities that are as near or nearer.
-    tpr: share of the pairs of one identity that are.
+    fpr: false positive rate, the fraction of impostor pairs that are accepted.
+    tpr: true positive rate, the fraction of genuine pairs that are accepted.
     threshold: a distance in the metric's own unit; None where no distance has so small an `fpr`.
     """
     fpr: float
@@ -25,17 +26,29 @@ class OperatingPoint(typing.NamedTuple):
     threshold: float | None
 
 
+class OpenSetPoint(typing.NamedTuple):
+    """Rates of open-set identification at a threshold: an image is identified if its nearest image is within it.
+
+    far: false alarm rate, the fraction of queries without a match that have any image within the threshold.
+    dir: detection and identification rate, the fraction of queries with a match whose nearest image is a match within it.
+    threshold: a distance in the metric's own unit; None where no distance has so small a `far`.
+    """
+    far: float
+    dir: float
+    threshold: float | None
+
+
 @dataclasses.dataclass
 class Verification:
-    """How well distances tell whether two images are of one person, as `evaluate.py --verification` writes it.
+    """Verification of pairs of images, as `evaluate.py --verification` writes it.
 
-    genuine_pairs, impostor_pairs: how many pairs are of one identity, and of two.
-    auc, eer: area under the ROC, and its equal error rate.
+    genuine_pairs, impostor_pairs: number of pairs of one identity, and of two.
+    auc, eer: area under the ROC, and equal error rate.
     tpr_at_fpr: a list of `OperatingPoint`, at `fpr` 1e-1, 1e-2, … at most.
     curve: points of the ROC, a list of `OperatingPoint`, nearest first.
     edges: distances [N + 1], ascending.
-    genuine, impostor: how many pairs are as near as each edge or nearer, and not in the bin before; int64 [N]. Those in
-        the last bin may be further.
+    genuine, impostor: number of pairs per bin between two edges, int64 [N]; the last bin also holds all further pairs.
+    dir_at_far: a list of `OpenSetPoint`, at `far` 1e-1, 1e-2, … at most; empty where every query has a match.
     """
     genuine_pairs: int
     impostor_pairs: int
@@ -46,25 +59,28 @@ class Verification:
     edges: np.ndarray
     genuine: np.ndarray
     impostor: np.ndarray
+    dir_at_far: list = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
 class Evaluation:
-    """What evaluate.py wrote (Q queries), and the embeddings that it is about.
+    """An evaluation of Q queries, as evaluate.py wrote it, and its embeddings.
 
-    path: of the file.
-    parameters: evaluate.py's flags.
+    path: path of the file.
+    parameters: evaluate.py's flags; those of embeddings are lists of paths.
     numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file; `confidence` has None where that has null.
     gallery_hash: `Dataset.content_hash` of the gallery, None in files that are older than it.
     fids, pids: file id and person id of each query, lists [Q].
     ap_sklearn, ap_market1501, first, last: AP of each query by two definitions, and ranks of its first and last match,
         float [Q], NaN without a match.
-    matches: how many matches each query has, int64 [Q].
+    matches: number of matches of each query, int64 [Q].
+    scores: {name: `Score`}, the scores of scores/ over all queries.
+    score_values: {name: float [Q]}, their values per query, NaN without a match.
     verification: `Verification`, None without --verification.
-    made_with: what the embedding files of queries and gallery say about how they were made, a list of dicts.
+    made_with: {'query' or 'gallery': parameters of the embedding file, a dict}; empty in older files.
     query_embeddings, gallery_embeddings: open `Embeddings`, once they are opened; with multi-query the queries' are an
         array [Q, D].
-    reranking: then also what `k_reciprocal` returns for them, where evaluate.py re-ranked; else None.
+    reranking: the `Reranking` of these embeddings, once they are opened, where evaluate.py re-ranked.
     """
     path: str
     parameters: dict
@@ -77,33 +93,37 @@ class Evaluation:
     first: np.ndarray
     last: np.ndarray
     matches: np.ndarray
+    scores: dict
+    score_values: dict
     verification: Verification | None = None
-    made_with: list | tuple = ()
+    made_with: dict = dataclasses.field(default_factory=dict)
     query_embeddings: object = None
     gallery_embeddings: object = None
     reranking: object = None
 
     def reranking_of(self, queries, rows=slice(None)):
-        """What `nearest` needs to rank these rows of the gallery for these queries as evaluate.py did."""
+        """Return the `Reranking` of some queries and rows of the gallery, or None."""
         return self.reranking and self.reranking.of(queries, rows)
 
     @property
     def ap(self):
-        """AP of each query by the definition that the evaluation's own mAP has, float [Q]."""
+        """AP of each query by the definition of this evaluation's mAP, float [Q]."""
         return self.ap_market1501 if self.parameters.get('use_market_ap') else self.ap_sklearn
 
     def is_of_other_gallery(self, gallery_hash, count):
-        """Whether it is known not to be of the gallery with this `Dataset.content_hash` and this number of images; None
-        is not known."""
+        """Return whether the gallery is known to differ from one with a `Dataset.content_hash` and a number of images.
+
+        None is an unknown value, which differs from nothing.
+        """
         pairs = (self.gallery_hash, gallery_hash), (self.numbers['counts'].get('gallery'), count)
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def read_evaluation(path):
-    """Read evaluate.py's JSON file; all that is used later is checked for its type and its bounds here.
+    """Read evaluate.py's JSON file, and check the types and bounds of its values.
 
     Raises:
-        InputError: no such file, no JSON, or not what evaluate.py writes.
+        InputError: no such file, not JSON, or not an evaluation.
     """
     check_file(path, 'evaluation file', '.json')
     try:
@@ -120,7 +140,7 @@ def read_evaluation(path):
 
 
 def _checked(path, content):
-    """The evaluation that a file's content describes; any of Python's errors where it is of another form."""
+    """Return the `Evaluation` in a file's content; raises various errors of Python where it has another form."""
     parameters, queries = content['parameters'], content['queries']
     for flag in ('query_dataset', 'gallery_dataset', 'metric', 'excluder'):
         _check_text(parameters, flag)
@@ -162,14 +182,42 @@ def _checked(path, content):
     fids = [canonical_path(str(query['fid'])) for query in queries]  # Earlier versions wrote them as the csv spelled them.
     pids = [str(query['pid']) for query in queries]
     verification = _verification(content['verification']) if 'verification' in content else None
-    made_with = [dict(each) for each in content.get('embedding_parameters', {}).values()]
-    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, verification, made_with)
+    if verification and 'open_set' in content:
+        verification.dir_at_far = [OpenSetPoint(_share(point['far']), _share(point['dir']), _threshold(point['threshold']))
+                                   for point in content['open_set']['dir_at_far']]
+    made_with = {side: dict(each) for side, each in content.get('embedding_parameters', {}).items()}
+    found = _scores(content['scores'], matches) if 'scores' in content else _scores_of_older(matches, columns, confidence)
+    return Evaluation(path, parameters, numbers, gallery_hash, fids, pids, *columns, matches, *found, verification,
+                      made_with)
+
+
+def _scores(content, matches):
+    """Return {name: `Score`} and {name: values [Q]} of the scores in a file."""
+    summary, of_queries = {}, {}
+    for name, score in content.items():
+        ends = score['interval']
+        summary[str(name)] = scores.Score(_share(score['mean']), ends and tuple(map(_share, ends)))
+        values = [math.nan if value is None else _share(value) for value in score['queries']]
+        of_queries[str(name)] = np.array(values, float)
+        if len(values) != len(matches):
+            raise ValueError(f'{name} has {len(values)} values for {len(matches)} queries')
+    return summary, of_queries
+
+
+def _scores_of_older(matches, columns, confidence):
+    """Return the scores of a file that is older than the key `scores`, like `_scores`."""
+    ap, ap_market1501, first, last = columns
+    firsts, lasts = (np.where(np.isnan(ranks), 0, ranks).astype(np.int64) for ranks in (first, last))
+    ranks = Ranks(matches, np.zeros_like(matches), ap, ap_market1501, firsts, lasts, junk=0)
+    of_queries = scores.of_queries(ranks)
+    means = {name: float(np.nanmean(values)) for name, values in of_queries.items() if ranks.matched.any()}
+    return {name: scores.Score(mean, confidence['top1'] if name == 'rank-1' else None)
+            for name, mean in means.items()}, of_queries
 
 
 def _verification(content):
-    """The `Verification` that a file describes; any of Python's errors where it is of another form."""
-    at_rates = [OperatingPoint(_share(point['fpr']), _share(point['tpr']),
-                               None if point['threshold'] is None else _distance(point['threshold']))
+    """Return the `Verification` in a file; raises various errors of Python where it has another form."""
+    at_rates = [OperatingPoint(_share(point['fpr']), _share(point['tpr']), _threshold(point['threshold']))
                 for point in content['tpr_at_fpr']]
     columns = content['curve']
     curve = [OperatingPoint(_share(fpr), _share(tpr), _distance(threshold)) for fpr, tpr, threshold in
@@ -180,13 +228,18 @@ def _verification(content):
     edges = np.array([_distance(edge) for edge in histogram['edges']])
     genuine, impostor = (np.array([_count(count) for count in histogram[kind]]) for kind in ('genuine', 'impostor'))
     if not len(genuine) == len(impostor) == len(edges) - 1 > 0 or not (np.diff(edges) > 0).all():
-        raise ValueError('its histogram is none')
+        raise ValueError('it has no valid histogram')
     return Verification(_count(content['genuine_pairs']), _count(content['impostor_pairs']), _share(content['auc']),
                         _share(content['eer']), at_rates, curve, edges, genuine, impostor)
 
 
+def _threshold(value):
+    """Return a distance, or None."""
+    return None if value is None else _distance(value)
+
+
 def _distance(value):
-    """A finite number that is not below zero."""
+    """Return a finite number that is not below zero."""
     if not 0 <= value < math.inf:
         raise ValueError(f'{value} is not a distance')
     return float(value)
@@ -208,20 +261,21 @@ def _paths(parameters, flag):
 
 
 def _share(value):
-    """A number from 0 to 1, but for rounding."""
+    """Return a number from 0 to 1, except for rounding."""
     if not -1e-9 <= value <= 1 + 1e-9:
         raise ValueError(f'{value} is not a number from 0 to 1')
     return float(value)
 
 
 def _count(value):
+    """Return a count."""
     if not isinstance(value, int) or not 0 <= value < 1 << 53:
         raise ValueError(f'{value!r} is not a count')
     return value
 
 
 def is_evaluation(path):
-    """Whether a file is evaluate.py's JSON, or that of the original code."""
+    """Return whether a file is a JSON file of evaluate.py, or of the original code."""
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
@@ -231,7 +285,7 @@ def is_evaluation(path):
 
 
 def write_results(path, results):
-    """Write the JSON file, a line per key: with a line per number it would take longer than the evaluation."""
+    """Write the JSON file, one line per key; one line per number would take longer than the evaluation."""
     lines = [f'  "{key}": {json.dumps(value, sort_keys=True)}' for key, value in sorted(results.items())]
     with written_whole(path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as file:

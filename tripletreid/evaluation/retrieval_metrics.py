@@ -1,66 +1,95 @@
-"""What follows from the ranks of the true matches: average precision by two definitions, CMC and mINP."""
+"""Ranks of the true matches, and what follows from them: average precision by two definitions, CMC and mINP."""
 import dataclasses
 
 import numpy as np
 
-ARRAYS = ('matches', 'ap_sklearn', 'ap_market1501', 'first_match_rank', 'last_match_rank')
+from tripletreid.evaluation import chunks
+
+ARRAYS = ('matches', 'valid', 'ap_sklearn', 'ap_market1501', 'first_match_rank', 'last_match_rank')
+
+
+class NoMatchRanks(Exception):
+    """A score needs the ranks of all matches, and only those of the first and the last are known."""
 
 
 @dataclasses.dataclass
 class Ranks:
-    """What evaluation needs to know of each query: arrays [Q], and one number about the gallery.
+    """What scores are computed from: arrays [Q], one entry per query, and one number about the gallery.
 
     matches: int64, valid gallery images of the query's identity.
+    valid: int64, gallery images that the query does not ignore, matches included; for a query without a match it may be 0.
     ap_sklearn: float64, average precision as scikit-learn (since 0.19) defines it: the mean over matches of the
         precision at the match's distance, where images at equal distances are found together. NaN without a match.
     ap_market1501: float64, average precision of the Market-1501 benchmark: the area under the precision-recall curve
         by trapezoids, images at equal distances in the order of the gallery. NaN without a match.
     first_match_rank, last_match_rank: int64, ranks of the nearest and the furthest match, counted from 1 among the
         valid images, at equal distances in the order of the gallery. 0 without a match.
-    junk: number of gallery images that no query looks at.
+    junk: number of gallery images that every query ignores.
+    all_match_ranks: int64 [matches.sum()], the ranks of all matches, query by query, ascending; None where they are no
+        longer known, because they would take memory for every match.
+    scores: {name: float64 [Q]}, the scores of scores/, once they are computed.
     """
     matches: np.ndarray
+    valid: np.ndarray
     ap_sklearn: np.ndarray
     ap_market1501: np.ndarray
     first_match_rank: np.ndarray
     last_match_rank: np.ndarray
     junk: int
+    all_match_ranks: np.ndarray | None = None
+    scores: dict = dataclasses.field(default_factory=dict)
 
     def take(self, which):
-        """The ranks of some queries, given a slice, an index array or a mask."""
-        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in ARRAYS})
+        """Return the ranks of some queries, given a slice, an index array or a mask."""
+        ranks = self.all_match_ranks
+        if ranks is not None:
+            ends = np.cumsum(self.matches)
+            ranks = ranks[chunks.ranges((ends - self.matches)[which], ends[which])]
+        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in ARRAYS}, all_match_ranks=ranks,
+                                   scores={name: values[which] for name, values in self.scores.items()})
 
     @property
     def matched(self):
-        """Which queries have a match, bool [Q]; the others count in no score."""
+        """Whether each query has a match, bool [Q]; the others count in no score."""
         return self.matches > 0
 
-    @property
-    def inp(self):
-        """Inverse negative penalty, float64 [Q] (Ye et al. 2021, section 3.2): matches per image up to the last."""
-        return self.matches / np.where(self.matched, self.last_match_rank, np.nan)
+    def matches_within(self, rank):
+        """Count the matches of each query whose rank is at most `rank`, a number or an array [Q]: int64 [Q].
+
+        Raises:
+            NoMatchRanks: the ranks of all matches are no longer known.
+        """
+        if self.all_match_ranks is None:
+            raise NoMatchRanks
+        query = np.repeat(np.arange(len(self.matches)), self.matches)
+        within = self.all_match_ranks <= np.broadcast_to(rank, self.matches.shape)[query]
+        return np.bincount(query[within], minlength=len(self.matches))
 
     def cmc(self, length):
-        """Share of the matched queries whose first match has rank 1, at most 2, …, at most `length`: float64."""
+        """Return the fraction of matched queries whose first match has rank 1, at most 2, …, at most `length`: float64."""
         at_rank = np.bincount(self.first_match_rank[self.matched] - 1, minlength=length)
         return np.cumsum(at_rank[:length]) / self.matched.sum()
 
 
 def joined(blocks):
-    """The `Ranks` of several blocks of queries, one behind the other, in one gallery."""
+    """Join the `Ranks` of successive blocks of queries in one gallery; the ranks of all matches are dropped."""
     arrays = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in ARRAYS}
-    return Ranks(**arrays, junk=blocks[0].junk)
+    scores = {name: np.concatenate([block.scores[name] for block in blocks]) for name in blocks[0].scores}
+    return Ranks(**arrays, junk=blocks[0].junk, scores=scores)
 
 
-def ranks_of(query_count, query, distance, in_front, up_to, junk):
-    """The `Ranks` of queries, given their matches sorted by query, distance and row, and counts of the other images.
+def ranks_of(query, distance, in_front, up_to, others, junk):
+    """Compute the `Ranks` of queries, given their matches sorted by query, distance and row, and counts of non-matches.
 
     Args:
         query: int64 [M], number of each match's query.
         distance: float64 [M].
-        in_front: int64 [M], images of other identities that are nearer, or as near and of a smaller row.
-        up_to: int64 [M], images of other identities that are nearer or as near.
+        in_front: int64 [M], images of other identities that are nearer, or equally near with a smaller row.
+        up_to: int64 [M], images of other identities that are nearer or equally near.
+        others: int64 [Q], valid images of other identities.
+        junk: as in `Ranks`.
     """
+    query_count = len(others)
     count = np.bincount(query, minlength=query_count)
     first = np.cumsum(count) - count
     found = np.arange(len(query)) - first[query] + 1  # The k of the k-th match.
@@ -81,10 +110,11 @@ def ranks_of(query_count, query, distance, in_front, up_to, junk):
     first_rank, last_rank = np.zeros((2, query_count), np.int64)
     first_rank[matched] = before[first[matched]] + 1
     last_rank[matched] = before[(first + count - 1)[matched]] + 1
-    return Ranks(count, _means(query, precision, count), _means(query, trapezoid, count), first_rank, last_rank, junk)
+    return Ranks(count, count + others, _means(query, precision, count), _means(query, trapezoid, count), first_rank,
+                 last_rank, junk, before + 1)
 
 
 def _means(group, values, count):
-    """Mean of the values [M] of each group, NaN for a group without any."""
+    """Return the mean of the values [M] of each group, NaN for an empty group."""
     sums = np.bincount(group, values, minlength=len(count))
     return np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)

@@ -3,10 +3,11 @@ import dataclasses
 
 import numpy as np
 
-import excluders
+from tripletreid import exclusion
 from tripletreid.dataset import Dataset, load_dataset, set_name, warn_of_lookalikes
 from tripletreid.errors import InputError
 from tripletreid.evaluation import ranking
+from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.experiment.best_checkpoint import results
 from tripletreid.image_root import OwnFileExcluder, check_files, paths_of_one_file
 from tripletreid.modeling import inference_flags
@@ -20,7 +21,7 @@ class ValidationSet:
 
     name: the queries' csv file, without folder and ending.
     query, gallery: `Dataset`s of the images.
-    excluder: what `excluders.load` returns.
+    excluder: what `exclusion.load` returns.
     image_root: folder of the images of both.
     """
     name: str
@@ -76,7 +77,7 @@ class Validation:
             for images in (query, gallery):
                 check_files(images, image_root, args.allow_outside_root)
             warn_of_lookalikes(query, gallery)
-            without_own_file = OwnFileExcluder(excluders.load(excluder),
+            without_own_file = OwnFileExcluder(exclusion.load(excluder),
                                                paths_of_one_file([*query.fids, *gallery.fids], image_root))
             self._sets.append(ValidationSet(name, query, gallery, without_own_file, image_root))
             if not self._sets[-1].any_match():
@@ -140,8 +141,8 @@ class Validation:
                 if embs[-1] is None:
                     return None
             query, gallery = each.rows()
-            ranks = ranking.rank(embs[0], query, embs[1], gallery, each.excluder,
-                                 self._args.eval_metric or self._args.metric)
+            ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, each.excluder,
+                                           self._args.eval_metric or self._args.metric))
             # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
             flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.image_root,
                                                         each.pools_tracklets)

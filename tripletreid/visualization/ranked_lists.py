@@ -1,12 +1,11 @@
 """An evaluation with what it was made from (csv, `.h5` and image files), opened and checked, and its ranked lists."""
 import dataclasses
-import functools
 import os
 import typing
 
 import numpy as np
 
-import excluders
+from tripletreid import exclusion
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.shards import in_order
 from tripletreid.embeddings.with_dataset import open_with_dataset
@@ -15,6 +14,7 @@ from tripletreid.evaluation import chunks, neighbours
 from tripletreid.evaluation.multi_query import mean_of_images
 from tripletreid.evaluation.reranking import k_reciprocal
 from tripletreid.evaluation.results import read_evaluation
+from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.image_root import file_problems, image_path
 
 
@@ -87,7 +87,7 @@ def _apply_protocol(evaluation, query_dataset):
         images, image_set = open_with_dataset(_file(evaluation, 'multi_query_embeddings'),
                                               load_dataset(_file(evaluation, 'multi_query_dataset')))
         evaluation.query_embeddings = mean_of_images(query_dataset, images, image_set,
-                                                     excluders.load(parameters['excluder']))
+                                                     exclusion.load(parameters['excluder']))
     if parameters.get('rerank'):
         evaluation.reranking = k_reciprocal(
             evaluation.query_embeddings, evaluation.gallery_embeddings, parameters['metric'], parameters['rerank_k1'],
@@ -159,12 +159,11 @@ def ranked_lists(evaluation, query, gallery, queries, top_k):
         InputError: the first matches have other ranks than in the evaluation: these are other embeddings.
     """
     top_k = min(top_k, len(gallery.dataset))
-    excluder = excluders.load(evaluation.parameters['excluder'])
-    find = functools.partial(neighbours.nearest, chunks.read_rows(evaluation.query_embeddings, queries),
-                             query.dataset.fids[queries], evaluation.gallery_embeddings, gallery.dataset.fids,
-                             metric=evaluation.parameters['metric'], excluder=excluder,
-                             reranking=evaluation.reranking_of(queries))
-    valid, seen = find(top_k), find(2 * top_k, keep_excluded=True)
+    excluder = exclusion.load(evaluation.parameters['excluder'])
+    retrieval = Retrieval(chunks.read_rows(evaluation.query_embeddings, queries), query.dataset.take(queries),
+                          evaluation.gallery_embeddings, gallery.dataset, excluder, evaluation.parameters['metric'],
+                          reranking=evaluation.reranking_of(queries))
+    valid, seen = (neighbours.nearest(retrieval, k, keep_excluded=keep) for k, keep in ((top_k, False), (2 * top_k, True)))
     _check_first_matches(evaluation, query, gallery, queries, valid.rows)
 
     lists = []
@@ -192,5 +191,5 @@ def _check_first_matches(evaluation, query, gallery, queries, rows):
 
 def cameras(evaluation, fids):
     """The cameras of file ids, list of str, where the excluder reads them off the file names; else None."""
-    excluder = excluders.load(evaluation.parameters['excluder'])([])
+    excluder = exclusion.load(evaluation.parameters['excluder'])([])
     return [camera for _, camera in excluder.ids(fids)] if hasattr(excluder, 'ids') else None

@@ -7,8 +7,9 @@ import urllib.parse
 
 import numpy as np
 
-import excluders
+from tripletreid import exclusion
 from tripletreid.evaluation import chunks, neighbours
+from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.visualization import html_page
 from tripletreid.visualization.ranked_lists import cameras, ranked_lists
 from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
@@ -186,7 +187,7 @@ def _or_none(numbers):
 
 def _matches(evaluation, query, gallery):
     """All matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
-    excluder = excluders.load(evaluation.parameters['excluder'])
+    excluder = exclusion.load(evaluation.parameters['excluder'])
     query_embs = chunks.read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
     queries_of, rows_of = {}, {}
     for q, pid in enumerate(query.dataset.pids):
@@ -201,9 +202,9 @@ def _matches(evaluation, query, gallery):
     for pid, rows in rows_of.items():
         queries, rows, embs = queries_of[pid], np.array(rows), candidate_embs[start:start + len(rows)]
         start += len(rows)
-        found = neighbours.nearest(query_embs[queries], query.dataset.fids[queries], embs, gallery.dataset.fids[rows],
-                                len(rows), evaluation.parameters['metric'], excluder,
-                                reranking=evaluation.reranking_of(queries, rows))
+        retrieval = Retrieval(query_embs[queries], query.dataset.take(queries), embs, gallery.dataset.take(rows), excluder,
+                              evaluation.parameters['metric'], reranking=evaluation.reranking_of(queries, rows))
+        found = neighbours.nearest(retrieval, len(rows))
         for q, near, distances in zip(queries, found.rows, found.distances):
             matches[q] = rows[near[near >= 0]], distances[near >= 0]
     return matches
@@ -212,13 +213,13 @@ def _matches(evaluation, query, gallery):
 def _distances_of_others(evaluation, query, gallery, seed):
     """Distances between images of different identities, float [n], within a sample of queries and gallery."""
     rng = np.random.default_rng(seed)
-    excluder = excluders.load(evaluation.parameters['excluder'])
+    excluder = exclusion.load(evaluation.parameters['excluder'])
     queries = rng.permutation(len(query.dataset))[:SAMPLE]
     rows = rng.permutation(len(gallery.dataset))[:SAMPLE]
-    found = neighbours.nearest(chunks.read_rows(evaluation.query_embeddings, queries), query.dataset.fids[queries],
-                            chunks.read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.fids[rows],
-                            len(rows), evaluation.parameters['metric'], excluder,
-                            reranking=evaluation.reranking_of(queries, rows))
+    retrieval = Retrieval(chunks.read_rows(evaluation.query_embeddings, queries), query.dataset.take(queries),
+                          chunks.read_rows(evaluation.gallery_embeddings, rows), gallery.dataset.take(rows), excluder,
+                          evaluation.parameters['metric'], reranking=evaluation.reranking_of(queries, rows))
+    found = neighbours.nearest(retrieval, len(rows))
     others = gallery.dataset.pids[rows][found.rows] != query.dataset.pids[queries][:, None]
     return found.distances[others & (found.rows >= 0)]
 
