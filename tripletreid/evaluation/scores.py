@@ -53,8 +53,8 @@ def summary(values, pids, lowest=0):
         # Scores of the same queries, usually all scores, share the draws of the bootstrap.
         names = [name for name in values if np.array_equal(known[name], mask)]
         columns = np.stack([values[name][mask] for name in names], axis=1)
-        for name, column, ends in zip(names, columns.T, interval(pids[mask], columns, lowest)):
-            found[name] = Score(float(column.mean()), ends)
+        for name, ends in zip(names, interval(pids[mask], columns, lowest)):
+            found[name] = Score(float(np.nanmean(values[name])), ends)
     return {name: found[name] for name in values if name in found}
 
 
