@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import multiprocessing.pool
 import os
 import re
 import shlex
@@ -25,9 +24,11 @@ from tripletreid.argument_types import DASK_ADDRESS, ArgumentParser
 from tripletreid.errors import InputError, exit_with, some, warn
 from tripletreid.files import check_output
 from tripletreid.names import canonical_name, canonical_path
-from tripletreid.provenance import file_hash
 
-LOOKED_AT_ONCE = 1024  # Images, by a worker of a cluster.
+LOOKED_AT_ONCE = 1024  # Images per task of a cluster's worker.
+MANY_OF_ONE_MOMENT = 0.2  # As a fraction of the images; Market-1501's queries and gallery, in cameras, have 0.1.
+# Words in the names of csv files that may share images. A name with words of several sides is on the first one.
+SIDES = {'train': 'train', 'val': 'val', 'test': 'query|queries|test|gallery|probe'}
 
 
 def main():
@@ -206,10 +207,11 @@ def count(rows, excluder):
 def check(csv_paths, root, dask=None):
     """Look at every image of csv files, and print what may spoil a training or an evaluation.
 
-    That is missing and undecodable files, images that training sees differently from how a viewer shows them (turned
-    by EXIF, transparent), identities with one image, odd sizes, images with the same content, and images that several
-    of the csv files share. The status is 1 when there are images that cannot be used, and when csv files share images,
-    unless the names of both say that they are to evaluate on (query, test, gallery or probe) or to train on (train).
+    Reported are missing and undecodable files, images that training sees differently from how a viewer shows them (turned
+    by EXIF, transparent), identities with one image, odd sizes, copies (images with the same content, or one picture
+    saved again, as a perceptual hash finds it), and images that several of the csv files share. The status is 1 if
+    images cannot be used, and if csv files share images or pictures saved again, unless the names of both say that they
+    are for training (train), for validation (val) or for the evaluation (query, test, gallery or probe).
     """
     from tripletreid.dataset import load_dataset, warn_of_lookalikes
     from tripletreid.image_root import hint_of_missing, image_path
@@ -221,30 +223,85 @@ def check(csv_paths, root, dask=None):
     looks = dict(zip(fids, look_at(paths, dask)))
 
     warn_of_lookalikes(*datasets)
+    copies = Copies(looks)
     for dataset in datasets:
-        print_report(dataset, looks)
+        print_report(dataset, looks, copies)
     unusable = {fid for fid in fids if looks[fid].problem}
     hints = {hint_of_missing(dataset.fids, unusable) for dataset in datasets}
     faults = [f'{len(unusable)} of {len(fids)} images cannot be used.{"".join(sorted(hints))}'] if unusable else []
     for first, second in itertools.combinations(datasets, 2):
-        contents = {looks[fid].content for fid in first.fids if not looks[fid].problem}
-        shared = {fid for fid in second.fids if looks[fid].content in contents}
-        print(f'images in both {first.path} and {second.path}: {some(shared)}')
-        if are_of_one_side(first.path, second.path):
-            continue
-        if shared:
-            faults.append(f'{first.path} and {second.path} share images, {some(shared)}: only sets to evaluate on may, '
-                          f'which have query, test or gallery in their names.')
-        pids = set(first.pids) & set(second.pids)
-        if pids:
-            warn(f'Identities in both {first.path} and {second.path}: {some(pids)}. If these are the same ones and not '
-                 f'only counted alike, an evaluation tells nothing of identities that were not trained on.')
+        faults += shared_images(first, second, copies)
     changed = sum(bool(looks[fid].changes) for fid in fids)
     if changed:
         warn(f'Training sees {changed} of {len(fids)} images differently from how a viewer shows them; make_dataset.py '
              f'folder {root} --convert NEW_FOLDER writes copies that are the same to both.')
     if faults:
         raise InputError(' '.join(faults))
+
+
+class Copies:
+    """Which of the images that were looked at show the same.
+
+    usable: set of the file ids of images that can be decoded; only these are compared.
+    exact: {file id: set of the file ids with the same content}.
+    saved_again: {file id: set of the file ids of the same picture with another content}.
+    same_moment: {file id: set of the file ids of nearly the same picture}, which includes copies.
+    Each set includes only other images; images without any are not keys.
+    """
+
+    def __init__(self, looks):
+        """Takes {file id: `looks.Look`}."""
+        from tripletreid.copies import SMALLEST_SIDE, show_one_picture, similar_pictures
+        usable = {fid: look for fid, look in looks.items() if not look.problem}
+        self.usable = usable.keys()
+        fids_of_content = collections.defaultdict(set)
+        for fid, look in usable.items():
+            fids_of_content[look.content].add(fid)
+        self.exact = {fid: fids - {fid} for fids in fids_of_content.values() if len(fids) > 1 for fid in fids}
+        similar = similar_pictures({fid: look.prints for fid, look in usable.items()})
+        again = {fid: {each for each in others if usable[each].content != usable[fid].content
+                       and have_one_shape(usable[each].size, usable[fid].size)
+                       and show_one_picture(usable[each].prints, usable[fid].prints)} for fid, others in similar.items()}
+        self.saved_again = {fid: others for fid, others in again.items() if others}
+        self.same_moment = {fid: others for fid, others in similar.items() if min(usable[fid].size) >= SMALLEST_SIDE}
+
+    def of(self, fid):
+        """Return the file ids of all copies of an image, a set."""
+        return self.exact.get(fid, set()) | self.saved_again.get(fid, set())
+
+
+def have_one_shape(size, other):
+    """Return whether two sizes have the same proportions, upright or turned, but for rounding."""
+    (short, long), (other_short, other_long) = sorted(size), sorted(other)
+    return abs(short * other_long - other_short * long) <= max(long, other_long) * 2
+
+
+def shared_images(first, second, copies):
+    """Print which images two datasets share, and warn of shared identities and moments; return a list of faults."""
+    both = f'both {first.path} and {second.path}'
+    of_first = set(first.fids) & copies.usable
+    shared = {fid for fid in second.fids if fid in of_first or copies.exact.get(fid, set()) & of_first}
+    again = {fid for fid in second.fids if fid not in shared and copies.saved_again.get(fid, set()) & of_first}
+    pid_of_fid = dict(zip(first.fids, first.pids))
+    other_side = not are_of_one_side(first.path, second.path)
+    moment = {fid for pid, fid in zip(second.pids, second.fids) if fid not in shared | again
+              and any(other_side or pid_of_fid[each] == pid for each in copies.same_moment.get(fid, set()) & of_first)}
+    print(f'images in {both}: {some(shared)}')
+    print(f'pictures in {both}, saved again: {some(again)}')
+    print(f'nearly equal pictures{"" if other_side else " of one identity"} in {both}: {some(moment)}')
+    if len(moment) > MANY_OF_ONE_MOMENT * min(len(of_first), len(set(second.fids))):
+        warn(f'{len(moment)} of {len(second)} images of {second.path} are nearly equal to one of {first.path}, as frames '
+             f'of one sequence are. Even an untrained net finds those: split by sequence (make_dataset.py folder '
+             f'--sequence_pattern), or evaluate with an excluder that ignores them.')
+    if not other_side:
+        return []
+    pids = set(first.pids) & set(second.pids)
+    if pids:
+        warn(f'Identities in {both}: {some(pids)}. If these are the same ones and not only counted alike, an evaluation '
+             f'says nothing about identities that were not trained on.')
+    hint = 'only sets to evaluate on may, which have query, test or gallery in their names.'
+    return ([f'{first.path} and {second.path} share images, {some(shared)}: {hint}'] if shared else []) + (
+        [f'{first.path} and {second.path} share pictures that were saved again, {some(again)}: {hint}'] if again else [])
 
 
 def join(out, sets, image_root):
@@ -254,6 +311,7 @@ def join(out, sets, image_root):
     already, images with the same content in two sets are told of. (`train.py --train_set A.csv B.csv` joins as well,
     each with an image root of its own.)
     """
+    from tripletreid.copies import warn_of_shared_images
     from tripletreid.dataset import is_dataset, joined, load_dataset
     from tripletreid.dataset_writer import save_dataset
     from tripletreid.image_root import check_files
@@ -280,7 +338,7 @@ def join(out, sets, image_root):
                  f'{first}/{min(pids)} and {second}/{min(pids)}; if both count the same persons, put the rows of both '
                  f'into one csv file instead.')
     if image_root is not None:
-        warn_of_copies(both, image_root)
+        warn_of_shared_images(both, image_root)
     save_dataset(out, both)
     table = [('set', 'identities', 'images', 'tracklets', 'file')]
     for name, dataset in [*datasets.items(), ('together', both)]:
@@ -293,38 +351,17 @@ def join(out, sets, image_root):
     print('Evaluate each set by itself: in file names, where excluders look, equal identities of two sets would merge.')
 
 
-def warn_of_copies(dataset, image_root):
-    """Warn of images with the same content in several sets of a joined `Dataset`."""
-    # Only what is as large as an image of another set can be a copy of it.
-    as_large = alike(dataset.fids, image_root, os.path.getsize)
-    copies = alike(as_large, image_root, file_hash)
-    if copies:
-        warn(f'Images with the same content are in several sets: {some(copies)}. As images of two identities they teach '
-             f'that a picture differs from itself.')
-
-
-def alike(fids, image_root, look):
-    """Those file ids for which `look`, a function of a path, answers the same as for one of another set; sorted."""
-    import tqdm
-
-    from tripletreid.image_root import image_path
-    fids_of_answer = collections.defaultdict(list)
-    with multiprocessing.pool.ThreadPool(16) as pool:
-        answers = pool.imap(lambda fid: look(image_path(image_root, fid)), fids, chunksize=16)
-        for fid, answer in zip(fids, tqdm.tqdm(answers, 'Comparing images', len(fids), delay=2, leave=False)):
-            fids_of_answer[answer].append(fid)
-    return sorted(fid for same in fids_of_answer.values() if len({each.partition('/')[0] for each in same}) > 1
-                  for fid in same)
-
-
 def are_of_one_side(*csv_paths):
-    """Whether csv files are all to train on or all to evaluate on, by their names; such ones may share images."""
-    return any(all(re.search(rf'(?<![a-z])({words})', os.path.basename(path).lower()) for path in csv_paths)
-               for words in ('train', 'query|queries|test|gallery|probe'))
+    """Return whether csv files are all for training, all for validation or all for the evaluation, by their names."""
+    def side(path):
+        name = os.path.basename(path).lower()
+        return next((side for side, words in SIDES.items() if re.search(rf'(?<![a-z])({words})', name)), path)
+
+    return len(set(map(side, csv_paths))) == 1
 
 
 def look_at(paths, dask):
-    """The `looks.Look` at each of some image files, a list; by the workers of a Dask cluster where `dask` is an address."""
+    """Return the `looks.Look` at each image file, a list; workers of a Dask cluster look if `dask` is its address."""
     import tqdm
 
     from tripletreid.input_pipeline.looks import list_of_looks, looks
@@ -338,25 +375,18 @@ def look_at(paths, dask):
         return list(itertools.chain.from_iterable(of_tasks))
 
 
-def print_report(dataset, looks):
+def print_report(dataset, looks, copies):
     """Print what was seen of the images of one csv file."""
-    fids_of_pid = collections.defaultdict(set)
-    fids_of_problem = collections.defaultdict(set)
-    fids_of_change = collections.defaultdict(set)
-    fids_of_content = collections.defaultdict(set)
-    pids_of_content = collections.defaultdict(set)
+    fids_of_pid, fids_of_problem, fids_of_change, pids_of_fid = (collections.defaultdict(set) for _ in range(4))
     for pid, fid in zip(dataset.pids, dataset.fids):
         fids_of_pid[pid].add(fid)
+        pids_of_fid[fid].add(pid)
         if looks[fid].problem:
             fids_of_problem[looks[fid].problem].add(fid)
-        else:
-            fids_of_content[looks[fid].content].add(fid)
-            pids_of_content[looks[fid].content].add(pid)
         for change in looks[fid].changes:
             fids_of_change[change].add(fid)
-    sizes = collections.Counter(looks[fid].size for fids in fids_of_content.values() for fid in sorted(fids))
-    images = len(set(dataset.fids))
-    print(f'{dataset.path}: {len(dataset)} rows, {images} images, {len(fids_of_pid)} identities')
+    sizes = collections.Counter(looks[fid].size for fid in sorted(pids_of_fid) if not looks[fid].problem)
+    print(f'{dataset.path}: {len(dataset)} rows, {len(pids_of_fid)} images, {len(fids_of_pid)} identities')
     print(f'  images of an identity: {spread(map(len, fids_of_pid.values()))}')
     if sizes:
         widths, heights = zip(*sizes.elements())
@@ -365,11 +395,14 @@ def print_report(dataset, looks):
     for problem, fids in [*sorted(fids_of_problem.items()), *sorted(fids_of_change.items())]:
         print(f'  {problem}: {some(fids)}')
     single = [pid for pid, fids in fids_of_pid.items() if len(fids) == 1]
-    same = [fids for fids in fids_of_content.values() if len(fids) > 1]
-    mixed = [fids_of_content[content] for content, pids in pids_of_content.items() if len(pids) > 1]
+    same, again = ([fid for fid in pids_of_fid if kind.get(fid, set()) & pids_of_fid.keys()]
+                   for kind in (copies.exact, copies.saved_again))
+    mixed = [fid for fid, pids in pids_of_fid.items()
+             if len(pids.union(*(pids_of_fid[copy] for copy in copies.of(fid) & pids_of_fid.keys()))) > 1]
     print(f'  identities with one image: {some(single)}')
-    print(f'  images with the content of another: {some(itertools.chain(*same))}')
-    print(f'  images of more than one identity: {some(itertools.chain(*mixed))}')
+    print(f'  images with the content of another: {some(same)}')
+    print(f'  pictures of another, saved again: {some(again)}')
+    print(f'  images of more than one identity: {some(mixed)}')
 
 
 def spread(numbers):

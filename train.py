@@ -28,6 +28,7 @@ def main():
         if 'image_root' not in parser.given:
             arguments.check_stored_image_roots(args.experiment_root, args)
     notices += flag_checks.check(args, parser) + flag_checks.notices(args)
+    from tripletreid.copies import warn_of_shared_images
     from tripletreid.dataset import load_sets, warn_of_lookalikes
     from tripletreid.image_root import check_files
     from tripletreid.training.validation import Validation
@@ -36,6 +37,8 @@ def main():
         raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
     check_files(train_set, args.image_root, args.allow_outside_root)
     warn_of_lookalikes(train_set)
+    if train_set.sets:
+        warn_of_shared_images(train_set, args.image_root)
     validator = Validation(args) if args.eval_frequency else None
     task = cluster.task(args.distribute)
     if task.is_chief and not args.resume:

@@ -17,6 +17,7 @@ from PIL import Image
 import make_dataset
 from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid import exclusion, plugins
+from tripletreid.copies import similar_pairs
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
 from tripletreid.image_root import file_problems
@@ -925,6 +926,7 @@ def test_check(check, root, tmp_path):
         'width: 8 to 20, median 8; height: 10 to 16, median 16; 8x16 most often (4)',
         'identities with one image: 1 (b)',
         'images with the content of another: 2 (b/1.png, c/1.png)',
+        'pictures of another, saved again: 0',
         'images of more than one identity: 3 (a/2.jpg, b/1.png, c/1.png)']
 
 
@@ -944,7 +946,7 @@ def test_check_finds_what_cannot_be_used(check, root, tmp_path):
     assert 'No such file or directory: 1 (d/1.jpg)' in lines
     assert 'Not a whole image: 3 (b/empty.jpg, b/truncated.jpg, b/truncated.png)' in lines
     assert 'Neither a JPEG, a PNG nor a GIF: 1 (b/page.jpg)' in lines
-    assert lines[-1] == f'images in both {tmp_path}/train.csv and {tmp_path}/test.csv: 1 (a/copy.png)'
+    assert lines[-3] == f'images in both {tmp_path}/train.csv and {tmp_path}/test.csv: 1 (a/copy.png)'
 
 
 @pytest.mark.parametrize('first, second, fails', [
@@ -955,6 +957,9 @@ def test_check_finds_what_cannot_be_used(check, root, tmp_path):
     ('folder_query', 'folder_test', False),
     ('Gallery', 'queries_2', False),
     ('detected_train', 'labeled_train', False),
+    ('folder_val_query', 'folder_val_test', False),
+    ('folder_val_query', 'folder_query', True),
+    ('validation', 'folder_train', True),
 ])
 def test_check_of_sets_that_share_images(check, root, tmp_path, capsys, first, second, fails):
     put_picture(root, 'a/1.png', 'b/copy.png', colour=1)
@@ -963,7 +968,82 @@ def test_check_of_sets_that_share_images(check, root, tmp_path, capsys, first, s
     put(tmp_path, f'{second}.csv', content=b'b,b/copy.png\n')
     paths = [tmp_path / f'{name}.csv' for name in (first, second)]
     lines = check(paths, root, error=f'^{paths[0]} and {paths[1]} share images, 1 .b/copy.png.: ' if fails else None)
-    assert lines[-1] == f'images in both {paths[0]} and {paths[1]}: 1 (b/copy.png)'
+    assert lines[-3] == f'images in both {paths[0]} and {paths[1]}: 1 (b/copy.png)'
+
+
+def photo(seed, size=(160, 120), shift=0):
+    """A picture with the smooth areas and the grain of a photograph; a shift moves its motif by pixels."""
+    random = np.random.default_rng(seed)
+    smooth = Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8))
+    smooth = smooth.resize((size[0] + 40, size[1]), Image.Resampling.BICUBIC)
+    pixels = np.asarray(smooth, np.int16)[:, shift:shift + size[0]] + random.integers(-4, 5, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize('name, change, options', [
+    ('1.png', lambda image: image, {}),
+    ('1.jpg', lambda image: image, {'quality': 90}),
+    ('1.jpg', lambda image: image.resize((80, 60)), {'quality': 90}),
+    ('1.jpg', lambda image: image.convert('L'), {}),
+    ('1.jpg', lambda image: image.transpose(Image.Transpose.ROTATE_270), {}),
+])
+def test_check_finds_a_picture_that_was_saved_again(check, root, tmp_path, capsys, name, change, options):
+    """In training and test, and in one set under two identities, whatever became of its EXIF, format, size and turn."""
+    for seed in range(4):
+        put(root, f'{seed}/0.png')
+        photo(seed).save(root / f'{seed}' / '0.jpg', quality=97, exif=turned(6))
+        os.remove(root / f'{seed}' / '0.png')
+    put(root, 'copy/' + name)
+    change(photo(1)).save(root / 'copy' / name, **options)
+    put(tmp_path, 'train.csv', content=b'0,0/0.jpg\n1,1/0.jpg\n2,2/0.jpg\n')
+    put(tmp_path, 'test.csv', content=f'3,3/0.jpg\n4,copy/{name}\n'.encode())
+    paths = [tmp_path / f'{each}.csv' for each in ('train', 'test')]
+    lines = check(paths, root, error=f'train.csv and .*test.csv share pictures that were saved again, 1 .copy/{name}.: only')
+    assert lines[-3] == f'images in both {paths[0]} and {paths[1]}: 0'
+    assert lines[-2] == f'pictures in both {paths[0]} and {paths[1]}, saved again: 1 (copy/{name})'
+    put(tmp_path, 'all.csv', content=f'0,0/0.jpg\n1,1/0.jpg\n2,2/0.jpg\n4,copy/{name}\n'.encode())
+    lines = check([tmp_path / 'all.csv'], root)
+    assert lines[-2:] == [f'pictures of another, saved again: 2 (1/0.jpg, copy/{name})',
+                          f'images of more than one identity: 2 (1/0.jpg, copy/{name})']
+
+
+def test_check_warns_of_frames_of_one_moment_in_query_and_test(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    for pid in range(4):
+        for frame in range(4):
+            put(root, f'{pid}/{frame}.png')
+            photo(pid, shift=2 * frame).save(root / f'{pid}/{frame}.png')
+    rows = [(pid, frame) for pid in range(4) for frame in range(4)]
+    for name, frames in (('query', (0,)), ('test', (2, 3))):
+        put(tmp_path, f'{name}.csv', content=''.join(f'{pid},{pid}/{frame}.png\n' for pid, frame in rows
+                                                     if frame in frames).encode())
+    paths = [tmp_path / f'{name}.csv' for name in ('query', 'test')]
+    make_dataset.check(paths, str(root))
+    output = capsys.readouterr()
+    assert f'nearly equal pictures of one identity in both {paths[0]} and {paths[1]}: ' in output.out
+    assert 'saved again: 0' in output.out and 'as frames of one sequence are' in output.err
+    # Another identity of the same moment is no help for finding the own one.
+    put(tmp_path, 'test.csv', content=b'9,0/2.png\n9,1/2.png\n0,3/2.png\n')
+    make_dataset.check(paths, str(root))
+    assert 'as frames of one sequence are' not in capsys.readouterr().err
+
+
+def test_similar_pairs_against_a_naive_loop():
+    random = np.random.default_rng(0)
+    base = random.integers(0, 256, (20, 8), np.uint8)
+    flips = [np.packbits(random.random(64) < chance) for chance in (0.02, 0.05, 0.1, 0.2) for _ in range(40)]
+    hashes = sorted({(base[number % 20] ^ flip).tobytes() for number, flip in enumerate(flips)})
+    bits = np.unpackbits(np.array([list(each) for each in hashes], np.uint8), axis=1).astype(int)
+    for most in (0, 3, 6, 10):
+        expected = [[i, j] for i in range(len(hashes)) for j in range(i + 1, len(hashes))
+                    if np.abs(bits[i] - bits[j]).sum() <= most]
+        assert similar_pairs(hashes, most).tolist() == expected and (most < 6 or len(expected) > 10)
 
 
 def test_check_of_sets_that_share_identities(root, tmp_path, capsys, monkeypatch):

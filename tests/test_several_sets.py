@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from tripletreid.copies import warn_of_shared_images
 from tripletreid.dataset import load_sets
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, best_checkpoint, flag_checks, train_flags
@@ -120,3 +121,19 @@ def test_images_that_are_missing_are_told_with_their_set(sets, tmp_path):
     check_files(both, roots[::-1])
     with pytest.raises(InputError, match=r'20 of 36 images of the set theirs are not in .*ours: 4_0.png, 4_1.png'):
         check_files(both, roots)
+
+
+def test_images_that_two_training_sets_share_are_warned_of(sets, tmp_path, capsys):
+    roots = [str(sets / 'ours'), str(sets / 'theirs')]
+    both = load_sets([str(sets / 'ours.csv'), str(sets / 'theirs.csv')])
+    fids = [fid.partition('/')[2] for fid in both.fids]
+    same = [fid for fid in set(fids) if fids.count(fid) == 2
+            and (sets / 'ours' / fid).read_bytes() == (sets / 'theirs' / fid).read_bytes()]
+    warn_of_shared_images(both, roots)
+    assert f'in several sets: {2 * len(same)} (' in capsys.readouterr().err if same else not capsys.readouterr().err
+    (tmp_path / 'copy').mkdir()
+    (tmp_path / 'copy' / 'new.png').write_bytes((sets / 'ours' / '0_0.png').read_bytes())
+    (tmp_path / 'copy.csv').write_text('7,new.png\n')
+    both = load_sets([str(sets / 'ours.csv'), str(tmp_path / 'copy.csv')])
+    warn_of_shared_images(both, [roots[0], str(tmp_path / 'copy')])
+    assert 'content are in several sets: 2 (copy/new.png, ours/0_0.png)' in capsys.readouterr().err

@@ -16,8 +16,8 @@ GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusi
           'startup', 'dask_cluster'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
 LEVELS = [GROUND,
-          {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'embeddings', 'distribute', 'input_pipeline'},
-          {'evaluation'}, {'experiment'}, {'modeling'}, {'training', 'visualization', 'search'}]
+          {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
+           'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'}, {'training', 'visualization', 'search'}]
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},

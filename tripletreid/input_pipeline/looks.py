@@ -5,6 +5,7 @@ import os
 import typing
 
 from tripletreid import quiet
+from tripletreid.copies import prints
 
 FILES_AT_ONCE = 16
 
@@ -15,6 +16,7 @@ class Look(typing.NamedTuple):
     size: tuple | None = None  # (width, height)
     content: bytes | None = None  # a hash of it
     changes: tuple = ()  # how a viewer shows it in another way than training sees it
+    prints: list = ()  # what `copies.prints` returns
 
 
 def looks(changes, paths):
@@ -45,11 +47,13 @@ def _look(decode, changes, path):
     try:
         with open(path, 'rb') as file:
             content = file.read()
-        height, width, _ = decode(content).shape
+        pixels = decode(content).numpy()
     except OSError as error:
         return Look(error.strerror)
     except tf.errors.OpError as error:
         if content and not content.startswith((b'\xff\xd8\xff', b'\x89PNG', b'GIF8')):
             return Look('Neither a JPEG, a PNG nor a GIF')
         return Look('An animated GIF' if 'animated gifs' in error.message else 'Not a whole image')
-    return Look(None, (width, height), hashlib.sha256(content).digest(), changes(content))
+    height, width, _ = pixels.shape
+    return Look(None, (width, height), hashlib.sha256(content).digest(), changes(content),
+                prints(content, pixels))
