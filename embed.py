@@ -12,8 +12,8 @@ import sys
 
 import numpy as np
 
-from tripletreid import argument_types, dask_cluster, quiet
-from tripletreid.errors import InputError, exit_with
+from tripletreid import argument_types, dask_cluster, pictures, quiet
+from tripletreid.errors import InputError, exit_with, warn
 from tripletreid.experiment import arguments, flag_checks
 from tripletreid.files import check_output
 from tripletreid.modeling import embedding_files, inference_flags
@@ -89,7 +89,7 @@ def main():
     from tripletreid.dataset_parts import parts as parts_of_csv
     from tripletreid.embeddings.reader import is_embeddings
     from tripletreid.embeddings.shards import shard_names
-    from tripletreid.image_root import check_files
+    from tripletreid.image_root import check_files, image_path
     filename = args.filename
     if filename is None:
         filename = os.path.splitext(os.path.basename(args.dataset))[0] + '_embeddings.h5'
@@ -108,6 +108,8 @@ def main():
         dataset = load_dataset(args.dataset)
         check_files(dataset, image_root, args.allow_outside_root)
         warn_of_lookalikes(dataset)
+        for sentence in pictures.doubts_of_files(dataset.fids, lambda fid: image_path(image_root, fid)):
+            warn(sentence)
         if args.pool_tracklets and dataset.tracklets is None:
             raise InputError(f'{args.dataset} has no third column, which would name the tracklets to pool.')
     with quiet.tensorflow_import():
@@ -125,13 +127,13 @@ def main():
     from tripletreid.experiment import checkpoints
     from tripletreid.input_pipeline import augmentation
     checkpoint = checkpoints.of_root(args.experiment_root, args.checkpoint)
+    sizes = inference_flags.sizes(trained, args.crop_augment)
     parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
                   'devices': None, 'dask': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
-                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint))}
+                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint)), **sizes.pixels._asdict()}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
     job = embedding_files.Job(
-        args, args.experiment_root, checkpoint, image_root, trained.embedding_dim,
-        inference_flags.sizes(trained, args.crop_augment),
+        args, args.experiment_root, checkpoint, image_root, trained.embedding_dim, sizes,
         augmentation.variant_names(args.flip_augment, args.crop_augment), parameters, traces)
     if not args.dask:
         with strategy.scope():

@@ -112,6 +112,9 @@ def main():
         return
     trained = arguments_of(args, root)
     sizes = inference_flags.sizes(trained, args.crop_augment)
+    if args.any_size and sizes.pixels.resize != 'tf1':
+        raise InputError(f'--any_size resizes inside of the export as --resize tf1 does, but this model was trained with '
+                         f'--resize {sizes.pixels.resize}: export without --any_size and resize images with Pillow.')
 
     # Where the exports go, or are.
     targets = args.frozen_model_path or [os.path.join(root or os.path.dirname(args.checkpoint_name), 'frozen')]
@@ -215,7 +218,7 @@ def export(args, trained, root, checkpoint, sizes, targets):
     module = embedder(network, sizes.load, args)
     with temporary_folder() as folder:
         paths = paths or generated_images(folder, sizes.load)
-        batches, expected = what_embed_gives(reference, paths, sizes.load, args)
+        batches, expected = what_embed_gives(reference, paths, sizes, args)
     for path in targets:
         with exports.written(path, module) as written:
             difference = max_difference(written, batches, expected, compared_with)
@@ -288,7 +291,7 @@ def generated_images(folder, size):
     return paths
 
 
-def what_embed_gives(network, paths, load_size, args):
+def what_embed_gives(network, paths, sizes, args):
     """Images as an export takes them, and what embed.py makes of their files.
 
     Returns: (batches, embs): arrays [B, H, W, 3] of the input_dtype, and [N, D] float32 of all their images in order.
@@ -305,12 +308,13 @@ def what_embed_gives(network, paths, load_size, args):
             # To 8 bits only after the resizing: files of that size, so that embed.py sees the same.
             originals, paths = paths, [os.path.join(folder, f'{number}.png') for number in range(len(paths))]
             for original, path in zip(originals, paths):
-                Image.fromarray(np.uint8(np.rint(images.load(original, load_size)))).save(path)
-        embs = list(inference.embed_files(network, paths, load_size, flip=args.flip_augment, crop=args.crop_augment))
+                Image.fromarray(np.uint8(np.rint(images.load(original, sizes.load, sizes.pixels)))).save(path)
+        embs = list(inference.embed_files(network, paths, sizes.load, flip=args.flip_augment, crop=args.crop_augment,
+                                          pixels=sizes.pixels))
         if args.any_size:
-            batches = [images.decode(tf.io.read_file(path))[None] for path in paths]
+            batches = [images.decode(tf.io.read_file(path), sizes.pixels.jpeg)[None] for path in paths]
         else:
-            loaded = np.stack([images.load(path, load_size) for path in paths])
+            loaded = np.stack([images.load(path, sizes.load, sizes.pixels) for path in paths])
             batches = [loaded[:1], loaded[1:]]
     batches = [np.asarray(batch, args.input_dtype) for batch in batches if len(batch)]
     return batches, AGGREGATORS[args.aggregator or 'mean'](np.concatenate(embs, axis=1))

@@ -6,7 +6,7 @@ if __name__ == '__main__':  # Before all other imports.
 
 import os
 
-from tripletreid import cluster, plugins, provenance, quiet, signals
+from tripletreid import cluster, pictures, plugins, provenance, quiet, signals
 from tripletreid.errors import InputError, exit_with, sentence_of
 from tripletreid.experiment import arguments, flag_checks, resumption, root, train_flags, train_log
 from tripletreid.training.interruption import Interruption
@@ -128,6 +128,8 @@ def train(args, train_set, validator, strategy, log):
     if args.crop_augment:
         log.info('Images are loaded at %dx%d, for random crops of %dx%d.', args.pre_crop_height, args.pre_crop_width,
                  args.net_input_height, args.net_input_width)
+    for sentence in pictures.doubts_of_files(images.paths(train_set, args.image_root), str):
+        log.warning(sentence)
     few_positives = sampling.check_positives(identities, train_set, args)
     if few_positives:
         log.warning(few_positives)

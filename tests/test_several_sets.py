@@ -45,7 +45,7 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     run = Run('train.py', *joint(sets, whole))
     assert run.wait() == 0, run.output
-    assert 'Left out ours/1_2.png' in run.output and 'theirs/1_2.png' not in run.output
+    assert 'Skipped ours/1_2.png' in run.output and 'theirs/1_2.png' not in run.output
     assert 'ours: 15 images of 4 identities, 2 of the 4 identities of a batch.' in run.output
     assert 'theirs: 36 images of 9 identities, 2 of the 4 identities of a batch.' in run.output
     assert 'validation of val mAP' in run.output and 'validation of theirs mAP' in run.output

@@ -13,7 +13,7 @@ from tripletreid import plugins
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
 PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'scores', 'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'cluster', 'argument_types', 'signals',
-          'startup', 'dask_cluster'}
+          'startup', 'dask_cluster', 'pictures'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
 LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',

@@ -98,6 +98,10 @@ def make_parser():
         '(default: %(default)s)')
     add('--net_input_width', type=side, default=128, metavar='W', help='width of the images that enter the net '
         '(default: %(default)s)')
+    add('--resize', choices=('tf1', 'bilinear', 'bicubic'), default='tf1', help='resizing of images: as TensorFlow 1 '
+        "did, or with Pillow's antialiased filters; embedding and search follow the run (default: %(default)s)")
+    add('--jpeg', choices=('fast', 'accurate'), default='fast', help="JPEG decoder: TensorFlow's default, or the accurate "
+        'one, with the pixels of Pillow and OpenCV; embedding and search follow the run (default: %(default)s)')
     add('--embedding_dim', type=dimensions, default=128, metavar='D', help='dimensions of the embedding '
         '(default: %(default)s)')
     add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='layers between body and embedding, a file '

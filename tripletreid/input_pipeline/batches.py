@@ -31,14 +31,14 @@ def batches(dataset, identities, args, steps, slots=None, part_size=None):
     slots = np.arange(batch_size) if slots is None else slots
     part_size = part_size or len(slots)
     load_size, options = augmentation.load_size(args), augmentation.options(args)
-    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads)
+    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads, args.jpeg)
     pid_numbers = tf.constant(identities.pid_numbers)
 
     def split(step, rows):
         return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), slots, tf.gather(rows, slots)))
 
     def load(step, slot, row):
-        image = images.resize(read(row), load_size)
+        image = images.resize(read(row), load_size, args.resize)
         return augmentation.augment(image, args.seed, step, slot, **options)
 
     def whole(step, rows):

@@ -19,7 +19,7 @@ PIXELS_FILE = 'pixels.bin'
 INDEX_FILE = 'index.npz'
 
 
-def reader(paths, kind, loading_threads):
+def reader(paths, kind, loading_threads, jpeg='fast'):
     """How the input pipeline gets at an image.
 
     Args:
@@ -35,13 +35,13 @@ def reader(paths, kind, loading_threads):
     """
     if kind == 'none':
         all_paths = tf.constant(paths)
-        return lambda row: images.decode(tf.io.read_file(all_paths[row]))
+        return lambda row: images.decode(tf.io.read_file(all_paths[row]), jpeg)
     if kind == 'memory':
-        decoded = list(_decoded(paths, loading_threads))
+        decoded = list(_decoded(paths, loading_threads, jpeg))
         shapes = np.array([image.shape for image in decoded])
         pixels = np.concatenate([image.ravel() for image in decoded])
     else:
-        shapes, pixels = _in_folder(kind, paths, loading_threads)
+        shapes, pixels = _in_folder(kind, paths, loading_threads, jpeg)
     sizes = shapes.prod(axis=1)
     with tf.device('CPU:0'):
         pixels, shapes, sizes, starts = map(tf.constant, (pixels, shapes, sizes, np.cumsum(sizes) - sizes))
@@ -49,9 +49,9 @@ def reader(paths, kind, loading_threads):
                                        [None, None, 3])
 
 
-def _decoded(paths, loading_threads):
+def _decoded(paths, loading_threads, jpeg):
     """Yields the decoded images in order, uint8 [H, W, 3]."""
-    decode = tf.autograph.experimental.do_not_convert(lambda path: images.decode(tf.io.read_file(path)))
+    decode = tf.autograph.experimental.do_not_convert(lambda path: images.decode(tf.io.read_file(path), jpeg))
     decoded = tf.data.Dataset.from_tensor_slices(paths).map(decode, num_parallel_calls=loading_threads)
     try:
         yield from tqdm.tqdm(decoded.as_numpy_iterator(), 'Decoding', len(paths), delay=2, leave=False)
@@ -59,10 +59,10 @@ def _decoded(paths, loading_threads):
         raise images.broken_image(paths, error) from error
 
 
-def _in_folder(folder, paths, loading_threads):
+def _in_folder(folder, paths, loading_threads, jpeg):
     """Shapes int64 [N, 3] and all pixels, uint8 one after the other, of a folder that is filled if it is empty."""
     pixels_path, index_path = os.path.join(folder, PIXELS_FILE), os.path.join(folder, INDEX_FILE)
-    fingerprint = _fingerprint(paths)
+    fingerprint = _fingerprint(paths, jpeg)
     os.makedirs(folder, exist_ok=True)
     # What a run leaves that was killed while it filled the folder: the pixels, or half of a file; the index comes last.
     held = set(os.listdir(folder))
@@ -71,7 +71,7 @@ def _in_folder(folder, paths, loading_threads):
             os.remove(os.path.join(folder, name))
         shapes = []
         with written_whole(pixels_path) as temporary, open(temporary, 'wb') as file:
-            for image in _decoded(paths, loading_threads):
+            for image in _decoded(paths, loading_threads, jpeg):
                 shapes.append(image.shape)
                 file.write(image.tobytes())
         with written_whole(index_path) as temporary, open(temporary, 'wb') as file:
@@ -89,9 +89,9 @@ def _in_folder(folder, paths, loading_threads):
     return shapes, pixels
 
 
-def _fingerprint(paths):
+def _fingerprint(paths, jpeg):
     """A hash of the images' paths, sizes and times of change."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b'' if jpeg == 'fast' else jpeg.encode())  # Folders of earlier versions stay valid.
     for path in paths:
         status = os.stat(path)
         digest.update(f'{path}\0{status.st_size}\0{status.st_mtime_ns}\0'.encode())

@@ -1,5 +1,6 @@
-"""From a file to pixels, with the numerics of TensorFlow 1."""
+"""Read, decode and resize image files in TensorFlow, as the stored flags `--resize` and `--jpeg` of a run say."""
 import csv
+import functools
 import multiprocessing.pool
 import os
 import re
@@ -7,113 +8,136 @@ import re
 import numpy as np
 import tensorflow as tf
 import tqdm
+from PIL import Image
 
+from tripletreid import pictures
 from tripletreid.errors import InputError, is_out_of_memory
 from tripletreid.files import written_whole
 from tripletreid.image_root import image_path, image_root_of_sets
+from tripletreid.pictures import Pixels
 
-MAX_PIXELS = 178_956_970  # Where Pillow, too, takes an image for an attack; about 13,000 x 13,000.
-# Not even a PNG of one bit a pixel is compressed further. Most files are smaller and spared the look at their header.
-MIN_BYTES_OF_MAX_PIXELS = 20_000
+FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 
 
 def paths(dataset, image_root):
-    """Paths of all images of a dataset, list of str [N]; `image_root` as `image_root_of_sets` takes it."""
+    """Return the paths of all images of a dataset, list of str [N]; `image_root` as `image_root_of_sets` takes it."""
     image_root = image_root_of_sets(dataset, image_root)
     return [image_path(image_root, fid) for fid in dataset.fids]
 
 
-def load(path, size):
+def load(path, size, pixels=Pixels()):
     """Read, decode and resize one image file, inside or outside of tf.data.
 
     Args:
         path: scalar string.
         size: (height, width).
+        pixels: `Pixels` of the run.
 
     Returns: [height, width, 3] float32, RGB in 0..255.
     """
-    return resize(decode(tf.io.read_file(path)), size)
+    return resize(decode(tf.io.read_file(path), pixels.jpeg), size, pixels.resize)
 
 
-def load_content(content, size):
-    """As `load`, of the bytes of an image file, eagerly.
+def load_content(content, size, pixels=Pixels()):
+    """Decode and resize the bytes of an image file as `load` does, eagerly.
 
     Raises:
-        InputError: why they cannot be decoded, in words without a full stop.
+        InputError: why they cannot be decoded, without a subject and a full stop.
     """
     try:
-        return resize(decode(content), size)
+        return resize(decode(content, pixels.jpeg), size, pixels.resize)
     except tf.errors.OpError as error:
         if is_out_of_memory(error):
             raise
         raise InputError(_reason(error)) from error
 
 
-def decode(content):
-    """Decode an image file's bytes to uint8 [H, W, 3].
+def decode(content, jpeg='fast'):
+    """Decode the bytes of a JPEG, PNG or GIF file to uint8 [H, W, 3], whatever the name of the file.
 
-    `decode_jpeg` looks at the bytes and reads PNG and GIF of one frame as well, whatever the file's name says. The newer
-    formats that it has come to read, as arrays of other shapes, are refused as ever. An image of more than MAX_PIXELS is
-    an InvalidArgumentError before memory is taken for it, and so is all else that cannot be decoded.
+    Args:
+        content: scalar string.
+        jpeg: 'fast' (TensorFlow's default) or 'accurate' (the bits of Pillow).
+
+    Raises:
+        InvalidArgumentError: the file cannot be decoded, or `pictures.complaint` has a reason not to try.
     """
-    is_small = tf.strings.length(content) < MIN_BYTES_OF_MAX_PIXELS
-    is_known = tf.reduce_any(tf.strings.substr(content, 0, 3) == tf.constant([b'\xff\xd8\xff', b'\x89PN', b'GIF']))
-    content = tf.cond(is_small & is_known, lambda: content, lambda: _checked(content))
-    return tf.ensure_shape(tf.io.decode_jpeg(content, channels=3), [None, None, 3])
-
-
-def _checked(content):
+    content = tf.convert_to_tensor(content)
     complaint = _complaint(content)
     with tf.control_dependencies([tf.debugging.Assert(complaint == '', [complaint])]):
-        return tf.identity(content)
+        content = tf.identity(content)
+    dct_method = 'INTEGER_ACCURATE' if jpeg == 'accurate' else ''
+    return tf.ensure_shape(tf.io.decode_jpeg(content, channels=3, dct_method=dct_method), [None, None, 3])
 
 
 def _complaint(content):
-    """What is wrong with the header of an image file, scalar string; empty where that looks well."""
-    head = tf.strings.substr(content, 0, 24) + 24 * b'\0'
+    """Return what `pictures.complaint` returns, as a scalar string.
 
+    A Python function in tf.data takes half the time of decoding a small JPEG (0.6 ms of CPU), so JPEG and PNG headers
+    are read by TensorFlow's operations.
+    """
     def starts_with(magic):
-        return tf.strings.substr(head, 0, len(magic)) == magic
+        return tf.strings.substr(content, 0, len(magic)) == magic
 
-    def of_sides(sides):
-        pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
-        return tf.where(pixels > MAX_PIXELS, f'it has more than {MAX_PIXELS:,} pixels', '')
+    def sides(height_and_width, scans=0):
+        size = tf.reduce_prod(tf.cast(height_and_width, tf.int64))
+        return tf.where(size > pictures.MAX_PIXELS, pictures.too_large(),
+                        tf.where(scans > pictures.MAX_SCANS, pictures.too_many_scans(), ''))
 
-    def of_numbers(start, dtype, little_endian):
-        return of_sides(tf.io.decode_raw(tf.strings.substr(head, start, 2 * dtype.size), dtype, little_endian))
+    def of_jpeg():
+        data = tf.io.decode_raw(content, tf.uint8)
+        scans = tf.math.count_nonzero((data[:-1] == 0xff) & (data[1:] == 0xda))
+        return sides(tf.io.extract_jpeg_shape(content)[:2], scans)
 
-    return tf.case([(starts_with(b'\xff\xd8\xff'), lambda: of_sides(tf.io.extract_jpeg_shape(content)[:2])),
-                    (starts_with(b'\x89PNG'), lambda: of_numbers(16, tf.int32, little_endian=False)),
-                    (starts_with(b'GIF8'), lambda: of_numbers(6, tf.uint16, little_endian=True)),
-                    (tf.strings.length(content) == 0, lambda: tf.constant('it is empty'))],
-                   default=lambda: tf.constant('it is neither a JPEG, a PNG nor a GIF'))
+    def of_png():
+        return sides(tf.io.decode_raw(tf.strings.substr(content + 24 * b'\0', 16, 8), tf.int32, little_endian=False))
+
+    def of_other():
+        return tf.ensure_shape(tf.numpy_function(_complaint_of_bytes, [content], tf.string, stateful=False), [])
+
+    return tf.case([(starts_with(pictures.JPEG), of_jpeg), (starts_with(pictures.PNG), of_png)], default=of_other)
 
 
-def resize(image, size):
-    """Bilinear resize as TensorFlow 1 sampled: without half-pixel centres, which `tf.image.resize` now has.
+def _complaint_of_bytes(content):
+    return pictures.complaint(content if isinstance(content, bytes) else content.item())  # Eager calls pass an array.
+
+
+def resize(image, size, method='tf1'):
+    """Resize one image.
 
     Args:
         image: [H, W, 3] uint8.
         size: (height, width).
+        method: 'tf1' for the bilinear sampling of TensorFlow 1, without half-pixel centres; 'bilinear' or 'bicubic' for
+            the bits of Pillow, whole numbers.
 
     Returns: [height, width, 3] float32 in 0..255.
     """
-    return tf.ensure_shape(resize_batch(image[None], size)[0], [*size, 3])
+    if method == 'tf1':
+        return tf.ensure_shape(resize_batch(image[None], size)[0], [*size, 3])
+    # TensorFlow's antialiased resize is up to one grey level off, since Pillow rounds after each of two passes.
+    resize_as_pillow = functools.partial(_resize_as_pillow, size=size, resample=FILTERS[method])
+    resized = tf.numpy_function(resize_as_pillow, [image], tf.uint8, stateful=False)
+    return tf.cast(tf.ensure_shape(resized, [*size, 3]), tf.float32)
+
+
+def _resize_as_pillow(image, size, resample):
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resample))
 
 
 def resize_batch(batch, size):
-    """As `resize`, for images of one size: [B, H, W, 3] uint8 or float32 -> [B, height, width, 3] float32."""
+    """Resize images of one size as 'tf1' does: [B, H, W, 3] uint8 or float32 -> [B, height, width, 3] float32."""
     return tf.raw_ops.ResizeBilinear(images=batch, size=size, align_corners=False, half_pixel_centers=False)
 
 
 def broken_image(image_paths, error):
-    """The error to raise when the pipeline failed on a batch: it names the image that cannot be read or decoded.
+    """Return the error to raise when the pipeline failed on a batch: it names the unreadable image.
 
-    Where that was for lack of memory it is the pipeline's own.
+    An error for lack of memory is returned unchanged.
 
     Args:
         image_paths: the files of the batch.
-        error: what the pipeline raised, for the case that all of them read well now.
+        error: the error of the pipeline, used if all files read well now.
     """
     if is_out_of_memory(error):
         return error
@@ -126,19 +150,20 @@ def broken_image(image_paths, error):
 
 
 def without_broken(dataset, image_root, list_path, resume, warn):
-    """Leave out the images that cannot be read, after a look at every one of them, on all cores.
+    """Remove unreadable images from a dataset, after decoding every image on all cores.
 
     Args:
         dataset: the `Dataset`.
-        image_root: folder of its images, or a list with that of each of its sets.
-        list_path: csv file that the broken ones are written to, with the reason.
-        resume: leave out what that file lists, where there is one, and look at nothing: the run goes on as it began.
-        warn: called with a sentence for each broken image.
+        image_root: folder of its images, or a list with one for each of its sets.
+        list_path: csv file to write the unreadable images to, with reasons.
+        resume: if that file exists, remove the images that it lists and decode nothing, so that a run continues as it
+            began.
+        warn: called with a sentence per unreadable image.
 
-    Returns: the `Dataset` of the others.
+    Returns: the `Dataset` of the other images.
 
     Raises:
-        InputError: there are no others.
+        InputError: no image can be read.
     """
     if not (resume and os.path.isfile(list_path)):
         reasons = why_broken(paths(dataset, image_root))
@@ -149,34 +174,34 @@ def without_broken(dataset, image_root, list_path, resume, warn):
     with open(list_path, encoding='utf-8', newline='') as file:
         broken = dict(csv.reader(file))
     for fid, reason in broken.items():
-        warn(f'Left out {fid}: {reason}.')
+        warn(f'Skipped {fid}: {reason}.')
     readable = np.array([fid not in broken for fid in dataset.fids])
     if not readable.any():
-        raise InputError(f'Not one image of {dataset.path} can be read.')
+        raise InputError(f'No image of {dataset.path} can be read.')
     return dataset.take(readable)
 
 
 def why_broken(image_paths):
-    """Of some image files, those that cannot be read or decoded: {path: reason}. All cores look at them."""
+    """Decode image files on all cores and return the unreadable ones, {path: reason}."""
     with multiprocessing.pool.ThreadPool() as pool:
         reasons = pool.imap(_why_unreadable, image_paths, chunksize=16)
-        reasons = list(tqdm.tqdm(reasons, 'Looking at images', len(image_paths), delay=2, leave=False))
+        reasons = list(tqdm.tqdm(reasons, 'Checking images', len(image_paths), delay=2, leave=False))
     return {path: reason for path, reason in zip(image_paths, reasons) if reason}
 
 
 def _why_unreadable(path):
-    """Why an image file cannot be read or decoded, or None when it can."""
+    """Return why an image file cannot be read or decoded, or None."""
     try:
-        decode(_checked(tf.io.read_file(path)))
+        decode(tf.io.read_file(path))
     except tf.errors.OpError as error:
         return _reason(error)
     return None
 
 
 def _reason(error):
-    # A complaint of ours, as an assertion in a graph or outside of one words it.
+    # TensorFlow quotes a complaint of `pictures` in its message about the assertion, in a graph or outside.
     asserted = re.search(r"(?:assertion failed: \[|Summarized data: b')(.*?)['\]]", error.message)
     if asserted:
         return asserted[1]
-    # TensorFlow puts names of its graph's nodes before the reason, in double braces, and of its operation behind.
+    # Names of nodes stand in double braces before the reason, the name of the operation after it.
     return re.sub(r'\{\{.*?\}\}| ?\[Op:\w+\].*', '', error.message.splitlines()[0]).strip().rstrip('.')

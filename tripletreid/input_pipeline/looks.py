@@ -4,7 +4,7 @@ import multiprocessing.pool
 import os
 import typing
 
-from tripletreid import quiet
+from tripletreid import pictures, quiet
 from tripletreid.copies import prints
 
 FILES_AT_ONCE = 16
@@ -50,10 +50,9 @@ def _look(decode, changes, path):
         pixels = decode(content).numpy()
     except OSError as error:
         return Look(error.strerror)
-    except tf.errors.OpError as error:
-        if content and not content.startswith((b'\xff\xd8\xff', b'\x89PNG', b'GIF8')):
-            return Look('Neither a JPEG, a PNG nor a GIF')
-        return Look('An animated GIF' if 'animated gifs' in error.message else 'Not a whole image')
+    except tf.errors.OpError:
+        complaint = pictures.complaint(content).removeprefix('it is ') if content else ''
+        return Look(complaint[:1].upper() + complaint[1:] or 'Not a whole image')
     height, width, _ = pixels.shape
     return Look(None, (width, height), hashlib.sha256(content).digest(), changes(content),
                 prints(content, pixels))

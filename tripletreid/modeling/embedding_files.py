@@ -72,7 +72,7 @@ def write(job, path, part, network, strategy=None, progress=lambda rows: None):
             of_rows = inference.embed_rows(
                 network, part, job.image_root, job.sizes.load, args.aggregator, bool(args.pool_tracklets),
                 writer.rows_done, batch_size=args.batch_size, loading_threads=args.loading_threads,
-                flip=args.flip_augment, crop=args.crop_augment, strategy=strategy)
+                flip=args.flip_augment, crop=args.crop_augment, strategy=strategy, pixels=job.sizes.pixels)
             for embs in of_rows:
                 writer.append(embs[0], embs[1:])
                 progress(embs.shape[1])

@@ -11,6 +11,7 @@ from tripletreid.experiment import arguments, checkpoints
 from tripletreid.input_pipeline import augmentation, images
 from tripletreid.modeling.aggregators import AGGREGATORS, pool_rows
 from tripletreid.modeling.model import build_for, named_variables
+from tripletreid.pictures import Pixels
 
 
 def from_experiment(root, checkpoint=None, input_size=None, weights=None):
@@ -64,7 +65,7 @@ def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tr
 
 
 def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
-                strategy=None):
+                strategy=None, pixels=Pixels()):
     """Embed image files, a batch at a time, while the next ones are being loaded.
 
     Args:
@@ -73,7 +74,8 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
         load_size: (height, width) that the images are resized to before they are cropped; None: the network's input.
         batch_size: how many images, variants counted, go through the network at once, on each device.
         loading_threads: how many are loaded at a time.
-        flip, crop: test-time variants, see `images.variants`.
+        flip, crop: test-time variants, see `augmentation.variants`.
+        pixels: `Pixels` of the run, how files become pixels.
         strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
 
     Yields: float32 arrays [A, B, D], A variants (1 without augmentation) of the next B images.
@@ -92,7 +94,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
 
     @tf.autograph.experimental.do_not_convert
     def load(path):
-        return augmentation.variants(images.load(path, load_size), flip, crop, input_size)
+        return augmentation.variants(images.load(path, load_size, pixels), flip, crop, input_size)
 
     # Several devices want equal parts, so the last image is repeated; what comes of that is dropped again.
     missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
@@ -116,7 +118,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
         yield embs
 
 
-def embed_content(network, content, load_size=None, flip=False, crop=None):
+def embed_content(network, content, load_size=None, flip=False, crop=None, pixels=Pixels()):
     """Embed one image that is not in a file.
 
     Args:
@@ -129,7 +131,7 @@ def embed_content(network, content, load_size=None, flip=False, crop=None):
         InputError: why the image cannot be decoded, in words without a full stop; or an embedding that is not finite.
     """
     input_size = network.input_shape[1:3]
-    loaded = images.load_content(content, load_size or input_size)
+    loaded = images.load_content(content, load_size or input_size, pixels)
     batch = augmentation.variants(loaded, flip, crop, input_size)[None]
     strategy = tf.distribute.get_strategy()
     embed = _embedding_function(network, strategy, tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))

@@ -2,11 +2,14 @@
 import shlex
 from typing import NamedTuple
 
+from tripletreid.pictures import Pixels
+
 
 class Sizes(NamedTuple):
-    """(height, width) of images: what they are resized to, and what of that enters the net."""
+    """How images are loaded: the (height, width) they are resized to and the net's, and the run's flags of pixels."""
     load: tuple
     net: tuple
+    pixels: Pixels
 
 
 def add_flags(add):
@@ -32,7 +35,7 @@ def sizes(trained, crop):
     """
     net_size = (trained.net_input_height, trained.net_input_width)
     load_size = (trained.pre_crop_height, trained.pre_crop_width) if crop else net_size
-    return Sizes(load_size, load_size if crop == 'avgpool' else net_size)
+    return Sizes(load_size, load_size if crop == 'avgpool' else net_size, Pixels.from_args(trained))
 
 
 def validation_crop(trained):

@@ -32,7 +32,7 @@ class Embedder:
             InputError: no such checkpoint, or one that does not fit.
         """
         self.args, self.dim = args, trained.embedding_dim
-        self.size, net_size = inference_flags.sizes(trained, args.crop_augment)
+        self.size, net_size, self.pixels = inference_flags.sizes(trained, args.crop_augment)
         self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, net_size,
                                                                    args.weights)
         self.made_by = {
@@ -42,7 +42,7 @@ class Embedder:
             'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling,
                     *(f'{name}={value}' for name, value in train_flags.net_options(trained).items()
                       if name not in ('last_stride', 'pooling', 'drop_path'))],
-            'sizes': [*self.size, *net_size]}
+            'sizes': [*self.size, *net_size], **self.pixels._asdict()}
 
     def photo(self, content, name=''):
         """Embed a photo.
@@ -58,7 +58,7 @@ class Embedder:
         """
         try:
             variants = inference.embed_content(self.network, content, self.size, self.args.flip_augment,
-                                               self.args.crop_augment)
+                                               self.args.crop_augment, self.pixels)
         except InputError as error:
             raise InputError(f'The photo {name + " " if name else ""}cannot be read: {error}.') from error
         return self._aggregate(variants)[0]
@@ -71,7 +71,7 @@ class Embedder:
         """
         of_batches = inference.embed_files(
             self.network, paths, self.size, self.args.batch_size, self.args.loading_threads, self.args.flip_augment,
-            self.args.crop_augment)
+            self.args.crop_augment, pixels=self.pixels)
         with tqdm.tqdm(total=len(paths), desc='Embedding', unit=' images', delay=1, leave=False) as bar:
             for variants in of_batches:
                 yield self._aggregate(variants)

@@ -158,8 +158,9 @@ class Validation:
         from tripletreid.modeling import inference
         args = self._args
         crop = inference_flags.validation_crop(args)
+        sizes = inference_flags.sizes(args, crop)
         of_rows = inference.embed_rows(
-            self._network, images, of_set.image_root, inference_flags.sizes(args, crop).load,
+            self._network, images, of_set.image_root, sizes.load, pixels=sizes.pixels,
             pool_tracklets=of_set.pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip, crop=crop,
             strategy=self._strategy)
         batches = []

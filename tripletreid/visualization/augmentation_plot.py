@@ -37,10 +37,10 @@ def drawn_images(paths, args, variants, seed):
     rows = []
     for slot, path in enumerate(paths):
         try:
-            pixels = images.decode(tf.io.read_file(path))
+            pixels = images.decode(tf.io.read_file(path), args.jpeg)
         except tf.errors.OpError as error:
             raise images.broken_image([path], error) from error
-        loaded, whole = (images.resize(pixels, size) for size in sizes)
+        loaded, whole = (images.resize(pixels, size, args.resize) for size in sizes)
         rows.append([whole, *(augment(loaded, tf.constant(step), tf.constant(slot)) for step in range(variants))])
     return np.array(rows).round().clip(0, 255).astype(np.uint8)
 
