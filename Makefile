@@ -1,6 +1,6 @@
 # make demo: train, embed and evaluate on scanned digits. make test: all tests. Both install the locked versions into .venv.
 # make test-newest: all tests with the newest versions that requirements*.txt allow, in .venv-newest.
-# make lock: renew the locked versions from requirements*.txt.
+# make lock: renew the locked versions from requirements*.txt. make docs: renew the tables of flags in docs/.
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 # The lock holds for every supported Python and system: Python 3.10 to 3.13.
@@ -8,7 +8,7 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-v
 # The command that the locks name in their first lines.
 export UV_CUSTOM_COMPILE_COMMAND = make lock
 
-.PHONY: demo test test-newest lock clean
+.PHONY: demo test test-newest lock docs clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./digits_train.sh digits
@@ -21,6 +21,9 @@ test-newest:
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python $(PIP) -r requirements-test.txt
 	.venv-newest/bin/python -m pytest -q -rs -n 2 --dist worksteal
+
+docs: .venv/installed
+	.venv/bin/python docs/tables.py
 
 lock:
 	$(PYTHON) -m venv .venv-lock

@@ -120,7 +120,9 @@ def python_texts(content):
 
 
 def markdown_texts(content):
-    """Return the prose of Markdown without code, targets of links and words in italics, which are quoted words."""
+    """Return the prose of Markdown without code, targets of links, words in italics (quotes) and generated tables."""
+    content = re.sub(r'<!-- (flags|plug-ins):.*?<!-- end -->', lambda match: '\n' * match[0].count('\n'), content,
+                     flags=re.DOTALL)
     content = re.sub(r'^```.*?^```', lambda match: '\n' * match[0].count('\n'), content, flags=re.DOTALL | re.MULTILINE)
     content = re.sub(r'`[^`]*`|(?<![*\w])\*[^*\s][^*]*\*(?!\*)', lambda match: '`' + '\n' * match[0].count('\n'), content)
     content = re.sub(r'<!--.*?-->|\]\([^)]*\)', lambda match: '\n' * match[0].count('\n'), content, flags=re.DOTALL)

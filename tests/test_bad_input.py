@@ -115,7 +115,7 @@ def test_usage_errors_are_a_sentence_that_guesses_what_was_meant(called, command
 def test_help_ends_in_an_example_that_the_parser_takes(called, command):
     status, shown, _ = called(*command.split(), '--help')
     assert status == 0
-    _, example = shown.split('\nexample:\n')
+    example = shown.split('\nexample:\n')[1].split('\n\n')[0]
     os.makedirs('runs/first')
     for line in example.replace('\\\n', ' ').strip().splitlines():
         python, *words = line.split('>')[0].split()

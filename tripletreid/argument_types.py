@@ -14,9 +14,11 @@ A flag that has no effect without another one declares that where it is added:
 """
 import argparse
 import difflib
+import inspect
 import itertools
 import re
 import sys
+import textwrap
 from typing import NamedTuple
 
 from tripletreid import exclusion
@@ -28,6 +30,28 @@ MOST_THREADS = 1024
 LONGEST_SIDE = 16384
 MOST_DIMENSIONS = 16384
 MOST_PORTS = 65535
+TERMS = 'docs/glossary.md explains the terms.'  # The last line of every help.
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter that fits paragraphs and long lists of choices to the terminal; indented lines keep their breaks."""
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = re.split(r'\n\n+', inspect.cleandoc(text))
+        return '\n\n'.join(each if re.search('^ ', each, re.MULTILINE) else textwrap.fill(each, width)
+                           for each in paragraphs)
+
+    def _metavar_formatter(self, action, default_metavar):
+        if self._lists_choices(action):
+            return lambda size: ('NAME',) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _get_help_string(self, action):
+        choices = f'; one of {", ".join(action.choices)}' if self._lists_choices(action) else ''
+        return f'{action.help}{choices}'
+
+    def _lists_choices(self, action):
+        return action.metavar is None and action.choices is not None and len(','.join(map(str, action.choices))) > 60
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -46,9 +70,9 @@ class ArgumentParser(argparse.ArgumentParser):
             options: options of argparse; the description is printed with its own line breaks.
         """
         self.given, self._needs = {}, {}
-        lines = [f'  {line}' for line in (example or '').splitlines()]
-        super().__init__(epilog='\n'.join(['example:', *lines]) if lines else None, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        lines = ['example:', *(f'  {line}' for line in example.splitlines()), ''] if example else []
+        super().__init__(epilog='\n'.join([*lines, TERMS]), allow_abbrev=False,
+                         formatter_class=HelpFormatter, **options)
 
     def add_argument(self, *names, needs=(), **options):
         """Add an argument as argparse does, with `needs` as the module's docstring describes it."""
