@@ -12,7 +12,7 @@ import numpy as np
 from tripletreid import argument_types, exclusion, plugins
 from tripletreid.embeddings.differences import differences
 from tripletreid.errors import InputError, exit_with
-from tripletreid.evaluation import distances, multi_query, open_set, ranking, reranking, scores, verification
+from tripletreid.evaluation import multi_query, open_set, ranking, reranking, scores, verification
 from tripletreid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED
 from tripletreid.evaluation.by_camera import by_camera
 from tripletreid.evaluation.comparison import compare
@@ -21,6 +21,7 @@ from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.evaluation.tables import print_results
 from tripletreid.evaluation.workers import pool
 from tripletreid.files import check_output
+from tripletreid.metrics import METRICS
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 LONGEST_CMC = 100_000  # Further ranks would only make the file large.
@@ -47,7 +48,7 @@ def make_parser():
         f'diagonal: only the query file itself; {", ".join(benchmarks)}: images of its identity in its own camera, read '
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
         'file names by a pattern with the groups (?P<pid>…) and (?P<cid>…)')
-    add('--metric', choices=distances.METRICS, help='distance of embeddings, usually the metric of the training')
+    add('--metric', choices=METRICS, help='distance of embeddings, usually the metric of the training')
 
     add = parser.add_argument_group('how and where').add_argument
     add('--filename', metavar='JSON', help='file to write the results to')

@@ -11,7 +11,7 @@ import math
 
 import tensorflow as tf
 
-from tripletreid import plugins
+from tripletreid import metrics, plugins
 from tripletreid.errors import InputError
 
 
@@ -21,23 +21,27 @@ def cdist(a, b, metric):
     Args:
         a: [B1, D] float32.
         b: [B2, D] float32.
-        metric: one of ranking.METRICS.
+        metric: one of METRICS.
 
     Returns: [B1, B2] float32. `euclidean` is sqrt(sum of squares + 1e-12), whose gradient at 0 is 0 and not NaN.
         `cosine` is 1 - the cosine of the angle, as half the squared distance of the embeddings scaled to length one:
-        that is never below 0. An embedding of all zeros, which has no direction, stays zero.
+        that is never below 0. An embedding of all zeros, which has no direction, is at a distance of 1 to all others.
     """
-    if metric == 'cosine':
-        return cdist(tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1), 'sqeuclidean') / 2
-    differences = a[:, None] - b[None]
-    if metric == 'cityblock':
-        return tf.reduce_sum(tf.abs(differences), axis=-1)
-    squares = tf.reduce_sum(tf.square(differences), axis=-1)
-    if metric == 'sqeuclidean':
-        return squares
-    if metric == 'euclidean':
-        return tf.sqrt(squares + 1e-12)
-    raise ValueError(f'unknown metric {metric!r}')
+    metric = metrics.load(metric)
+    if metric.is_normalized:
+        a, b = tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1)
+    sums = tf.reduce_sum(metric.term(a[:, None] - b[None], tf.math), axis=-1)
+    return metric.of_sum(sums + _missing_squares(a, b) if metric.is_normalized else sums, tf.math)
+
+
+def _missing_squares(a, b):
+    """Return 1 - |a|² + 1 - |b|² of embeddings that are too short to have length one, [B1, B2]; 0 for all others.
+
+    Added to |a - b|² = |a|² - 2ab + |b|², it leaves twice 1 - ab: the cosine distance of a zero embedding is 1.
+    """
+    missing = [1 - tf.reduce_sum(tf.square(each), axis=1) for each in (a, b)]
+    of_a, of_b = (tf.where(each > 1e-3, each, 0.0) for each in missing)
+    return of_a[:, None] + of_b
 
 
 def cdist_to_memory(a, b, metric):
@@ -45,15 +49,18 @@ def cdist_to_memory(a, b, metric):
 
     The differences between large numbers that this takes are kept small by taking the mean of b off both.
     """
-    if metric == 'cosine':
-        return cdist_to_memory(tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1), 'sqeuclidean') / 2
-    if metric == 'cityblock':
+    loaded = metrics.load(metric)
+    if loaded.kind != 'square':
         return cdist(a, b, metric)
+    missing = 0.0
+    if loaded.is_normalized:
+        a, b = tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1)
+        missing = _missing_squares(a, b)
     mean = tf.stop_gradient(tf.reduce_mean(b, axis=0))
     a, b = a - mean, b - mean
     squares = tf.reduce_sum(tf.square(a), axis=1)[:, None] + tf.reduce_sum(tf.square(b), axis=1)
     squares = tf.maximum(squares - 2 * tf.matmul(a, b, transpose_b=True), 0.0)
-    return squares if metric == 'sqeuclidean' else tf.sqrt(squares + 1e-12)
+    return loaded.of_sum(squares + missing, tf.math)
 
 
 def mean_over_frames(embs, frames):

@@ -13,9 +13,10 @@ from tripletreid import argument_types, quiet
 from tripletreid.embeddings.differences import difference
 from tripletreid.embeddings.shards import in_order, open_embeddings
 from tripletreid.errors import InputError, exit_with, some
-from tripletreid.evaluation import distances, verification
+from tripletreid.evaluation import verification
 from tripletreid.experiment import arguments
 from tripletreid.files import check_file, check_output
+from tripletreid.metrics import METRICS
 from tripletreid.modeling import inference_flags
 
 OF_THE_PAGE = ('host', 'port')
@@ -50,7 +51,7 @@ def make_parser():
         help='the threshold of evaluate.py --verification, at the rate --fpr')
     add('--fpr', type=argument_types.fraction, metavar='RATE', needs='--threshold_from', help='share of pairs of '
         'different identities that may pass for the same, e.g. 1e-3')
-    add('--metric', choices=distances.METRICS, help='distance of embeddings (that of the training)')
+    add('--metric', choices=METRICS, help='distance of embeddings (that of the training)')
     add('--filename', metavar='JSON', help='file to write what is found to')
     add('--report', metavar='HTML', help='page to write with pictures of what is found')
 

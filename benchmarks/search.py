@@ -23,7 +23,7 @@ import numpy as np
 from tripletreid.dataset import Dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import EmbeddingWriter, FileContent
-from tripletreid.evaluation.distances import METRICS
+from tripletreid.metrics import METRICS
 from tripletreid.search.gallery import Gallery
 
 AT_ONCE = 10_000

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from loss import cdist
-from tripletreid import exclusion, plugins
+from loss import cdist, cdist_to_memory
+from tripletreid import exclusion, metrics, plugins
+from tripletreid.dataset import Dataset
 from tripletreid.errors import InputError
+from tripletreid.evaluation import neighbours
+from tripletreid.evaluation.retrieval import Retrieval
+from tripletreid.evaluation.retrieval_metrics import ranks_of
 from tripletreid.modeling import model
 from tripletreid.modeling.aggregators import AGGREGATORS
 from tripletreid.training import optimizer
@@ -108,6 +112,68 @@ def test_excluder(name):
     if hasattr(excluder, 'ids'):
         identities, cameras = zip(*excluder.ids(fids))
         assert len(set(identities)) == len(set(cameras)) == 2
+
+
+@pytest.mark.parametrize('name', plugins.choices('scores'))
+def test_score(name):
+    """Scores are from 0 to 1, NaN without a match, best for a perfect ranking, and as expected for random ones."""
+    def ranked(hits):
+        """The `Ranks` of queries whose gallery is ranked with these hits, bool [Q, G]."""
+        query, rank = np.nonzero(hits)
+        in_front = rank - np.concatenate([np.arange(count) for count in hits.sum(axis=1)])
+        return ranks_of(query, rank.astype(float), in_front, in_front, (~hits).sum(axis=1), junk=0)
+
+    def values(hits):
+        return dict(module.scores(ranked(hits)))
+
+    module = plugins.load('scores', name)
+    random = np.random.default_rng(0)
+    hits = random.random((50, 30)) < random.random((50, 1)) / 2
+    hits[:3] = False
+    matched = hits.any(axis=1)
+    for score, found in values(hits).items():
+        assert isinstance(score, str) and found.shape == (50,)
+        assert np.array_equal(np.isnan(found), ~matched)
+        assert (0 <= found[matched]).all() and (found[matched] <= 1).all()
+    perfect, actual = values(np.sort(hits[matched], axis=1)[:, ::-1]), values(hits[matched])
+    assert all((perfect[score] >= actual[score]).all() for score in actual)
+    others = [set(dict(plugins.load('scores', other).scores(ranked(hits)))) for other in plugins.choices('scores')
+              if other != name]
+    assert not set().union(*others) & set(values(hits)), 'two scores have one name'
+    if hasattr(module, 'chance'):
+        for matches, valid in ((1, 1), (1, 7), (3, 7), (7, 7), (2, 90)):
+            order = random.permuted(np.tile(np.arange(valid) < matches, (6000, 1)), axis=1)
+            expected = dict(module.chance(np.array([matches]), np.array([valid])))
+            for score, found in values(order).items():
+                if score in expected:
+                    error = 5 * found.std() / np.sqrt(len(found)) + 1e-12
+                    assert abs(found.mean() - expected[score][0]) <= error, (score, matches, valid)
+
+
+@pytest.mark.parametrize('name', plugins.choices('distances'))
+def test_distance(name):
+    """The training's distances, with a finite gradient at 0, are the ones that evaluation ranks by and samplers use."""
+    metric = metrics.load(name)
+    assert plugins.load('distances', name).__doc__ and isinstance(metric.is_normalized, bool)
+    random = np.random.default_rng(0)
+    queries, gallery = (random.normal(size=(count, 6)).astype(np.float32) for count in (5, 40))
+    gallery[7] = queries[2]
+    a, b = (each.astype(np.float64) for each in (queries, gallery))
+    if metric.is_normalized:
+        a, b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (a, b))
+    expected = np.array([[metric.of_sum(metric.term(x - y, np).sum(), np) for y in b] for x in a])
+    for function in (cdist, cdist_to_memory):
+        np.testing.assert_allclose(function(queries, gallery, name), expected, rtol=1e-4, atol=2e-3)
+    variable = tf.Variable(queries)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(cdist(variable, variable, name))
+    assert np.isfinite(tape.gradient(total, variable)).all()
+    sums = np.linspace(0, 10, 100)
+    assert (np.diff(metric.of_sum(sums, np)) >= 0).all(), 'it does not increase with the sum'
+    sets = [Dataset('', np.zeros(count, object), np.arange(count)) for count in (5, 40)]
+    found = neighbours.nearest(Retrieval(queries, sets[0], gallery, sets[1], None, name), 40)
+    np.testing.assert_array_equal(found.rows, np.argsort(expected, axis=1, kind='stable'))
+    np.testing.assert_allclose(found.distances, np.sort(expected, axis=1), rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', plugins.choices('layouts'))

@@ -9,12 +9,13 @@ from scipy.spatial.distance import cdist as scipy_cdist
 import loss
 import train
 from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
-from tripletreid.evaluation import distances
 from tripletreid.experiment import flag_checks, train_flags
 from tripletreid.modeling import model
 from tripletreid.training.centers import Centers
 from tripletreid.training.memory import Memory
 from tripletreid.training.train_state import TrainState
+
+METRICS = 'cityblock', 'cosine', 'euclidean', 'sqeuclidean'  # Those that a test has a formula of its own for.
 
 
 def gradient_by_differences(function, array, width=1e-6):
@@ -86,7 +87,7 @@ def test_classifier_of_cosines_is_beside_the_head():
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('metric', distances.METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 def test_distances_to_a_memory_and_their_gradient(metric):
     """Far from the origin as well, where differences of squares would lose most of their digits."""
     random = np.random.default_rng(3)

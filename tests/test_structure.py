@@ -11,9 +11,9 @@ from conftest import ROOT
 from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
-PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'scores', 'layouts')
-GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'cluster', 'argument_types', 'signals',
-          'startup', 'dask_cluster', 'pictures'}
+PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'scores', 'distances', 'layouts')
+GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
+          'signals', 'startup', 'dask_cluster', 'pictures'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
 LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
@@ -21,8 +21,8 @@ LEVELS = [GROUND,
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},
-                      'losses': {'loss', 'tripletreid.distribute.collectives'}, 'excluders': set(), 'scores': set(),
-                      'layouts': set()}
+                      'losses': {'loss', 'tripletreid.distribute.collectives'}, 'excluders': set(),
+                      'scores': set(), 'distances': set(), 'layouts': set()}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'tripletreid.experiment.arguments', 'tripletreid.evaluation.ranking',
                       'tripletreid.search.index', 'tripletreid.search.image_files', 'tripletreid.search.gallery',
                       'tripletreid.search.photos',

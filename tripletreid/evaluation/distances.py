@@ -1,35 +1,36 @@
 """Distances between embeddings, a chunk of the gallery at a time: all of them approximately, or few of them exactly.
 
-The distance of two images is defined as a sum over the differences of their coordinates in float64: a function of the
-two rows alone. A float32 matrix product is much faster, but gives a pair of rows other last bits in chunks of other
-shapes. Its error is bounded, though, and only the pairs that it cannot decide are measured exactly.
+The distance of two images is defined as a sum over the differences of their coordinates in float64, which depends only
+on the two rows. A float32 matrix product is much faster, but its last bits depend on the shape of the chunk. Its error is
+bounded, and only the pairs that it cannot decide are measured exactly.
 """
 import dataclasses
 import functools
 
 import numpy as np
 
+from tripletreid import metrics
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks
 
-METRICS = ('euclidean', 'sqeuclidean', 'cityblock', 'cosine')
-CACHED_NUMBERS = 1 << 16  # Differences at once: of as many the processor's cache holds all intermediate values.
-ROUNDING = 2.0 ** -24  # Largest relative error of one float32 operation,
-ROUNDING_OF_FLOAT64 = 2.0 ** -53
-SMALLEST = 2.0 ** -120  # but where numbers are as small as this.
-LARGEST = 2.0 ** 120  # A float32 sum of squares overflows soon behind this.
-SUMMED_AT_ONCE = 256  # Coordinates; the sums of so many are added up then, which bounds the error of long sums.
-OUTLIER = 16  # An image whose size is as many times the usual one is no measure of the others' error.
+CACHED_NUMBERS = 1 << 16  # Differences at once, so that all intermediate values stay in the CPU cache.
+ROUNDING = 2.0 ** -24  # Largest relative error of one float32 operation on numbers above SMALLEST.
+ROUNDING_OF_FLOAT64 = 2.0 ** -53  # Largest relative error of one float64 operation.
+SMALLEST = 2.0 ** -120  # Largest absolute error of one operation on smaller numbers.
+LARGEST = 2.0 ** 120  # Largest sum of squares, well before float32 overflows.
+SUMMED_AT_ONCE = 256  # Coordinates per partial sum, which bounds the error of long sums.
+OUTLIER = 16  # An image so many times the usual size is excluded from the error bound of the others.
+IN_PLACE = {'square': np.square, 'absolute': np.abs}  # Terms that NumPy computes without another array.
 
 
 @dataclasses.dataclass
 class Chunk:
-    """Some images of the gallery, made ready by `Distances.prepare`.
+    """Some images of the gallery, prepared by `Distances.prepare`.
 
     rows: their rows, int64 [C], ascending.
     embs: float32 [C, D].
-    centred: float32 [C, D], what the approximate distances are computed from; float64 for `PreciseDistances`.
-    sizes: as precise [C], squared norms of `centred`; for cityblock its sums of absolute values.
+    centred: float32 [C, D], the factors of the approximate distances; float64 for `PreciseDistances`.
+    sizes: [C] in the same precision, squared norms of `centred`, or sums of absolute values where terms are not squares.
     """
     rows: np.ndarray
     embs: np.ndarray
@@ -37,87 +38,99 @@ class Chunk:
     sizes: np.ndarray
 
     def take(self, columns):
-        """The chunk of some of the images, or of all in another order, given a slice or an index array."""
+        """Return a chunk of some of the images, or of all in another order, given a slice or an index array."""
         return Chunk(self.rows[columns], self.embs[columns], self.centred[columns], self.sizes[columns])
 
 
 class Distances:
     """Distances from some queries to chunks of a gallery: all of them approximately, or few of them exactly.
 
-    They are in the unit that images are compared in, which spares the root: the squared distance for `euclidean` and
-    `sqeuclidean`, that of the embeddings scaled to length one for `cosine` (twice the cosine distance).
+    They are sums, in the unit in which images are compared, before `of_sum` of the metric: for `euclidean` the squared
+    distance, which needs no root, for `cosine` the squared distance of normalized embeddings.
     """
-    dtype = np.float32  # Of approximate distances.
+    dtype = np.float32  # Precision of approximate distances.
 
     def __init__(self, queries, metric, centred=True):
-        """Takes embeddings float32 [Q, D] and one of METRICS.
+        """Prepare queries.
 
-        Norms enter the error bound: what all embeddings have in common is better taken away first. But then `Chunk`s are
-        of use for these queries alone; those that are `centred` nowhere are made ready for any.
+        Args:
+            queries: embeddings float32 [Q, D].
+            metric: one of METRICS.
+            centred: whether to subtract the queries' mean from all embeddings, because norms enter the error bound. A
+                `Chunk` is then only valid for these queries.
         """
         self.queries = queries
-        self.metric = metric
+        self.metric = metrics.load(metric)
         self.centre = np.zeros(queries.shape[1], np.float32)
-        if centred and metric != 'cosine':
+        if centred and not self.metric.is_normalized:
             sizes = np.einsum('nd,nd->n', queries, queries)
-            usual = sizes <= OUTLIER * np.median(sizes)  # One that is very long would move the mean away from all.
+            usual = sizes <= OUTLIER * np.median(sizes)  # A very long one would move the mean away from all others.
             self.centre = queries[usual].mean(axis=0, dtype=np.float64).astype(np.float32)
         self.centred, self.sizes = self._centre(queries, 'queries')
 
     def prepare(self, rows, embs):
-        """The `Chunk` of the gallery's rows [C] and their embeddings [C, D].
+        """Return the `Chunk` of rows [C] of the gallery and their embeddings [C, D].
 
         Raises:
-            InputError: numbers too large to be squared, or, for `cosine`, embeddings of length zero.
+            InputError: numbers too large to be squared, or embeddings of length zero where the metric normalizes them.
         """
         return Chunk(rows, embs, *self._centre(embs, 'gallery'))
 
     def approximate(self, batch, chunk):
-        """Distances of the queries with the numbers `batch` [B] to a chunk, and how far they are from exact ones.
+        """Compute approximate distances of the queries with the numbers `batch` [B] to a chunk.
 
         Returns: float32 [B, C], and a bound of their absolute errors, float64 [B].
         """
         dim = self.queries.shape[1]
-        if self.metric == 'cityblock':
+        if self.metric.kind == 'other':
+            exact = self._all_exact(batch, chunk)
+            return exact.astype(np.float32), 2 * ROUNDING * np.abs(exact).max(axis=1) + SMALLEST
+        if self.metric.kind == 'absolute':
             approximate = _cityblock(self.centred[batch], chunk.centred)
             largest = self.sizes[batch].astype(np.float64) + chunk.sizes.max()
             roundings = dim
         else:
-            # With one query it takes as long as reading the chunk: threads of BLAS would only wait for each other.
+            # One query takes as long as reading the chunk, so that threads of BLAS would only wait for each other.
             product = np.matmul if len(batch) > 1 else functools.partial(np.einsum, 'nd,dm->nm')
             approximate = _sum_of_products(product, -2 * self.centred[batch], chunk.centred.T)
             approximate += chunk.sizes
             approximate += self.sizes[batch, None]
             largest = (np.sqrt(self.sizes[batch], dtype=np.float64) + np.sqrt(chunk.sizes.max())) ** 2
             roundings = min(dim, SUMMED_AT_ONCE) + dim // SUMMED_AT_ONCE
-        # A sum of n products is off by at most n roundings of the sum of their absolute values, in whatever order it
-        # is computed (Higham 2002, section 3.1; for sums of sums section 4.2). The 16 stand for centring, adding the
-        # sizes, and comparing.
+        # The error of a sum of n products is at most n roundings of the sum of their absolute values, in any order
+        # (Higham 2002, section 3.1; for sums of sums section 4.2). The 16 cover centring, adding the sizes, and
+        # comparing.
         return approximate, 1.01 * (roundings + 16) * ROUNDING * largest + dim * SMALLEST
 
     def exact(self, queries, chunk, columns):
-        """Distances of pairs, float64 [n], for numbers of queries [n] and of images in the chunk [n]."""
+        """Compute distances of pairs, float64 [n], for numbers of queries [n] and of images in the chunk [n]."""
         exact = np.empty(len(queries))
+        in_place = IN_PLACE.get(self.metric.kind)
         for some in chunks.slices(len(queries), max(1, CACHED_NUMBERS // self.queries.shape[1])):
             differences = self._float64(self.queries[queries[some]]) - self._float64(chunk.embs[columns[some]])
-            size = np.abs if self.metric == 'cityblock' else np.square
-            exact[some] = size(differences, out=differences).sum(axis=1)
+            terms = in_place(differences, out=differences) if in_place else self.metric.term(differences, np)
+            exact[some] = terms.sum(axis=1)
         return exact
+
+    def _all_exact(self, batch, chunk):
+        """Compute exact distances of the queries with the numbers `batch` [B] to a chunk, float64 [B, C]."""
+        columns = np.arange(len(chunk.rows))
+        return np.stack([self.exact(np.full(len(columns), query), chunk, columns) for query in batch])
 
     def _float64(self, embs):
         embs = embs.astype(np.float64)
-        if self.metric == 'cosine':
+        if self.metric.is_normalized:
             embs /= np.sqrt(np.square(embs).sum(axis=1, keepdims=True))
         return embs
 
     def _centre(self, embs, whose):
-        if self.metric == 'cosine':
+        if self.metric.is_normalized:
             if not embs.any(axis=1).all():
-                raise InputError(f'There are embeddings of all zeros among the {whose}; they have no cosine distance.')
+                raise InputError(f'There are embeddings of all zeros among the {whose}; they have no direction to compare.')
             embs = self._float64(embs)
-        with np.errstate(over='ignore'):  # The sentence below says it.
+        with np.errstate(over='ignore'):  # Reported below.
             centred = embs.astype(self.dtype, copy=False) - self.centre
-            if self.metric == 'cityblock':
+            if self.metric.kind != 'square':
                 sizes = np.abs(centred).sum(axis=1)
             else:
                 sizes = _sum_of_products(functools.partial(np.einsum, 'nd,dn->n'), centred, centred.T)
@@ -128,38 +141,41 @@ class Distances:
 
 
 class PreciseDistances(Distances):
-    """`Distances` whose approximate ones are float64, with a bound of their errors a thousand million times as small.
+    """`Distances` with approximate distances in float64, whose error bound is 5e8 times smaller.
 
-    They take about twice as long. Where many distances are to be told from one another, nearly all are told by these.
+    They take about twice as long, and decide nearly all pairs where many distances must be distinguished.
     """
     dtype = np.float64
 
     @functools.cached_property
     def factors(self):
-        """What the products with a chunk are made of, float64 [Q, D + 2]."""
+        """The queries' factors of products with a chunk, float64 [Q, D + 2]."""
         return np.column_stack([-2 * self.centred, self.sizes, np.ones(len(self.queries))])
 
     def prepare(self, rows, embs):
+        """Return a `Chunk` as `Distances` does."""
         chunk = super().prepare(rows, embs)
-        if self.metric != 'cityblock':  # To have the sizes added by the product spares two passes over its result.
+        if self.metric.kind == 'square':  # The product then adds the sizes too, without two passes over its result.
             chunk.centred = np.column_stack([chunk.centred, np.ones(len(rows)), chunk.sizes])
         return chunk
 
     def approximate(self, batch, chunk):
-        """As that of `Distances`, but float64 [B, C]."""
+        """Compute approximate distances as `Distances` does, in float64 [B, C]."""
         dim = self.queries.shape[1]
-        if self.metric == 'cityblock':
+        if self.metric.kind == 'other':
+            return self._all_exact(batch, chunk), np.zeros(len(batch))
+        if self.metric.kind == 'absolute':
             approximate = _cityblock(self.centred[batch], chunk.centred)
             largest = self.sizes[batch] + chunk.sizes.max()
         else:
             approximate = self.factors[batch] @ chunk.centred.T
             largest = (np.sqrt(self.sizes[batch]) + np.sqrt(chunk.sizes.max())) ** 2
-        # Twice, because in float64 the exact ones are rounded as well.
+        # Twice, because the exact ones are rounded to float64 as well.
         return approximate, 2.02 * (dim + 18) * ROUNDING_OF_FLOAT64 * largest + dim * SMALLEST
 
 
 def _sum_of_products(product, a, b):
-    """product(a, b) for [N, D] and [D, M], as the sum of its values for a few of the D at a time."""
+    """Compute product(a, b) for [N, D] and [D, M] as the sum of products over a few of the D at a time."""
     first, *others = chunks.slices(a.shape[1], SUMMED_AT_ONCE)
     total = product(a[:, first], b[first])
     part = np.empty_like(total) if others else None
@@ -169,10 +185,10 @@ def _sum_of_products(product, a, b):
 
 
 def similar_in_size(sizes):
-    """Groups of images none of which is far larger than most of its group: a list of positions int64 [n], ascending.
+    """Group images such that none is far larger than most of its group: a list of ascending positions int64 [n].
 
-    The error bound of `approximate` is that of the largest image of a chunk: a single one that is a thousand times as
-    long as the others would leave nearly all pairs of its chunk undecided.
+    The largest image of a chunk determines the error bound of `approximate`: a single image a thousand times as long as
+    the others would leave nearly all pairs of its chunk undecided.
 
     Args:
         sizes: float32 [C], as in `Chunk`.
@@ -186,7 +202,7 @@ def similar_in_size(sizes):
 
 
 def _cityblock(queries, gallery):
-    """Sums of absolute differences, [B, C], for [B, D] and [C, D], all of one type."""
+    """Compute sums of absolute differences, [B, C], for [B, D] and [C, D] of one type."""
     dim = queries.shape[1]
     sums = np.empty((len(queries), len(gallery)), queries.dtype)
     ones = np.ones(dim, queries.dtype)
@@ -201,15 +217,13 @@ def _cityblock(queries, gallery):
 
 
 def shown(exact, metric):
-    """Distances as `Distances.exact` gives them, in the metric's own unit."""
-    if metric == 'euclidean':
-        return np.sqrt(exact + 1e-12)
-    return exact / 2 if metric == 'cosine' else exact
+    """Convert distances of `Distances.exact` to the metric's own unit."""
+    return metrics.load(metric).of_sum(exact, np)
 
 
 def shown_up_to(distance, metric):
-    """The largest distances that `shown` shows as at most these, float64 [n]; -1 where it shows even 0 as more."""
-    # Floats that are not negative sort as the integers of the same bits.
+    """Return the largest distances that `shown` converts to at most these, float64 [n]; -1 where even 0 becomes more."""
+    # Non-negative floats sort as the integers of the same bits.
     low = np.full(len(distance), -1)
     high = np.full(len(distance), np.float64(np.inf).view(np.int64))
     while (high - low > 1).any():
@@ -220,6 +234,7 @@ def shown_up_to(distance, metric):
 
 
 def check_dimensions(query_embeddings, gallery_embeddings):
+    """Raise InputError unless queries and gallery have the same dimensions."""
     query_dim, gallery_dim = query_embeddings.shape[1], gallery_embeddings.shape[1]
     if query_dim != gallery_dim or query_dim == 0:
         raise InputError(f'The queries have {query_dim} dimensions and the gallery has {gallery_dim}: embed both with '

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from tripletreid import metrics
 from tripletreid.dataset import Dataset
 from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances, check_dimensions, shown
@@ -68,12 +69,13 @@ class PreparedGallery:
         """
         self.embeddings = embeddings
         self.metric = metric
+        self.is_normalized = metrics.load(metric).is_normalized
         self.sizes, self.scales = (np.ones(embeddings.shape[0], np.float32) for _ in range(2))
         self.odd_lengths = False
         of_any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
         for rows, embs in chunks.of_gallery(embeddings, 0, embeddings.shape[0]):
             self.sizes[rows] = of_any_query.prepare(rows, embs).sizes
-            if metric == 'cosine':
+            if self.is_normalized:
                 lengths = np.sqrt(np.einsum('nd,nd->n', embs, embs, dtype=np.float64))
                 self.scales[rows] = 1 / lengths.clip(SMALLEST, LARGEST)
                 odd = (lengths < SMALLEST) | (lengths > LARGEST)  # Their scales would not be exact to a rounding.
@@ -105,7 +107,7 @@ class PreparedGallery:
             if self.odd_lengths:
                 yield distances.prepare(rows, embs)
             else:
-                scaled = embs if self.metric != 'cosine' else embs * self.scales[some, None]
+                scaled = embs * self.scales[some, None] if self.is_normalized else embs
                 yield Chunk(rows, embs, scaled, self.sizes[some])
 
 

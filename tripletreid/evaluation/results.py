@@ -8,9 +8,10 @@ import typing
 import numpy as np
 
 from tripletreid.errors import InputError
-from tripletreid.evaluation import distances, scores
+from tripletreid.evaluation import scores
 from tripletreid.evaluation.retrieval_metrics import Ranks
 from tripletreid.files import check_file, written_whole
+from tripletreid.metrics import METRICS
 from tripletreid.names import canonical_path
 
 
@@ -146,7 +147,7 @@ def _checked(path, content):
         _check_text(parameters, flag)
     for flag in ('query_embeddings', 'gallery_embeddings'):
         parameters[flag] = _paths(parameters, flag)
-    if parameters['metric'] not in distances.METRICS:
+    if parameters['metric'] not in METRICS:
         raise ValueError(f'metric is {parameters["metric"]!r}')
     if parameters.get('rerank'):
         for flag in ('rerank_k1', 'rerank_k2'):

@@ -23,7 +23,7 @@ from tripletreid.argument_types import (
     side,
     threads,
 )
-from tripletreid.evaluation.distances import METRICS
+from tripletreid.metrics import METRICS
 
 # Arguments of one start of a run; they are not stored for the next start.
 LAUNCH_ARGS = ('experiment_root', 'resume', 'distribute', 'devices')

@@ -1,0 +1,1 @@
+"""Distances of embeddings: one file per distance, its name is the value of `--metric`."""
