@@ -38,7 +38,7 @@ def make_parser():
         example='python evaluate.py --excluder diagonal --metric euclidean --filename runs/first/evaluation.json \\\n'
                 '    --query_dataset data/folder_query.csv --query_embeddings runs/first/folder_query_embeddings.h5 \\\n'
                 '    --gallery_dataset data/folder_test.csv --gallery_embeddings runs/first/folder_test_embeddings.h5')
-    add = parser.add_argument_group('what is needed').add_argument
+    add = parser.add_argument_group('required').add_argument
     add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
     add('--query_embeddings', **argument_types.OF_EMBEDDINGS, help='its embeddings, as embed.py writes them: one file, '
         'or all of its shards')
@@ -106,7 +106,7 @@ def main():
     parser.check(args)
     if args.rerank and (args.verification or args.threshold_from):
         parser.error('--verification compares the distances of pairs, and a re-ranked distance depends on other images '
-                     'too: leave out --rerank')
+                     'too: remove --rerank')
     if args.dask:
         argument_types.refuse_given(parser, {'workers'}, '--dask has its own workers')
     if args.filename is not None:
@@ -217,11 +217,11 @@ def open_retrieval(args, workers):
         gallery, gallery_set = open_set.without_identities(gallery, gallery_set, query_set.pids, args.hold_out)
     retrieval = Retrieval(queries, query_set, gallery, gallery_set, excluder, args.metric, args.batch_size, workers)
     if args.rerank:
-        of_all = reranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2, args.rerank_lambda,
+        prepared = reranking.k_reciprocal(queries, gallery, args.metric, args.rerank_k1, args.rerank_k2, args.rerank_lambda,
                                         args.batch_size, workers)
         # The workers have shared the search for neighbours, nearly all of the work. Sending them the `Reranking` would
         # take longer than ranking alone.
-        retrieval = dataclasses.replace(retrieval, reranking=of_all, workers=1)
+        retrieval = dataclasses.replace(retrieval, reranking=prepared, workers=1)
     return retrieval, made_with
 
 

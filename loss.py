@@ -31,7 +31,7 @@ def cdist(a, b, metric):
     if metric.is_normalized:
         a, b = tf.math.l2_normalize(a, axis=1), tf.math.l2_normalize(b, axis=1)
     sums = tf.reduce_sum(metric.term(a[:, None] - b[None], tf.math), axis=-1)
-    return metric.of_sum(sums + _missing_squares(a, b) if metric.is_normalized else sums, tf.math)
+    return metric.from_sum(sums + _missing_squares(a, b) if metric.is_normalized else sums, tf.math)
 
 
 def _missing_squares(a, b):
@@ -60,7 +60,7 @@ def cdist_to_memory(a, b, metric):
     a, b = a - mean, b - mean
     squares = tf.reduce_sum(tf.square(a), axis=1)[:, None] + tf.reduce_sum(tf.square(b), axis=1)
     squares = tf.maximum(squares - 2 * tf.matmul(a, b, transpose_b=True), 0.0)
-    return loaded.of_sum(squares + missing, tf.math)
+    return loaded.from_sum(squares + missing, tf.math)
 
 
 def mean_over_frames(embs, frames):

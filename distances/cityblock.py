@@ -4,6 +4,6 @@ TERM = 'absolute'
 NORMALIZED = False
 
 
-def of_sum(sums, math):
+def from_sum(sums, math):
     """Return the sums."""
     return sums

@@ -4,6 +4,6 @@ TERM = 'square'
 NORMALIZED = True
 
 
-def of_sum(sums, math):
+def from_sum(sums, math):
     """Return half the sums."""
     return sums / 2

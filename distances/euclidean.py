@@ -4,6 +4,6 @@ TERM = 'square'
 NORMALIZED = False
 
 
-def of_sum(sums, math):
+def from_sum(sums, math):
     """Return the root; 1e-12 keeps its gradient at 0 finite."""
     return math.sqrt(sums + 1e-12)

@@ -12,7 +12,7 @@ class SameKey:
         self.gallery_numbers = np.array(numbers, dtype=np.int32)
 
     def __call__(self, query_keys):
-        """Return where the keys of queries [Q] equal those of gallery images: bool [Q, G]."""
+        """Return where the keys of queries [Q] equal the keys of gallery images: bool [Q, G]."""
         not_in_gallery = -1
         query_numbers = np.array([self.numbers.get(key, not_in_gallery) for key in query_keys], dtype=np.int32)
         return query_numbers[:, None] == self.gallery_numbers[None]

@@ -1,4 +1,4 @@
-"""What is known of a random order of N images, R of them matches."""
+"""Probabilities for a random order of N images, R of them matches."""
 import numpy as np
 
 

@@ -161,7 +161,7 @@ def test_distance(name):
     a, b = (each.astype(np.float64) for each in (queries, gallery))
     if metric.is_normalized:
         a, b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (a, b))
-    expected = np.array([[metric.of_sum(metric.term(x - y, np).sum(), np) for y in b] for x in a])
+    expected = np.array([[metric.from_sum(metric.term(x - y, np).sum(), np) for y in b] for x in a])
     for function in (cdist, cdist_to_memory):
         np.testing.assert_allclose(function(queries, gallery, name), expected, rtol=1e-4, atol=2e-3)
     variable = tf.Variable(queries)
@@ -169,7 +169,7 @@ def test_distance(name):
         total = tf.reduce_sum(cdist(variable, variable, name))
     assert np.isfinite(tape.gradient(total, variable)).all()
     sums = np.linspace(0, 10, 100)
-    assert (np.diff(metric.of_sum(sums, np)) >= 0).all(), 'it does not increase with the sum'
+    assert (np.diff(metric.from_sum(sums, np)) >= 0).all(), 'it does not increase with the sum'
     sets = [Dataset('', np.zeros(count, object), np.arange(count)) for count in (5, 40)]
     found = neighbours.nearest(Retrieval(queries, sets[0], gallery, sets[1], None, name), 40)
     np.testing.assert_array_equal(found.rows, np.argsort(expected, axis=1, kind='stable'))

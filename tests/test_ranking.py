@@ -439,7 +439,7 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
     some, part = random.permutation(len(queries))[:2], random.permutation(len(gallery))[:7]
     found = neighbours.nearest(Retrieval(queries[some], problem['query_set'].take(some), gallery[part],
                                          problem['gallery_set'].take(part), None, metric,
-                                         reranking=learnt.of(some, part)), 3)
+                                         reranking=learnt.take(some, part)), 3)
     for number, q in enumerate(some):
         order = np.argsort(exact[q, part], kind='stable')[:3]
         assert found.rows[number].tolist() == [*order, *[-1] * (3 - len(order))]

@@ -15,14 +15,14 @@ class Metric(NamedTuple):
     term: function (differences, math) of the coordinates' differences.
     kind: 'square', 'absolute' or 'other', the kind of `term`.
     is_normalized: whether embeddings are scaled to length one first.
-    of_sum: increasing function (sums, math) that returns distances.
+    from_sum: increasing function (sums, math) that returns distances.
 
     `math` is `numpy` or `tf.math`.
     """
     term: object
     kind: str
     is_normalized: bool
-    of_sum: object
+    from_sum: object
 
 
 @functools.cache
@@ -30,4 +30,4 @@ def load(name):
     """Load the `Metric` of a file in distances/. Raises InputError when there is no such file."""
     module = plugins.load('distances', name)
     kind = module.TERM if isinstance(module.TERM, str) else 'other'
-    return Metric(TERMS.get(kind, module.TERM), kind, module.NORMALIZED, module.of_sum)
+    return Metric(TERMS.get(kind, module.TERM), kind, module.NORMALIZED, module.from_sum)

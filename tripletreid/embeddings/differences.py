@@ -1,7 +1,7 @@
 """Were two sets of embeddings made in the same way? The one rule, which every command that compares embeddings uses."""
 from typing import NamedTuple
 
-# Parameters of `embed.py` that say where files are and how the work was done, not what the embeddings are. All others count.
+# Parameters of `embed.py` for places of files and for the work, without effect on the embeddings. All others count.
 NO_CONSEQUENCE = {'allow_outside_root', 'batch_size', 'dask', 'dataset', 'devices', 'distribute', 'experiment_root',
                   'filename', 'image_root', 'loading_threads', 'metric', 'quiet', 'resume', 'shards',
                   'skip_broken_images'}
@@ -28,7 +28,7 @@ def differences(first, second):
 
     Args:
         first, second: parameters as `.h5` files record them, dicts. Files of the original record nothing and differ from
-            nothing; a name that only one of the two has counts only where BEFORE_RECORDED knows the other's value.
+            nothing; a name that only one of the two has counts only where BEFORE_RECORDED has the other's value.
 
     Returns: a list of `Difference`, sorted by name; empty where both were made in the same way as far as is known.
     """

@@ -150,7 +150,7 @@ class Embeddings(Rows):
 
     @property
     def has_fids(self):
-        """Whether the file holds the file ids of its rows; files of the original do not."""
+        """True if the file holds the file ids of its rows; files of the original do not."""
         return 'fids' in self._file
 
     def fids_of_rows(self, start, stop):
@@ -186,7 +186,7 @@ class Embeddings(Rows):
                 raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
         return rows
 
-    def array_beside(self, name):
+    def additional_array(self, name):
         """Read an additional array that an `EmbeddingWriter` stored.
 
         Raises:

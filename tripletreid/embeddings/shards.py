@@ -101,7 +101,7 @@ class Shards(Rows):
 
 
 def _facts(embeddings):
-    """Return what the parts of one file must have in common, in words, a dict."""
+    """Return the facts that all parts of one file must share, in words, a dict."""
     return {'dimensions': embeddings.shape[1], 'pooled tracklets': embeddings.pooled, 'file ids': embeddings.has_fids,
             **{name: value for name, value in sorted(embeddings.parameters.items()) if name not in NO_CONSEQUENCE}}
 

@@ -18,7 +18,7 @@ COUNT_BYTES = 8
 
 @dataclasses.dataclass(frozen=True)
 class FileContent:
-    """What an embedding file holds besides its rows.
+    """Content of an embedding file besides its rows.
 
     dataset: the `Dataset` of the rows.
     dim: D.

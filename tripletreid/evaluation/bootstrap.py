@@ -6,27 +6,27 @@ from tripletreid.evaluation import chunks
 CONFIDENCE = 0.95
 SAMPLES = 1000
 SEED = 0
-FEWEST = 5  # Of fewer identities nothing is said; `benchmarks/intervals.py` shows what is right from here on.
-AT_ONCE = 1 << 17  # Numbers that are drawn at once, with all that is computed from them in the processor's cache.
-NOTHING = 1e-9  # What is smaller is rounding.
+FEWEST = 5  # Fewer identities get no interval; `benchmarks/intervals.py` measures the coverage with more.
+AT_ONCE = 1 << 17  # Numbers drawn at once, so that all intermediate values stay in the CPU cache.
+NOTHING = 1e-9  # Smaller numbers are rounding errors.
 
 
 def interval(pids, scores, lowest=0):
-    """The confidence interval of the mean of each score, by bootstrap-t over identities.
+    """Compute the confidence interval of the mean of each score, by bootstrap-t over identities.
 
-    Queries of one person are alike: to draw persons and not queries keeps that from looking like certainty. Of a
-    handful of persons the spread is not known well either. Bootstrap-t (Efron and Tibshirani 1993, section 12.5) takes
-    account of that: it draws how many standard errors the mean is off, with the standard error of each draw. Each end
-    of the interval is as far away as the equal-tailed and the symmetric version say: the first is too short on the side
-    where few identities were seen, the second for skewed scores.
+    Queries of one identity are similar, so that identities are drawn and not queries. A few identities do not determine
+    the spread well either, which bootstrap-t (Efron and Tibshirani 1993, section 12.5) accounts for: it draws the number
+    of standard errors by which the mean is off, with the standard error of each draw. Each end of the interval is the
+    further one of the equal-tailed and the symmetric interval: the first is too short where few identities were seen,
+    the second for skewed scores.
 
     Args:
         pids: identity of each query [Q].
         scores: float [Q, S], from `lowest` to 1.
-        lowest: the least that a score can be, 0, or -1 for differences.
+        lowest: the least possible score, 0, or -1 for differences.
 
-    Returns: a list [S] of (lower end, upper end), or of None where there are too few identities to say: fewer than
-        FEWEST, or nearly all of them with the very same score, so that too many draws have no spread.
+    Returns: a list [S] of (lower end, upper end), or of None where there are too few identities: fewer than FEWEST, or
+        nearly all of them with an equal score, so that too many draws have no spread.
     """
     number_of = {}
     person = np.array([number_of.setdefault(pid, len(number_of)) for pid in pids])
@@ -35,7 +35,7 @@ def interval(pids, scores, lowest=0):
     sums = np.stack([np.bincount(person), *(np.bincount(person, score) for score in scores.T)], axis=1)
     (mean,), (error,) = _means_and_errors(sums[None])
     random = np.random.default_rng(SEED)
-    off = []  # By how many standard errors the mean of each draw is off.
+    off = []  # Error of each draw's mean, in standard errors.
     for some in chunks.slices(SAMPLES, max(1, AT_ONCE // sums.size)):
         means, errors = _means_and_errors(sums[random.integers(len(sums), size=(some.stop - some.start, len(sums)))])
         off.append(_ratio(means - mean, errors))
@@ -50,7 +50,7 @@ def interval(pids, scores, lowest=0):
 
 
 def _ratio(distances, errors):
-    """Distances in standard errors, infinitely many where there is no error but for rounding; of 0 always 0."""
+    """Return distances in standard errors: infinite where the error is only rounding, and 0 for a distance of 0."""
     distances = np.where(np.abs(distances) > NOTHING, distances, 0)
     infinite = np.copysign(np.inf, distances)
     ratio = np.divide(distances, errors, out=infinite, where=errors > NOTHING)
@@ -58,10 +58,10 @@ def _ratio(distances, errors):
 
 
 def _means_and_errors(sums):
-    """Means of scores over all queries and their standard errors, two arrays [n, S].
+    """Return means of scores over all queries and their standard errors, two arrays [n, S].
 
     Args:
-        sums: of each of I persons the number of queries and the sums of their scores, float [n, I, 1 + S].
+        sums: number of queries and sums of their scores for each of I identities, float [n, I, 1 + S].
     """
     persons = sums.shape[1]
     totals = sums.sum(axis=1)

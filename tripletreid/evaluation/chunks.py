@@ -1,36 +1,36 @@
-"""Embeddings, a part at a time: no more of a gallery is in memory than one chunk."""
+"""Embeddings in chunks: at most one chunk of a gallery is in memory."""
 import numpy as np
 
-GALLERY_AT_ONCE = 16384  # Images a chunk at most; with a query batch of 256 their distances take 16 MB.
-TASKS_OF_A_WORKER = 8  # At most, where several share a large gallery.
-CHUNK_NUMBERS = 1 << 22  # In the embeddings of a chunk, at most: another 16 MB.
-QUERIES_AT_ONCE = 4096  # For more queries than these,
-RERANKED_AT_ONCE = 1024  # Of queries: what re-ranking knows of each takes memory in proportion to the gallery.
-MATCHES_AT_ONCE = 1 << 20  # or more true matches, the gallery is read once more.
+GALLERY_AT_ONCE = 16384  # Most images of a chunk; with a query batch of 256 their distances take 16 MB.
+TASKS_OF_A_WORKER = 8  # Most tasks per worker, where several workers share a large gallery.
+CHUNK_NUMBERS = 1 << 22  # Most numbers in the embeddings of a chunk: another 16 MB.
+QUERIES_AT_ONCE = 4096  # Most queries per reading of the gallery; for more it is read again.
+RERANKED_AT_ONCE = 1024  # Most re-ranked queries per reading, because each takes memory for the whole gallery.
+MATCHES_AT_ONCE = 1 << 20  # Most true matches per reading of the gallery.
 
 
 def read(source, start, stop):
-    """Embeddings [start, stop) of an open `Embeddings` or an array, float32 [stop - start, D]."""
+    """Read rows [start, stop) of open `Embeddings` or an array, float32 [stop - start, D]."""
     if hasattr(source, 'rows'):
         return source.rows(start, stop)
     return np.asarray(source[start:stop], dtype=np.float32)
 
 
 def read_rows(source, rows, block=65536):
-    """Some rows of open `Embeddings` or an array, float32 [len(rows), D]; of a file the blocks that they are in."""
+    """Read some rows of open `Embeddings` or an array, float32 [len(rows), D]; a file is read in blocks."""
     found = np.empty((len(rows), source.shape[1]), np.float32)
-    of_row = rows // block
-    for number in np.unique(of_row):
-        here = of_row == number
+    block_numbers = rows // block
+    for number in np.unique(block_numbers):
+        here = block_numbers == number
         start = number * block
         found[here] = read(source, start, min(start + block, len(source)))[rows[here] - start]
     return found
 
 
-def of_gallery(gallery, start, stop, keep=None):
-    """Rows int64 [C] and embeddings [C, D] of the gallery from `start` to `stop`, a chunk at a time.
+def gallery_chunks(gallery, start, stop, keep=None):
+    """Yield rows int64 [C] and embeddings [C, D] of the gallery from `start` to `stop`, chunk by chunk.
 
-    With a mask `keep` [stop - start] only the images that it names.
+    A mask `keep` [stop - start] selects images.
     """
     images = min(GALLERY_AT_ONCE, max(1, CHUNK_NUMBERS // gallery.shape[1]))
     for first in range(start, stop, images):
@@ -44,32 +44,33 @@ def of_gallery(gallery, start, stop, keep=None):
 
 
 def queries_at_once(reranking):
-    """How many queries may pass by the gallery together, given what `k_reciprocal` returns or None."""
+    """Return the most queries per reading of the gallery, given a `Reranking` or None."""
     return QUERIES_AT_ONCE if reranking is None else min(QUERIES_AT_ONCE, RERANKED_AT_ONCE)
 
 
 def slices(count, batch_size):
-    """Slices of `batch_size` that cover `count`."""
+    """Return slices of `batch_size` that cover `count`."""
     return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
 def tasks_of_gallery(count, workers):
-    """Slices of a gallery of `count` images: even ones for each of so many workers, several so that none of them waits
-    for the last. Each has a result for every match of the queries, so of a large gallery they are not as small as can be.
+    """Return equal slices of a gallery of `count` images for `workers` workers, several for each to balance the load.
+
+    Every slice returns counts for all matches of the queries, so that slices of a large gallery are not the smallest.
     """
     at_most = GALLERY_AT_ONCE if workers == 1 else max(GALLERY_AT_ONCE, count // (TASKS_OF_A_WORKER * workers))
     return even_slices(count, at_most, workers)
 
 
 def even_slices(count, at_most, multiple):
-    """Slices of nearly one length, `at_most` long, that cover `count`: a multiple of that many, if `count` allows."""
+    """Return nearly equal slices of at most `at_most` that cover `count`; their number is a multiple of `multiple`."""
     number = -(-count // (at_most * multiple)) * multiple
     bounds = [count * i // number for i in range(number + 1)]
     return [slice(start, stop) for start, stop in zip(bounds, bounds[1:]) if start < stop]
 
 
 def ranges(starts, stops):
-    """The numbers of all the ranges [start, stop), one range behind the other: int64 [sum of their lengths]."""
+    """Return the numbers of all ranges [start, stop), range after range: int64 [sum of their lengths]."""
     lengths = stops - starts
     ends = np.cumsum(lengths)
     return np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())

@@ -23,11 +23,11 @@ def compare(first_path, second_path):
         raise InputError(f'{first_path} and {second_path} are results of different queries: they cannot be compared.')
     for note in notes(first, second):
         print(f'Note: {note}.')
-    of_first, of_second = ({name: values[np.argsort(np.array(each.fids, object), kind='stable')]
+    first_values, second_values = ({name: values[np.argsort(np.array(each.fids, object), kind='stable')]
                             for name, values in {**each.score_values, 'pid': np.array(each.pids, object)}.items()}
                            for each in (first, second))
-    pids = of_first.pop('pid')
-    differences_of = {name: of_second[name] - values for name, values in of_first.items() if name in of_second}
+    pids = first_values.pop('pid')
+    differences_of = {name: second_values[name] - values for name, values in first_values.items() if name in second_values}
     summary = scores.summary(differences_of, pids, lowest=-1)
     if not summary:
         raise InputError(f'No query has a match both in {first_path} and in {second_path}.')
@@ -45,12 +45,12 @@ def compare(first_path, second_path):
             lower, upper = difference.interval
             word = 'may be noise' if lower <= 0 <= upper else 'better' if lower > 0 else 'worse'
             verdict = f'{lower:+.2%} to {upper:+.2%}   {word}'
-        means = of_first[name][both].mean(), of_second[name][both].mean()
+        means = first_values[name][both].mean(), second_values[name][both].mean()
         print(f'{name:15}{means[0]:9.2%}{means[1]:9.2%}{means[1] - means[0]:+12.2%}   {verdict}')
 
 
 def notes(first, second):
-    """Yield what differs between the protocols and the embeddings of two evaluations, in words."""
+    """Yield the differences between the protocols and the embeddings of two evaluations, in words."""
     names = PROTOCOL
     if first.parameters.get('rerank') and second.parameters.get('rerank'):
         names += RERANKING
@@ -66,6 +66,6 @@ def notes(first, second):
     for side in ('query', 'gallery'):
         for found in differences(first.made_with.get(side, {}), second.made_with.get(side, {})):
             if found.name in ('checkpoint', 'checkpoint_sha256'):
-                continue  # To compare checkpoints is what most comparisons are for.
+                continue  # Most comparisons are comparisons of checkpoints.
             yield f'the embeddings of the {side} were made differently: {found.name} is {found.first} in the first and ' \
                   f'{found.second} in the second'

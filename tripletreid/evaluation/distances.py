@@ -45,7 +45,7 @@ class Chunk:
 class Distances:
     """Distances from some queries to chunks of a gallery: all of them approximately, or few of them exactly.
 
-    They are sums, in the unit in which images are compared, before `of_sum` of the metric: for `euclidean` the squared
+    They are sums, in the unit in which images are compared, before `from_sum` of the metric: for `euclidean` the squared
     distance, which needs no root, for `cosine` the squared distance of normalized embeddings.
     """
     dtype = np.float32  # Precision of approximate distances.
@@ -155,7 +155,7 @@ class PreciseDistances(Distances):
     def prepare(self, rows, embs):
         """Return a `Chunk` as `Distances` does."""
         chunk = super().prepare(rows, embs)
-        if self.metric.kind == 'square':  # The product then adds the sizes too, without two passes over its result.
+        if self.metric.kind == 'square':  # The product then adds the sizes too, without two more reads of its result.
             chunk.centred = np.column_stack([chunk.centred, np.ones(len(rows)), chunk.sizes])
         return chunk
 
@@ -218,7 +218,7 @@ def _cityblock(queries, gallery):
 
 def shown(exact, metric):
     """Convert distances of `Distances.exact` to the metric's own unit."""
-    return metrics.load(metric).of_sum(exact, np)
+    return metrics.load(metric).from_sum(exact, np)
 
 
 def shown_up_to(distance, metric):

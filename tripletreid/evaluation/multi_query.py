@@ -1,4 +1,4 @@
-"""Multi-query: several images of a query's person stand for the query."""
+"""Multi-query: the mean of several images of a query's identity replaces the query."""
 import numpy as np
 
 from tripletreid.errors import InputError
@@ -6,19 +6,19 @@ from tripletreid.evaluation import chunks
 
 
 def mean_of_images(query_set, images, image_set, excluder):
-    """The mean embedding of the images that show each query's person in the query's camera.
+    """Average the images of each query's identity in the query's camera.
 
-    The protocol of Market-1501 (Zheng et al. 2015, section 5.2): these are the images of its folder gt_bbox.
+    The protocol of Market-1501 (Zheng et al. 2015, section 5.2) takes the images of its folder gt_bbox.
 
     Args:
         query_set: `Dataset` of the queries.
         images, image_set: open `Embeddings` of those images, and their `Dataset`.
-        excluder: tells persons and cameras.
+        excluder: an excluder with `ids`, as `exclusion.load` returns it.
 
     Returns: float32 [Q, D].
 
     Raises:
-        InputError: a query without such an image, or an excluder that reads no camera off a file name.
+        InputError: a query without such an image, or an excluder that does not read cameras off file names.
     """
     ids = getattr(excluder([]), 'ids', None)
     if ids is None:
@@ -34,6 +34,6 @@ def mean_of_images(query_set, images, image_set, excluder):
         np.add.at(counts, some[some >= 0], 1)
     missing = query_set.fids[counts[group_of_query] == 0]
     if len(missing):
-        raise InputError(f'{len(missing)} queries have no image of their person and camera in {image_set.path}, the '
+        raise InputError(f'{len(missing)} queries have no image of their identity and camera in {image_set.path}, the '
                          f'first of them {missing[0]}.')
     return (sums / counts[:, None])[group_of_query].astype(np.float32)

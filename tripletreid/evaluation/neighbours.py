@@ -10,7 +10,7 @@ from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances, check_dimensions, shown
 from tripletreid.evaluation.workers import pool
 
-IMAGES_AT_ONCE = 4096  # Of a chunk; with a query batch of 256 their distances, 4 MB, stay in the processor's cache.
+IMAGES_AT_ONCE = 4096  # Images per chunk; with a query batch of 256 their distances, 4 MB, stay in the CPU cache.
 BEGINNING = 48  # Times k: the first images of a chunk, which bound the distance of the k nearest at first.
 
 
@@ -44,7 +44,7 @@ def nearest(retrieval, k, keep_excluded=False):
     # Other processes need neither the identities nor the pool.
     without_pids = {name: Dataset('', None, getattr(retrieval, name).fids) for name in ('query_set', 'gallery_set')}
     find = functools.partial(_nearest_of_part, dataclasses.replace(retrieval, workers=1, **without_pids), k, keep_excluded)
-    found = Neighbours(*_of_all_parts(find, len(retrieval), chunks.queries_at_once(retrieval.reranking),
+    found = Neighbours(*_all_parts(find, len(retrieval), chunks.queries_at_once(retrieval.reranking),
                                       retrieval.workers))
     if retrieval.reranking is None:
         found.distances = shown(found.distances, retrieval.metric)
@@ -72,9 +72,9 @@ class PreparedGallery:
         self.is_normalized = metrics.load(metric).is_normalized
         self.sizes, self.scales = (np.ones(embeddings.shape[0], np.float32) for _ in range(2))
         self.odd_lengths = False
-        of_any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
-        for rows, embs in chunks.of_gallery(embeddings, 0, embeddings.shape[0]):
-            self.sizes[rows] = of_any_query.prepare(rows, embs).sizes
+        any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
+        for rows, embs in chunks.gallery_chunks(embeddings, 0, embeddings.shape[0]):
+            self.sizes[rows] = any_query.prepare(rows, embs).sizes
             if self.is_normalized:
                 lengths = np.sqrt(np.einsum('nd,nd->n', embs, embs, dtype=np.float64))
                 self.scales[rows] = 1 / lengths.clip(SMALLEST, LARGEST)
@@ -125,10 +125,10 @@ def nearest_and_furthest(embeddings, k, metric, batch_size=256, workers=1):
         InputError: embeddings that cannot be compared.
     """
     find = functools.partial(_nearest_and_furthest_of_part, embeddings, k, metric, batch_size)
-    return _of_all_parts(find, embeddings.shape[0], chunks.QUERIES_AT_ONCE, workers)
+    return _all_parts(find, embeddings.shape[0], chunks.QUERIES_AT_ONCE, workers)
 
 
-def _of_all_parts(find, count, at_once, workers):
+def _all_parts(find, count, at_once, workers):
     """Join the arrays that find(slice) returns for equal slices of `count` queries, of at most `at_once`."""
     with pool(workers) as share:
         parts = chunks.even_slices(count, at_once, share.count)
@@ -168,7 +168,7 @@ def _nearest_and_furthest_of_part(embeddings, k, metric, batch_size, part):
 
 def _prepared(distances, gallery):
     """Yield the whole gallery in chunks of few images."""
-    for rows, embs in chunks.of_gallery(gallery, 0, gallery.shape[0]):
+    for rows, embs in chunks.gallery_chunks(gallery, 0, gallery.shape[0]):
         for few in chunks.slices(len(rows), IMAGES_AT_ONCE):
             yield distances.prepare(rows[few], embs[few])
 

@@ -25,7 +25,7 @@ MEASURED_AT_MOST = 1 << 15  # Most kept pairs that are measured later; with more
 
 @dataclasses.dataclass
 class Plan:
-    """What a pass counts and keeps.
+    """Instructions for a pass: distances to count and to keep.
 
     low, high: float64 [L], ascending: a distance from low to high is at the level, and `low` may be just above `high`.
     bottom, top: range of the bins; the first and the last also count distances outside. With levels `bottom` is 0.
@@ -261,8 +261,8 @@ class Counter:
         if unsure.any():
             low, high = plan.low[unsure], plan.high[unsure]
             start = 0
-            for batch, tile, here, of_tile, _ in self.pending:
-                near_level = high.searchsorted(of_tile - error) < low.searchsorted(of_tile + error, 'right')
+            for batch, tile, here, tile_distances, _ in self.pending:
+                near_level = high.searchsorted(tile_distances - error) < low.searchsorted(tile_distances + error, 'right')
                 chosen = np.flatnonzero(near_level)
                 if len(chosen):
                     values[start + chosen] = self._exact(batch, tile, here[chosen])
@@ -271,14 +271,14 @@ class Counter:
             below, up_to = in_order.searchsorted(plan.low), in_order.searchsorted(plan.high, 'right')
         self.tally.below += below
         self.tally.up_to += up_to
-        for batch, tile, here, of_tile, kept in self.pending:
+        for batch, tile, here, tile_distances, kept in self.pending:
             if kept.any():
                 if plan.measured:
                     self.tally.keep([], [np.unique(self._exact(batch, tile, here[kept]), return_counts=True)])
                 else:
                     query, column = np.divmod(here[kept], len(tile.rows))
                     query, row = self.first_query + batch[query], tile.rows[column]
-                    self.tally.keep([(of_tile[kept], query.astype(np.int32), row.astype(np.int32))], [])
+                    self.tally.keep([(tile_distances[kept], query.astype(np.int32), row.astype(np.int32))], [])
         self.tally.error = max(self.tally.error, error)
         self.pending, self.pending_size, self.error = [], 0, 0.0
 

@@ -157,9 +157,9 @@ def _ranks_of_parts(matches, counts):
     part_count = len(counts.junk)
     ranks = ranks_of(matches.ranked_list(part_count)[valid], matches.distance[valid], counts.in_front[valid],
                      counts.up_to[valid], counts.others.ravel(), junk=0)
-    of_parts = [dataclasses.replace(ranks.take(slice(part, None, part_count)), junk=int(counts.junk[part]))
+    part_ranks = [dataclasses.replace(ranks.take(slice(part, None, part_count)), junk=int(counts.junk[part]))
                 for part in range(part_count)]
-    return [dataclasses.replace(each, scores=scores.of_queries(each)) for each in of_parts]
+    return [dataclasses.replace(each, scores=scores.query_values(each)) for each in part_ranks]
 
 
 def query_blocks(query_pids, gallery_pids, at_once):
@@ -181,7 +181,7 @@ def matches_of(distances, query_pids, gallery, gallery_pids, parts, part_count):
     """Find the `Matches` of all queries in the gallery, valid and ignored ones."""
     found = [Matches(np.zeros(0, np.int64), parts[:0], np.zeros(0, np.int64), np.zeros(0))]
     wanted = np.isin(gallery_pids, query_pids)
-    for rows, embs in chunks.of_gallery(gallery, 0, len(gallery_pids), wanted):
+    for rows, embs in chunks.gallery_chunks(gallery, 0, len(gallery_pids), wanted):
         by_pid = np.argsort(gallery_pids[rows], kind='stable')
         sorted_pids = gallery_pids[rows][by_pid]
         first, last = (np.searchsorted(sorted_pids, query_pids, side) for side in ('left', 'right'))
@@ -266,29 +266,29 @@ def _count(search, task):
     counts = Counts.zero(len(matches), len(search.query_fids), search.part_count)
     counter = search.plan and Counter(distances, search.plan, search.first_query)
     queries = np.arange(len(search.query_fids)) if counter else _different(matches.query)
-    for rows, embs in chunks.of_gallery(search.gallery, task.start, task.start + len(task.fids)):
-        of_chunk = slice(rows[0] - task.start, rows[-1] + 1 - task.start)
-        order, groups = _grouped(distances.prepare(rows, embs), task.parts[of_chunk])
+    for rows, embs in chunks.gallery_chunks(search.gallery, task.start, task.start + len(task.fids)):
+        chunk_slice = slice(rows[0] - task.start, rows[-1] + 1 - task.start)
+        order, groups = _grouped(distances.prepare(rows, embs), task.parts[chunk_slice])
         column_of = np.argsort(order)
-        excluded = search.excluder(task.fids[of_chunk][order])
+        excluded = search.excluder(task.fids[chunk_slice][order])
         junk = getattr(excluded, 'junk', np.zeros(len(rows), bool))
-        counts.junk += np.bincount(task.parts[of_chunk][order][junk], minlength=search.part_count)
+        counts.junk += np.bincount(task.parts[chunk_slice][order][junk], minlength=search.part_count)
         for some in chunks.slices(len(queries), search.batch_size):
             batch = queries[some]
-            of_batch = slice(*np.searchsorted(matches.query, [batch[0], batch[-1] + 1]))
+            batch_matches = slice(*np.searchsorted(matches.query, [batch[0], batch[-1] + 1]))
             # Neither ignored images nor matches, ignored or not, count as non-matches.
             skipped = excluded(search.query_fids[batch])
-            query, place = np.searchsorted(batch, matches.query[of_batch]), matches.row[of_batch] - rows[0]
+            query, place = np.searchsorted(batch, matches.query[batch_matches]), matches.row[batch_matches] - rows[0]
             here = np.flatnonzero((place >= 0) & (place < len(rows)))
             pairs = query[here], column_of[place[here]]
-            counts.ignored[of_batch.start + here] = skipped[pairs]
+            counts.ignored[batch_matches.start + here] = skipped[pairs]
             skipped[pairs] = True
             for group in groups:
-                chosen = of_batch.start + np.flatnonzero(matches.part[of_batch] == group.part)
-                of_group = skipped[:, group.columns]
-                counts.others[batch, group.part] += of_group.shape[1] - np.count_nonzero(of_group, axis=1)
+                chosen = batch_matches.start + np.flatnonzero(matches.part[batch_matches] == group.part)
+                group_skipped = skipped[:, group.columns]
+                counts.others[batch, group.part] += group_skipped.shape[1] - np.count_nonzero(group_skipped, axis=1)
                 standing = _count_group(distances, counter, matches.take(chosen), batch, group.chunk,
-                                        of_group, matches.distance[of_batch].max(initial=0))
+                                        group_skipped, matches.distance[batch_matches].max(initial=0))
                 counts.in_front[chosen] += standing.in_front
                 counts.up_to[chosen] += standing.up_to
     counts.tally = counter and counter.result()
@@ -334,9 +334,9 @@ def _grouped(chunk, parts):
     """
     order, keys, start = [], [], 0
     for part in np.unique(parts):
-        of_part = np.flatnonzero(parts == part)
-        for some in similar_in_size(chunk.sizes[of_part]):
-            order.append(of_part[some])
+        part_images = np.flatnonzero(parts == part)
+        for some in similar_in_size(chunk.sizes[part_images]):
+            order.append(part_images[some])
             keys.append((part, slice(start, start + len(some))))
             start += len(some)
     order = np.concatenate(order)
@@ -365,13 +365,13 @@ def _count_in_group(distances, chunk, matches, batch, skipped, approximate, erro
     keys, first_key = [], [0]
     position = np.empty(bounds.shape, np.int64)
     for q in range(len(batch)):
-        of_query = slice(first_match[q], first_match[q + 1])
-        in_reach = approximate[q] <= float(bounds[of_query.stop - 1, 1])
+        query_matches = slice(first_match[q], first_match[q + 1])
+        in_reach = approximate[q] <= float(bounds[query_matches.stop - 1, 1])
         near = np.flatnonzero(in_reach > skipped[q])  # In reach and not skipped.
         keys.append(_with_columns(approximate[q][near], near))
         keys[-1].sort()
         first_key.append(first_key[-1] + len(near))
-        position[of_query] = keys[-1].searchsorted(bounds[of_query])
+        position[query_matches] = keys[-1].searchsorted(bounds[query_matches])
 
     # Where no image is between the bounds, the approximate distances have decided.
     before_bounds, before_end = position.T
@@ -408,15 +408,15 @@ def _count_candidates(distances, chunk, matches, batch, keys, between):
     # Sort them by query, distance and column in one integer, which is much faster than by three keys.
     levels, level = np.unique(np.concatenate([exact, matches.distance]), return_inverse=True)
     level, match_level = np.split(level, [len(exact)])
-    behind_all = len(chunk.rows)
+    no_column = len(chunk.rows)
 
     def place(query, level, column):
-        return (query * len(levels) + level) * (behind_all + 1) + column
+        return (query * len(levels) + level) * (no_column + 1) + column
 
     places = np.sort(place(query, level, column))
     match_column = np.searchsorted(chunk.rows, matches.row)  # Its insertion point where the match is in another chunk.
     in_front = np.searchsorted(places, place(match_query, match_level, match_column))
-    up_to = np.searchsorted(places, place(match_query, match_level, behind_all))
+    up_to = np.searchsorted(places, place(match_query, match_level, no_column))
     # Both count the candidates of all earlier queries too, and so does this.
     before_bounds = np.searchsorted(candidates, start)
     return _Standing(in_front - before_bounds, up_to - before_bounds)

@@ -68,7 +68,7 @@ class Evaluation:
     """An evaluation of Q queries, as evaluate.py wrote it, and its embeddings.
 
     path: path of the file.
-    parameters: evaluate.py's flags; those of embeddings are lists of paths.
+    parameters: evaluate.py's flags; flags of embeddings are lists of paths.
     numbers: `mAP`, `mINP`, `CMC`, `counts` and `confidence` as in the file; `confidence` has None where that has null.
     gallery_hash: `Dataset.content_hash` of the gallery, None in files that are older than it.
     fids, pids: file id and person id of each query, lists [Q].
@@ -104,7 +104,7 @@ class Evaluation:
 
     def reranking_of(self, queries, rows=slice(None)):
         """Return the `Reranking` of some queries and rows of the gallery, or None."""
-        return self.reranking and self.reranking.of(queries, rows)
+        return self.reranking and self.reranking.take(queries, rows)
 
     @property
     def ap(self):
@@ -194,15 +194,15 @@ def _checked(path, content):
 
 def _scores(content, matches):
     """Return {name: `Score`} and {name: values [Q]} of the scores in a file."""
-    summary, of_queries = {}, {}
+    summary, query_values = {}, {}
     for name, score in content.items():
         ends = score['interval']
         summary[str(name)] = scores.Score(_share(score['mean']), ends and tuple(map(_share, ends)))
         values = [math.nan if value is None else _share(value) for value in score['queries']]
-        of_queries[str(name)] = np.array(values, float)
+        query_values[str(name)] = np.array(values, float)
         if len(values) != len(matches):
             raise ValueError(f'{name} has {len(values)} values for {len(matches)} queries')
-    return summary, of_queries
+    return summary, query_values
 
 
 def _scores_of_older(matches, columns, confidence):
@@ -210,10 +210,10 @@ def _scores_of_older(matches, columns, confidence):
     ap, ap_market1501, first, last = columns
     firsts, lasts = (np.where(np.isnan(ranks), 0, ranks).astype(np.int64) for ranks in (first, last))
     ranks = Ranks(matches, np.zeros_like(matches), ap, ap_market1501, firsts, lasts, junk=0)
-    of_queries = scores.of_queries(ranks)
-    means = {name: float(np.nanmean(values)) for name, values in of_queries.items() if ranks.matched.any()}
+    values = scores.query_values(ranks)
+    means = {name: float(np.nanmean(values)) for name, values in values.items() if ranks.matched.any()}
     return {name: scores.Score(mean, confidence['top1'] if name == 'rank-1' else None)
-            for name, mean in means.items()}, of_queries
+            for name, mean in means.items()}, values
 
 
 def _verification(content):

@@ -1,4 +1,4 @@
-"""Ranks of the true matches, and what follows from them: average precision by two definitions, CMC and mINP."""
+"""Ranks of the true matches, average precision by two definitions, and CMC."""
 import dataclasses
 
 import numpy as np
@@ -9,12 +9,12 @@ ARRAYS = ('matches', 'valid', 'ap_sklearn', 'ap_market1501', 'first_match_rank',
 
 
 class NoMatchRanks(Exception):
-    """A score needs the ranks of all matches, and only those of the first and the last are known."""
+    """A score needs the ranks of all matches, and only the ranks of the first and the last are known."""
 
 
 @dataclasses.dataclass
 class Ranks:
-    """What scores are computed from: arrays [Q], one entry per query, and one number about the gallery.
+    """Ranks that scores are computed from: arrays [Q], one entry per query, and one number about the gallery.
 
     matches: int64, valid gallery images of the query's identity.
     valid: int64, gallery images that the query does not ignore, matches included; for a query without a match it may be 0.
@@ -50,7 +50,7 @@ class Ranks:
 
     @property
     def matched(self):
-        """Whether each query has a match, bool [Q]; the others count in no score."""
+        """True for each query with a match, bool [Q]; other queries count in no score."""
         return self.matches > 0
 
     def matches_within(self, rank):

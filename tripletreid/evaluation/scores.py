@@ -8,7 +8,7 @@ from tripletreid.evaluation.bootstrap import interval
 from tripletreid.evaluation.retrieval_metrics import NoMatchRanks
 
 
-def of_queries(ranks):
+def query_values(ranks):
     """Compute all scores of scores/.
 
     Args:
@@ -41,7 +41,7 @@ def summary(values, pids, lowest=0):
     """Summarise the scores of all queries.
 
     Args:
-        values: {name: float [Q]}, as `of_queries` returns them.
+        values: {name: float [Q]}, as `query_values` returns them.
         pids: identities of the queries [Q].
         lowest: the least possible value, 0, or -1 for differences of scores.
 

@@ -152,8 +152,8 @@ def _histogram(distances, query_fids, query_pids, excluder, batch_size, top, ima
     for some in chunks.slices(len(query_pids), batch_size):
         skipped = excluded(query_fids[some]) | (query_pids[some, None] == pids)
         approximate, _ = distances.approximate(np.arange(some.start, some.stop), chunk)
-        of_pairs = plan.bins_of_pairs(np.maximum(approximate, 0, out=approximate), skipped)
-        bins += np.bincount(of_pairs, minlength=BINS + 1)[:BINS]
+        pair_bins = plan.bins_of_pairs(np.maximum(approximate, 0, out=approximate), skipped)
+        bins += np.bincount(pair_bins, minlength=BINS + 1)[:BINS]
     return bins
 
 
@@ -216,9 +216,9 @@ def _equal_error_rate(at_level, tpr, fpr_below, fpr):
     x = np.concatenate([[0], np.stack([fpr_below, fpr], axis=1).ravel(), [1]])
     y = np.concatenate([[0], np.stack([tpr - at_level, tpr], axis=1).ravel(), [1]])
     excess = x + y - 1
-    behind = int(np.argmax(excess >= 0))
-    part = -excess[behind - 1] / (excess[behind] - excess[behind - 1])
-    return float(x[behind - 1] + part * (x[behind] - x[behind - 1]))
+    after = int(np.argmax(excess >= 0))
+    part = -excess[after - 1] / (excess[after] - excess[after - 1])
+    return float(x[after - 1] + part * (x[after] - x[after - 1]))
 
 
 def _curve_points(genuine_up_to, up_to):
@@ -328,7 +328,7 @@ def verification_of(path, metric=None):
     evaluation = read_evaluation(path)
     if evaluation.verification is None:
         raise InputError(f'{path} has no verification: evaluate again with --verification.')
-    of_file = evaluation.parameters['metric']
-    if metric not in (None, of_file):
-        raise InputError(f'{path} has thresholds for the {of_file} distance, and here the distance is {metric}.')
+    file_metric = evaluation.parameters['metric']
+    if metric not in (None, file_metric):
+        raise InputError(f'{path} has thresholds for the {file_metric} distance, and here the distance is {metric}.')
     return evaluation.verification

@@ -1,4 +1,4 @@
-"""Who shares the work of an evaluation: this process, several of this host, or the workers of a Dask cluster."""
+"""Workers that share an evaluation: this process, several of this host, or the workers of a Dask cluster."""
 import contextlib
 import os
 
@@ -8,13 +8,13 @@ from tripletreid.errors import InputError
 
 @contextlib.contextmanager
 def pool(workers):
-    """A callable (function, tasks, description) that yields function(task) in order, with a progress bar.
+    """Yield a callable (function, tasks, description) that yields function(task) in order, with a progress bar.
 
-    A task goes to whoever is free. The callable's attribute `count` is how many are worked on at once.
+    A free worker takes the next task. The callable's attribute `count` is the number of tasks at once.
 
     Args:
-        workers: a number of processes of this host, 1 for this one alone; the address of a Dask cluster, see
-            `dask_cluster.pool`; or what this function has yielded before, which is used once more and stays open.
+        workers: a number of processes of this host, 1 for only this one; the address of a Dask cluster, see
+            `dask_cluster.pool`; or a callable of this function, which is reused and stays open.
 
     Raises:
         InputError: a process was killed, or as `dask_cluster.pool`.
@@ -32,7 +32,7 @@ def pool(workers):
 
 @contextlib.contextmanager
 def _pool_of_processes(workers):
-    """As `pool`, for a number of processes, which live as long as the context."""
+    """Yield the callable of `pool` for a number of processes, which live as long as the context."""
     import tqdm
 
     def progress(results, tasks, description):
@@ -46,7 +46,7 @@ def _pool_of_processes(workers):
         return
     import concurrent.futures
     import multiprocessing
-    # The linear algebra of a process gets its share of the cores; it looks at these when it is loaded.
+    # The linear algebra of a process uses a fraction of the cores; it reads these variables when it is loaded.
     threads = str(max(1, _cores() // workers))
     for variable in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(variable, threads)
@@ -56,8 +56,8 @@ def _pool_of_processes(workers):
     def share(function, tasks, description):
         with signals.unheard_by_children():
             results = executor.map(function, tasks)
-            # The executor looks for processes that have been killed among those that it knew at the last task. Of the
-            # one that was started for that task it hears with this.
+            # The executor watches only the processes that existed at its last task for a kill. This task makes it watch
+            # the process that was started for the task before.
             executor.submit(os.getpid)
         return progress(results, tasks, description)
 
@@ -65,20 +65,20 @@ def _pool_of_processes(workers):
         try:
             yield share
         except KeyboardInterrupt:
-            for process in multiprocessing.active_children():  # Or the pool would wait until their work is done.
+            for process in multiprocessing.active_children():  # Otherwise the pool waits until their work is done.
                 process.terminate()
             raise
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise InputError('A process of --workers was killed, most likely for lack of memory. Take fewer.') from error
+            raise InputError('A process of --workers was killed, most likely for lack of memory. Use fewer.') from error
 
 
 def _cores():
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _live_no_longer_than_the_parent():
-    """A worker's first act: from now on it ends when its parent does, however that ended, and leaves Ctrl+C to it."""
+    """Start a worker: it ends when its parent ends, for any reason, and leaves Ctrl+C to its parent."""
     import multiprocessing
     import signal
     import threading
@@ -87,6 +87,6 @@ def _live_no_longer_than_the_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Ctrl+C reaches all processes of a terminal; one of them is enough to act on it.
+    # Ctrl+C reaches all processes of a terminal; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -103,8 +103,8 @@ class _Index:
 
     def _take_in(self, embeddings, path):
         try:
-            self.stamps = embeddings.array_beside('stamps')
-            broken = json.loads(embeddings.array_beside('broken').tobytes())
+            self.stamps = embeddings.additional_array('stamps')
+            broken = json.loads(embeddings.additional_array('broken').tobytes())
             self.broken = {fid: tuple(entry) for fid, entry in broken.items()}
             self.fids = embeddings.fids.tolist()
             if self.stamps.shape != (len(self.fids), 2) or any(len(entry) != 3 for entry in self.broken.values()):
