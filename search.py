@@ -12,7 +12,7 @@ import h5py
 from tripletreid import argument_types, quiet
 from tripletreid.embeddings.differences import difference
 from tripletreid.embeddings.shards import in_order, open_embeddings
-from tripletreid.errors import InputError, exit_with, some
+from tripletreid.errors import InputError, exit_with, printable, some
 from tripletreid.evaluation import verification
 from tripletreid.experiment import arguments
 from tripletreid.files import check_file, check_output
@@ -67,8 +67,8 @@ def make_parser():
     add = parser.add_argument_group('more').add_argument
     add('--checkpoint', metavar='NAME', help='name of a checkpoint in the experiment root (the last one)')
     inference_flags.add_weights(add)
-    add('--index', metavar='H5', help="file that keeps the gallery's embeddings, so that the next search embeds only what "
-        "is new (in the experiment root, the gallery's name + _index.h5)")
+    add('--index', metavar='FILE', help="database that keeps the gallery's embeddings, so that the next search embeds only "
+        "new and changed images (default: in the experiment root, the gallery's name + _index.sqlite)")
     add('--image_root', metavar='DIR', help='folder that the paths of a csv or .h5 file are relative to (that of the '
         'training run, or of the .h5 file)')
     add('--allow_outside_root', action='store_true', help='also read images that lie outside of the image root')
@@ -107,14 +107,14 @@ def main():
     model = embedder.Embedder(args, trained)
     doubt = args.threshold_from and verification.doubt(args.threshold_from, model.made_by)
     if doubt:
-        print(f'Warning: {doubt}', file=sys.stderr)
+        warn(doubt)
     embs = []
     for path in args.photos:
         with open(path, 'rb') as file:
             content = file.read()
         embs.append(model.photo(content, path))
         for doubt in photos.doubts(content, model.size):
-            print(f'Warning: {path} {doubt}.', file=sys.stderr)
+            warn(f'{path} {doubt}.')
 
     # The gallery.
     embeddings, image_root = open_gallery(args, trained, model)
@@ -128,7 +128,8 @@ def main():
         names, shown, embs = [' + '.join(args.photos)], [args.photos], [gallery.mean_of(embs)]
     queries = [(name, opened.search(emb, args.count)) for name, emb in zip(names, embs)]
     for name, found in queries:
-        print('\n'.join([f'{name}: {gallery.verdict(found, threshold)}', *gallery.table(found)]))
+        for line in (f'{name}: {gallery.verdict(found, threshold)}', *gallery.table(found)):
+            report(line)
     if args.filename:
         gallery.write_found(args.filename, queries)
         print(f'Saved {args.filename}.')
@@ -190,19 +191,29 @@ def open_gallery(args, trained, model):
         image_root = args.image_root or embeddings.parameters.get('image_root')
         return embeddings, image_root if isinstance(image_root, str) else None
     if os.path.isdir(args.gallery):
-        of_gallery, left_out = image_files.in_folder(args.gallery, args.allow_outside_root)
+        files, warnings = image_files.in_folder(args.gallery, args.allow_outside_root)
     else:
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
-        of_gallery, left_out = image_files.in_dataset(args.gallery, image_root, args.allow_outside_root), []
+        files, warnings = image_files.in_dataset(args.gallery, image_root, args.allow_outside_root), []
     path = model.index_name(args.gallery) if args.index is None else args.index
     check_output(path, '--index', 'an index of search.py', lambda path: True, [args.gallery, *args.photos])
-    embeddings, broken = index.up_to_date(path, of_gallery, model, print)
-    if broken:
-        first = min(broken)
-        left_out.append(f'Images that cannot be read are left out: {some(broken)}; {first}: {broken[first]}.')
-    for sentence in left_out:
-        print(f'Warning: {sentence}', file=sys.stderr)
-    return embeddings, of_gallery.root
+    embeddings = index.up_to_date(path, files, model, report)
+    if problems := embeddings.problems:
+        first = min(problems)
+        warnings.append(f'Images that cannot be read are skipped: {some(problems)}; {first}: {problems[first]}.')
+    for sentence in warnings:
+        warn(sentence)
+    return embeddings, files.root
+
+
+def report(sentence):
+    """Print a sentence in one line."""
+    print(printable(sentence))
+
+
+def warn(sentence):
+    """Print a warning in one line on standard error."""
+    print(f'Warning: {printable(sentence)}', file=sys.stderr)
 
 
 def open_embedded(path, model):
@@ -220,8 +231,8 @@ def open_embedded(path, model):
         raise InputError(f'{path} was made with {how} than that of the photos, {os.path.basename(model.checkpoint)}: '
                          f'give the flags with which it was embedded, or embed it again.')
     if 'checkpoint_sha256' not in embeddings.parameters:
-        print(f'Warning: {path} does not say by which checkpoint it was made; by another one than '
-              f'{model.checkpoint} its distances to the photos mean nothing.', file=sys.stderr)
+        warn(f'{path} does not name its checkpoint. If it was not made by {model.checkpoint}, its distances to the photos '
+             f'mean nothing.')
     return embeddings
 
 

@@ -1,4 +1,7 @@
 """search.py: the index of a gallery, what is found in it and in which order, and bad input."""
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -6,7 +9,11 @@ import pathlib
 import resource
 import shutil
 import signal
+import sqlite3
+import subprocess
+import sys
 import threading
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -15,7 +22,7 @@ from PIL import Image
 
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
-from conftest import run_script
+from conftest import ROOT, run_script
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
@@ -49,9 +56,21 @@ class Maker:
             self.embedded += [os.path.basename(path) for path in some]
             yield np.stack(rows)
 
-    def why_broken(self, paths):
-        return {path: 'it is broken' for path in paths
-                if not os.path.exists(path) or pathlib.Path(path).read_bytes().startswith(b'broken')}
+    def problems(self, paths):
+        found = {}
+        for path in paths:
+            try:
+                if pathlib.Path(path).read_bytes().startswith(b'broken'):
+                    found[path] = Problem('it is broken', is_lasting=True)
+            except OSError as error:
+                found[path] = Problem(error.strerror, is_lasting=False)
+        return found
+
+
+class Problem(NamedTuple):
+    """As of the embedder, which imports TensorFlow."""
+    reason: str
+    is_lasting: bool
 
 
 @pytest.fixture
@@ -64,20 +83,19 @@ def folder(tmp_path):
     return tmp_path / 'images'
 
 
-def update(folder, maker=None, path=None, say=None):
-    """Bring the index up to date and check its rows. Returns names of what was embedded, and what was said."""
-    maker, said = maker or Maker(), []
-    found, _ = image_files.in_folder(folder)
-    embeddings, broken = index.up_to_date(path or folder.parent / 'index.h5', found, maker, say or said.append)
-    with embeddings:
-        here = [fid for fid in found.fids if not (folder / fid).read_bytes().startswith(b'broken')]
-        assert embeddings.fids.tolist() == here == sorted(here)
-        assert sorted(broken) == sorted(set(found.fids) - set(here))
-        expected = [Maker.row(folder / fid) for fid in here]
-        np.testing.assert_array_equal(embeddings.rows(0, len(here)), expected)
-    left = {each.name for each in folder.parent.iterdir()} - {'images', 'index.h5'}
+def update(folder, maker=None, path=None, report=None):
+    """Bring the index up to date and check its rows. Returns names of the embedded files, and the sentences."""
+    maker, sentences = maker or Maker(), []
+    files, _ = image_files.in_folder(folder)
+    embeddings = index.up_to_date(str(path or folder.parent / 'index.sqlite'), files, maker, report or sentences.append)
+    here = [fid for fid in files.fids if not (folder / fid).read_bytes().startswith(b'broken')]
+    assert embeddings.fids.tolist() == here == sorted(here)
+    assert sorted(embeddings.problems) == sorted(set(files.fids) - set(here))
+    expected = [Maker.row(folder / fid) for fid in here]
+    np.testing.assert_array_equal(embeddings.rows(0, len(here)), expected)
+    left = {each.name for each in folder.parent.iterdir()} - {'images', 'index.sqlite'}
     assert not left, left
-    return sorted(maker.embedded), ' '.join(said)
+    return sorted(maker.embedded), ' '.join(sentences)
 
 
 def names(letters):
@@ -111,9 +129,8 @@ def test_broken_images_are_left_out_until_they_are_mended(folder):
     assert update(folder)[0] == []
     for path in folder.rglob('*.png'):
         path.write_bytes(b'broken as all')
-    with pytest.raises(InputError, match='Not one image .* a.png: it is broken'):
+    with pytest.raises(InputError, match='No image .* a.png: it is broken'):
         update(folder)
-    assert Embeddings(folder.parent / 'index.h5').shape == (9, DIM)
 
 
 def test_an_interrupted_embedding_goes_on_whatever_became_of_the_folder(folder):
@@ -123,43 +140,194 @@ def test_an_interrupted_embedding_goes_on_whatever_became_of_the_folder(folder):
     (folder / 'c.png').write_bytes(b'changed')
     (folder / 'k.png').write_bytes(b'new')
     # Those of sub/ come last; `a` and `c` to `g` were done.
-    embedded, said = update(folder)
-    assert embedded == names('bchijk') and '(4 were embedded before an interruption)' in said
+    embedded, sentences = update(folder)
+    assert embedded == names('bchijk')
+    assert '10 images, 5 new, 1 changed, 1 gone; 4 were embedded before an interruption.' in sentences
 
 
-@pytest.mark.parametrize('lost', [1, 7, 40, 100, 10 ** 6])
-def test_a_torn_journal_costs_no_more_than_its_end(folder, lost):
-    with pytest.raises(KeyboardInterrupt):
-        update(folder, Maker(interrupted_at=8))
-    journal = folder.parent / '.index.h5.journal'
-    size = journal.stat().st_size
-    os.truncate(journal, max(0, size - lost))
-    if lost == 40:
-        os.truncate(journal, size)  # Zeros in its length, as after a power loss.
-    embedded, _ = update(folder)
-    assert len(embedded) == 10 if lost == 10 ** 6 else 4 <= len(embedded) < 10
+def test_kill_in_the_middle_of_a_batch_keeps_the_batches_before_it(folder):
+    """The process is killed between a transaction's first row and its end."""
+    code = """if True:
+        import os, signal, sys
+        from test_search import Maker, image_files, index
+        files, _ = image_files.in_folder(sys.argv[1])
+        checksum, calls = index._Index._checksum, []
+        def killing(*args):
+            calls.append(args)
+            if len(calls) == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return checksum(*args)
+        index._Index._checksum = killing
+        index.up_to_date(sys.argv[2], files, Maker(), print)
+    """
+    killed = subprocess.run([sys.executable, '-c', code, folder, folder.parent / 'index.sqlite'], cwd=ROOT, timeout=120,
+                            env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])})
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder.parent / 'index.sqlite-journal').exists()
+    embedded, sentences = update(folder)
+    assert len(embedded) == 4 and '4 new; 6 were embedded before an interruption' in sentences
 
 
-def test_a_file_that_goes_away_while_it_is_embedded_is_left_out(folder):
-    class Removing(Maker):
+def test_a_file_that_is_away_for_a_moment_is_tried_again(folder):
+    class Interfering(Maker):
+        """The disk of one file fails while the files are embedded."""
         def files(self, paths):
-            yield np.stack([self.row(path) for path in paths[:1]])
-            self.embedded += paths[:1]
-            (folder / 'd.png').unlink(missing_ok=True)
-            yield from super().files(paths[1:]) if (folder / 'd.png').exists() else self._missing()
+            for path in paths:
+                if path.endswith('d.png'):
+                    raise InputError('Input/output error')
+                self.embedded.append(os.path.basename(path))
+                yield self.row(path)[None]
 
-        def _missing(self):
-            raise InputError('d.png is not there')
-            yield
+        def problems(self, paths):
+            return {path: Problem('Input/output error', is_lasting=False) for path in paths if path.endswith('d.png')}
 
-    maker = Removing()
-    found, _ = image_files.in_folder(folder)
-    maker.files = lambda paths, files=maker.files: files(paths) if (folder / 'd.png').exists() else Maker.files(maker, paths)
-    embeddings, broken = index.up_to_date(folder.parent / 'index.h5', found, maker, print)
-    with embeddings:
-        assert [pathlib.Path(fid).stem for fid in embeddings.fids] == list('acefgij') + list('bh')
-    assert list(broken) == ['d.png']
+    files, _ = image_files.in_folder(folder)
+    path = str(folder.parent / 'index.sqlite')
+    embeddings = index.up_to_date(path, files, Interfering(), print)
+    assert embeddings.problems == {'d.png': 'Input/output error'} and len(embeddings) == 9
+    assert update(folder)[0] == ['d.png'] and update(folder)[0] == []
+
+    # A folder that cannot be listed, and a file without a stamp, keep their rows.
+    files = image_files.in_folder(folder)[0]
+    kept = np.array([not fid.startswith('sub/') and fid != 'a.png' for fid in files.fids])
+    away = image_files.ImageFiles(files.path, files.root, [fid for fid, keep in zip(files.fids, kept) if keep],
+                                  files.stamps[kept], {'sub': 'Stale file handle', 'a.png': 'Input/output error'})
+    assert len(index.up_to_date(path, away, Maker(), print)) == 7
     assert update(folder)[0] == []
+
+
+def test_what_no_file_system_can_list_now_is_said(folder, monkeypatch):
+    scandir, stat = os.scandir, os.stat
+
+    def failing(path):
+        if str(path).endswith('sub'):
+            raise OSError(errno.EIO, 'Input/output error')
+        return scandir(path)
+
+    def failing_stat(path, **options):
+        if str(path).endswith('c.png'):
+            raise OSError(errno.EMFILE, 'Too many open files')
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, 'scandir', failing)
+    monkeypatch.setattr(os, 'stat', failing_stat)
+    files, sentences = image_files.in_folder(folder)
+    assert [pathlib.Path(fid).stem for fid in files.fids] == list('adefgij')
+    assert files.is_away('sub/b.png') and files.is_away('c.png') and not files.is_away('subject.png')
+    assert '2 (c.png, sub) cannot be read now (Input/output error, Too many open files)' in ' '.join(sentences)
+
+
+def test_an_embedding_that_is_not_finite_is_skipped(folder):
+    class Overflowing(Maker):
+        @staticmethod
+        def row(path):
+            return Maker.row(path) * np.float32(np.nan if path.endswith('c.png') else 1)
+
+    files, _ = image_files.in_folder(folder)
+    for expected in (10, 0):
+        maker = Overflowing()
+        embeddings = index.up_to_date(str(folder.parent / 'index.sqlite'), files, maker, print)
+        assert len(maker.embedded) == expected and len(embeddings) == 9
+        assert embeddings.problems == {'c.png': 'its embedding is not finite'}
+
+
+def test_a_full_disk_loses_nothing_that_was_embedded(folder, monkeypatch):
+    class Wide(Maker):
+        """Two rows fill four pages of the database."""
+        @staticmethod
+        def row(path):
+            return np.tile(Maker.row(path), 700)
+
+    def on_small_disk(connection, *args, prepare=index._prepare):
+        prepare(connection, *args)
+        connection.execute('PRAGMA max_page_count = 20')
+
+    files, _ = image_files.in_folder(folder)
+    path, maker, more = str(folder.parent / 'index.sqlite'), Wide(), Wide()
+    maker.dim = more.dim = 3 * 700
+    with monkeypatch.context() as patch:
+        patch.setattr(index, '_prepare', on_small_disk)
+        with pytest.raises(InputError, match='index.sqlite .*full'):
+            index.up_to_date(path, files, maker, print)
+    assert len(index.up_to_date(path, files, more, print)) == 10
+    # The last batch did not fit.
+    assert 4 <= len(maker.embedded) <= 8 and len(more.embedded) == 10 - (len(maker.embedded) - 2)
+
+
+def test_each_flipped_bit_is_noticed(folder):
+    """Rows that do not match their checksum are embedded again; a file that SQLite cannot read is kept and rebuilt."""
+    path = folder.parent / 'index.sqlite'
+    update(folder)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    rows = [np.frombuffer(Maker.row(each).tobytes(), np.uint8) for each in sorted(folder.rglob('*.png'))]
+    for row in rows[:3]:  # Certainly in an embedding.
+        place = whole.index(row.tobytes()) + int(random.integers(0, len(row)))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(random.integers(0, 7))]) + whole[place + 1:])
+        embedded, sentences = update(folder)
+        assert len(embedded) == 1 and '1 damaged' in sentences
+    for place in random.integers(100, len(whole), 40):  # Behind the header.
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(random.integers(0, 8))]) + whole[place + 1:])
+        for aside in folder.parent.glob('*.damaged*'):
+            aside.unlink()
+        files, _ = image_files.in_folder(folder)
+        embeddings = index.up_to_date(str(path), files, Maker(), print)
+        np.testing.assert_array_equal(embeddings.rows(0, 10), [Maker.row(folder / fid) for fid in files.fids])
+
+
+@pytest.mark.parametrize('size', [100, 1000, 10000])
+def test_a_torn_index_is_kept_and_rebuilt(folder, size):
+    path = folder.parent / 'index.sqlite'
+    update(folder)
+    whole = path.read_bytes()
+    path.write_bytes(torn := whole[:size])
+    files, _ = image_files.in_folder(folder)
+    sentences = []
+    assert len(index.up_to_date(str(path), files, Maker(), sentences.append)) == 10
+    assert 'is damaged' in sentences[0] and 'index.sqlite.damaged' in sentences[0]
+    assert path.with_name('index.sqlite.damaged').read_bytes() == torn
+    path.write_bytes(torn)
+    with pytest.raises(InputError, match='move one of them away'):
+        index.up_to_date(str(path), files, Maker(), print)
+
+
+def test_a_crafted_index_is_one_sentence_or_rebuilt(folder):
+    path = folder.parent / 'index.sqlite'
+    files, _ = image_files.in_folder(folder)
+    for statements in (
+            ['DROP TABLE images', 'CREATE VIEW images AS SELECT 1'],
+            ['CREATE TRIGGER t AFTER INSERT ON images BEGIN DELETE FROM settings; END'],
+            ['UPDATE images SET emb = zeroblob(1000000) WHERE fid = "a.png"'], ['UPDATE images SET emb = 7'],
+            ["UPDATE OR IGNORE images SET fid = x'ff00'"], ["UPDATE images SET size = 'large'"],
+            ['UPDATE images SET checksum = -1'], ["UPDATE models SET made_by = '{'"], ['DELETE FROM models'],
+            ["UPDATE settings SET value = x'ff'"], ['UPDATE images SET problem = 1, emb = NULL']):
+        update(folder)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+            connection.commit()
+        embeddings = index.up_to_date(str(path), files, Maker(), print)
+        assert len(embeddings) == 10 and not embeddings.problems, statements
+        np.testing.assert_array_equal(embeddings.rows(0, 10), [Maker.row(folder / fid) for fid in files.fids])
+        for aside in folder.parent.glob('*.damaged*'):
+            aside.unlink()
+
+
+def test_an_index_without_locks_or_without_rights(folder, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    connect, addresses = sqlite3.connect, []
+    monkeypatch.setattr(sqlite3, 'connect', lambda address, **options: (addresses.append(address),
+                                                                        connect(address, **options))[1])
+    monkeypatch.setattr(fcntl, 'lockf', lockf)
+    assert len(update(folder)[0]) == 10 and update(folder)[0] == []
+    assert all(address.endswith('vfs=unix-none') for address in addresses)
+    monkeypatch.setattr(os, 'access', lambda *_: False)
+    assert update(folder)[0] == [] and 'mode=ro' in addresses[-1]
+    (folder / 'new.png').write_bytes(b'new')
+    with pytest.raises(InputError, match='readonly database.*give another --index'):
+        update(folder)
 
 
 def test_two_at_once_embed_everything_once(folder):
@@ -178,11 +346,12 @@ def test_two_at_once_embed_everything_once(folder):
         if 'waiting' in sentence:
             waits.set()
 
-    found, _ = image_files.in_folder(folder)
-    first = threading.Thread(target=lambda: index.up_to_date(folder.parent / 'index.h5', found, slow, print))
+    files, _ = image_files.in_folder(folder)
+    path = str(folder.parent / 'index.sqlite')
+    first = threading.Thread(target=lambda: index.up_to_date(path, files, slow, print))
     first.start()
     assert started.wait(60)
-    embeddings, _ = index.up_to_date(folder.parent / 'index.h5', found, fast, say)
+    embeddings = index.up_to_date(path, files, fast, say)
     first.join(60)
     assert len(slow.embedded) == 10 and fast.embedded == [] and len(embeddings) == 10
     assert 'waiting' in ' '.join(said)
@@ -191,21 +360,23 @@ def test_two_at_once_embed_everything_once(folder):
 
 def test_another_checkpoint_or_another_place_of_the_folder(folder):
     update(folder)
-    embedded, said = update(folder, Maker('two'))
-    assert len(embedded) == 10 and 'made anew, since it is by another checkpoint; 10 images, 10 new' in said
+    embedded, sentences = update(folder, Maker('two'))
+    assert len(embedded) == 10 and 'rebuilt for another checkpoint or other flags; 10 images, 10 new.' in sentences
+    # Until it is rebuilt, the index keeps the embeddings of both.
     with pytest.raises(KeyboardInterrupt):
         update(folder, Maker('three', interrupted_at=4))
-    embedded, said = update(folder, Maker('four'))  # Nothing of the third one is taken.
-    assert len(embedded) == 10 and 'interruption' not in said
+    assert update(folder, Maker('two'))[0] == []
+    embedded, sentences = update(folder, Maker('four'))  # Nothing of the others is taken.
+    assert len(embedded) == 10 and 'interruption' not in sentences
     moved = folder.parent.parent / f'{folder.parent.name} moved'
     moved.mkdir()
-    for name in ('images', 'index.h5'):
+    for name in ('images', 'index.sqlite'):
         (folder.parent / name).rename(moved / name)
     assert update(moved / 'images', Maker('four'))[0] == []
 
 
 def test_what_is_no_index_of_this_gallery_stays_as_it_is(folder):
-    path = folder.parent / 'index.h5'
+    path = folder.parent / 'index.sqlite'
     update(folder)
     whole = path.read_bytes()
 
@@ -215,22 +386,31 @@ def test_what_is_no_index_of_this_gallery_stays_as_it_is(folder):
             update(folder)
         assert path.read_bytes() == content
 
-    refused(whole[:len(whole) // 2], 'damaged one: give another --index')
-    refused(b'', 'damaged one: give another --index')
-    refused(b'my notes', 'no index of search.py')
-    refused(whole.replace(b'"search_index": 1', b'"search_index": 7'), 'version 7, and this is version 1')
-    dataset = load_dataset_of(folder.parent, ['x.png'])
-    save_embeddings(path, dataset, np.ones((1, DIM), np.float32))
+    refused(b'my notes', 'not an index of search.py')
+    refused(whole[:40], 'not an index of search.py')
+    refused(whole[:60] + bytes([0, 0, 0, 7]) + whole[64:], 'version 7, and this program reads version 2')
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute('CREATE TABLE mine (number)')
+    refused(path.read_bytes(), 'not an index of search.py')
+    save_embeddings(path, load_dataset_of(folder.parent, ['x.png']), np.ones((1, DIM), np.float32))
     refused(path.read_bytes(), 'not an index of search.py')
     path.write_bytes(whole)
-    with h5py.File(path, 'r+') as file:
-        del file['stamps']
-    refused(path.read_bytes(), 'damaged index')
-    path.write_bytes(whole)
     shutil.copytree(folder, folder.parent / 'others')
-    found, _ = image_files.in_folder(folder.parent / 'others')
+    files, _ = image_files.in_folder(folder.parent / 'others')
     with pytest.raises(InputError, match='index of another gallery.*give another --index'):
-        index.up_to_date(path, found, Maker(), print)
+        index.up_to_date(str(path), files, Maker(), print)
+
+
+def test_an_index_of_an_earlier_version_is_kept_and_rebuilt(folder):
+    path = folder.parent / 'index.h5'
+    save_embeddings(path, load_dataset_of(folder.parent, ['x.png']), np.ones((1, DIM), np.float32), {'search_index': 1})
+    before = path.read_bytes()
+    files, _ = image_files.in_folder(folder)
+    sentences = []
+    assert len(index.up_to_date(str(path), files, Maker(), sentences.append)) == 10
+    assert 'is an index of an earlier version: it is kept as' in sentences[0]
+    assert path.with_name('index.h5.old').read_bytes() == before
 
 
 def load_dataset_of(folder, fids):
@@ -246,10 +426,10 @@ def test_rows_of_a_csv_file_stay_in_its_order_and_may_repeat(folder):
     path.write_text(''.join(f'0,{fid}\n' for fid in fids))
     for expected, add in ((4, 'e.png'), (1, 'a.png'), (0, None)):
         maker = Maker()
-        embeddings, _ = index.up_to_date(folder.parent / 'index.h5', image_files.in_dataset(path, folder), maker, print)
-        with embeddings:
-            assert embeddings.fids.tolist() == fids and len(maker.embedded) == expected
-            np.testing.assert_array_equal(embeddings.rows(0, len(fids)), [Maker.row(folder / fid) for fid in fids])
+        files = image_files.in_dataset(path, folder)
+        embeddings = index.up_to_date(str(folder.parent / 'index.sqlite'), files, maker, print)
+        assert embeddings.fids.tolist() == fids and len(maker.embedded) == expected
+        np.testing.assert_array_equal(embeddings.rows(0, len(fids)), [Maker.row(folder / fid) for fid in fids])
         if add:
             fids.insert(1, add)
             path.write_text(''.join(f'0,{fid}\n' for fid in fids))
@@ -265,7 +445,10 @@ def test_what_a_folder_holds(tmp_path):
     (root / 'outside.png').symlink_to(tmp_path / 'secret.png')
     (root / 'nowhere.png').symlink_to(root / 'gone.png')
     (root / 'linked').symlink_to(tmp_path)
-    os.mkfifo(root / 'pipe.png')
+    for name in ('circle.png', 'loop'):
+        (root / name).symlink_to(name)
+    for name in ('pipe.png', 'tty\x1b[2J\n.png'):
+        os.mkfifo(root / name)
     taken = ['a b\'"<é>.jpg', 'b.PNG', 'e.gif', 'inside.png', 'sub/c.jpeg']
     try:
         (root / os.fsdecode(b'\xff.png')).write_bytes(b'.')
@@ -275,7 +458,13 @@ def test_what_a_folder_holds(tmp_path):
     found, sentences = image_files.in_folder(root)
     assert found.fids == taken and found.stamps.shape == (5, 2)
     told = ' '.join(sentences)
-    assert 'outside.png' in told and 'linked' in told and '1 .txt' in told and ('udcff' in told) == odd
+    for sentence in ('Links to files outside the folder are skipped: 1 (outside.png).',
+                     'Links to folders are skipped: 1 (linked).',
+                     'Links to files that do not exist are skipped: 1 (nowhere.png).', '1 .txt',
+                     'Links that lead in a circle are skipped: 2 (circle.png, loop)',
+                     'Pipes, sockets and devices are skipped: 2 (pipe.png, tty\\x1b[2J\\n.png)'):
+        assert sentence in told, (sentence, told)
+    assert ('udcff' in told) == odd and told.isprintable()
     found, _ = image_files.in_folder(root, allow_outside_root=True)
     assert found.fids == sorted([*taken, 'outside.png'])
     (tmp_path / 'empty').mkdir()
@@ -366,24 +555,34 @@ def stay_small():
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_loses_nothing_that_was_embedded(trained, tmp_path):
-    """As on a full disk, for everybody: files cannot grow beyond what the journal needs."""
+def test_a_full_disk_is_one_sentence(trained, tmp_path):
     command = ['search.py', '--experiment_root', trained / 'run', '--gallery', trained / 'gallery', '--index',
-               tmp_path / 'index.h5', trained / 'photos' / '0_0.png']
-    ended_in_one_sentence(Run(*command, fault=Fault(stay_small, 'start')), 'index.h5', 'File too large')
-    assert os.listdir(tmp_path) == ['.index.h5.journal']
+               tmp_path / 'index.sqlite', trained / 'photos' / '0_0.png']
+    ended_in_one_sentence(Run(*command, fault=Fault(stay_small, 'start')), 'index.sqlite', 'disk')
     run = Run(*command)
-    assert run.wait() == 0 and '19 new (19 were embedded before an interruption)' in run.output, run.output
-    assert os.listdir(tmp_path) == ['index.h5']
+    assert run.wait() == 0 and '19 images, 19 new.' in run.output, run.output
+    assert os.listdir(tmp_path) == ['index.sqlite']
+
+
+def interrupt_third_batch():
+    write, calls = index._Index._write, []
+
+    def interrupting(self, rows):
+        calls.append(rows)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        write(self, rows)
+
+    index._Index._write = interrupting
 
 
 def test_ctrl_c_while_the_gallery_is_embedded(trained, tmp_path):
     command = ['search.py', '--experiment_root', trained / 'run', '--gallery', trained / 'gallery', '--batch_size', 4,
-               trained / 'photos' / '0_0.png', '--index', tmp_path / 'index.h5']
-    run = Run(*command, fault=Fault(signal.SIGINT, 'file', 4))  # The journal's head, and 3 batches.
+               trained / 'photos' / '0_0.png', '--index', tmp_path / 'index.sqlite']
+    run = Run(*command, fault=Fault(interrupt_third_batch, 'start'))
     assert run.wait() == -signal.SIGINT and 'Interrupted. 8 embeddings are kept' in run.output, run.output
     run = Run(*command)
-    assert run.wait() == 0 and '19 new (12 were embedded before an interruption)' in run.output, run.output
+    assert run.wait() == 0 and '19 images, 11 new; 8 were embedded before an interruption.' in run.output, run.output
 
 
 def test_bad_input_is_one_sentence(trained, tmp_path):
@@ -396,7 +595,8 @@ def test_bad_input_is_one_sentence(trained, tmp_path):
     save_embeddings(tmp_path / 'made.h5', dataset, np.ones((1, 4), np.float32), {'checkpoint_sha256': 'another'})
     with h5py.File(tmp_path / 'nameless.h5', 'w') as file:
         file['emb'] = np.ones((1, 4), np.float32)
-    shutil.copytree(trained / 'run', tmp_path / 'untrained', ignore=shutil.ignore_patterns('checkpoint*', '*.h5'))
+    shutil.copytree(trained / 'run', tmp_path / 'untrained',
+                    ignore=shutil.ignore_patterns('checkpoint*', '*.h5', '*.sqlite'))
     for flags, parts in (
             (['--gallery', trained / 'gallery', tmp_path / 'notes.jpg'], ['notes.jpg', 'neither a JPEG']),
             (['--gallery', trained / 'gallery', tmp_path / 'none.jpg'], ['There is no photo', 'none.jpg']),
@@ -410,7 +610,7 @@ def test_bad_input_is_one_sentence(trained, tmp_path):
              ['evaluation.json']),
             (['--gallery', trained / 'gallery', photo, '--experiment_root', tmp_path / 'untrained'], ['no checkpoint'])):
         ended_in_one_sentence(Run('search.py', '--experiment_root', trained / 'run', *flags), *parts)
-    assert not list(tmp_path.rglob('*index.h5')) and not list(tmp_path.rglob('*.journal'))
+    assert not list(tmp_path.rglob('*index.sqlite'))
 
 
 def test_photos_whose_shape_or_marks_promise_nothing_good(trained, tmp_path):

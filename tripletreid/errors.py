@@ -9,14 +9,22 @@ import os
 import re
 import sys
 
+JOINERS = '\u200c\u200d'  # Part of words in Persian and of emoji, though not printable by themselves.
+
 
 class InputError(Exception):
     """A file, a flag or a value that the user gave cannot be used; the message is one clear sentence."""
 
 
+def printable(text):
+    """Return a text in one line that is safe for a terminal: control characters, as in a file's name, become escapes."""
+    return ''.join(character if character.isprintable() or character in JOINERS
+                   else character.encode('unicode_escape', 'surrogatepass').decode() for character in str(text))
+
+
 def warn(sentence):
-    """Tell the user something on standard error that does not end the command."""
-    print(f'warning: {sentence}', file=sys.stderr)
+    """Print a warning, which does not end the command, on standard error."""
+    print(f'warning: {printable(sentence)}', file=sys.stderr)
 
 
 def some(names):
@@ -24,7 +32,7 @@ def some(names):
     names = sorted(set(names))
     if not names:
         return '0'
-    return f'{len(names)} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+    return f'{len(names)} ({", ".join(map(printable, names[:3]))}{", ..." if len(names) > 3 else ""})'
 
 
 def sentence_of(error):
@@ -75,7 +83,7 @@ def exit_with(main, lower=''):
             raise
     with contextlib.suppress(OSError):
         if sentence:
-            print(f'error: {sentence}', file=sys.stderr)
+            print(f'error: {printable(sentence)}', file=sys.stderr)
     try:
         _flush_output()
     except OSError:  # Python would try once more, and complain.

@@ -65,7 +65,7 @@ def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tr
 
 
 def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
-                strategy=None, pixels=Pixels()):
+                strategy=None, pixels=Pixels(), check_finite=True):
     """Embed image files, a batch at a time, while the next ones are being loaded.
 
     Args:
@@ -77,6 +77,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
         flip, crop: test-time variants, see `augmentation.variants`.
         pixels: `Pixels` of the run, how files become pixels.
         strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
+        check_finite: whether an embedding that is not finite is an error.
 
     Yields: float32 arrays [A, B, D], A variants (1 without augmentation) of the next B images.
 
@@ -112,7 +113,7 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
         with _float32_products():
             embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
         finite = np.isfinite(embs).all(axis=(0, 2))
-        if not finite.all():
+        if check_finite and not finite.all():
             raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
                              f'checkpoint cannot be used.')
         yield embs

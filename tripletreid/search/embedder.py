@@ -1,5 +1,7 @@
-"""The trained model as a search needs it: photos and gallery are embedded alike, and what that depends on is known."""
+"""The trained model of a search, which embeds photos and gallery with the same flags."""
+import multiprocessing.pool
 import os
+from typing import NamedTuple
 
 import tqdm
 
@@ -11,14 +13,20 @@ from tripletreid.modeling import inference, inference_flags
 from tripletreid.modeling.aggregators import AGGREGATORS
 
 
+class Problem(NamedTuple):
+    """Why an image cannot be embedded, and whether that is so until the file changes."""
+    reason: str
+    is_lasting: bool
+
+
 class Embedder:
-    """Embeds photos and the images of a gallery.
+    """A trained model that embeds photos and the images of a gallery.
 
     Attributes:
         checkpoint: path of the checkpoint.
         dim: D.
         size: (height, width) that images are resized to first.
-        made_by: what the embeddings depend on, a JSON-serialisable dict; embed.py has the first five names as well.
+        made_by: everything that the embeddings depend on, a JSON-serialisable dict; embed.py stores the first five.
     """
 
     def __init__(self, args, trained):
@@ -49,7 +57,7 @@ class Embedder:
 
         Args:
             content: bytes of the image file.
-            name: of it, for the message.
+            name: path of the photo, for the message.
 
         Returns: float32 [D].
 
@@ -64,28 +72,45 @@ class Embedder:
         return self._aggregate(variants)[0]
 
     def files(self, paths):
-        """Embed image files, with a progress bar; yields float32 arrays [B, D] of the next ones.
+        """Embed image files, with a progress bar.
+
+        Yields: float32 arrays [B, D], the embeddings of the next B files, which may be NaN or infinite.
 
         Raises:
-            InputError: one that cannot be read.
+            InputError: a file that cannot be read.
         """
-        of_batches = inference.embed_files(
+        batches = inference.embed_files(
             self.network, paths, self.size, self.args.batch_size, self.args.loading_threads, self.args.flip_augment,
-            self.args.crop_augment, pixels=self.pixels)
+            self.args.crop_augment, pixels=self.pixels, check_finite=False)
         with tqdm.tqdm(total=len(paths), desc='Embedding', unit=' images', delay=1, leave=False) as bar:
-            for variants in of_batches:
+            for variants in batches:
                 yield self._aggregate(variants)
                 bar.update(variants.shape[1])
 
-    def why_broken(self, paths):
-        """Of some image files, those that cannot be read: {path: reason}."""
-        return images.why_broken(paths)
+    def problems(self, paths):
+        """Return the image files that cannot be read now or decoded, {path: `Problem`}."""
+        with multiprocessing.pool.ThreadPool() as pool:
+            found = pool.imap(self._problem, paths, chunksize=16)
+            found = list(tqdm.tqdm(found, 'Checking images', len(paths), delay=2, leave=False))
+        return {path: problem for path, problem in zip(paths, found) if problem}
+
+    def _problem(self, path):
+        try:
+            with open(path, 'rb') as file:
+                content = file.read()
+        except OSError as error:
+            return Problem(error.strerror, is_lasting=False)
+        try:
+            images.load_content(content, self.size)
+        except InputError as error:
+            return Problem(str(error), is_lasting=True)
+        return None
 
     def _aggregate(self, variants):
         return AGGREGATORS[self.args.aggregator or 'mean'](variants)
 
     def index_name(self, gallery):
-        """Path of the index of a gallery, given the path of that, where no other one is wanted."""
+        """Return the default path of a gallery's index, given the path of the gallery."""
         stem, ending = os.path.splitext(os.path.basename(os.path.realpath(gallery)))
         name = stem if os.path.isfile(gallery) else stem + ending
-        return os.path.join(self.args.experiment_root, f'{name}_index.h5')
+        return os.path.join(self.args.experiment_root, f'{name}_index.sqlite')

@@ -1,334 +1,389 @@
-"""The index of a gallery: an embedding file of its images, in which only what is new or changed is embedded.
+"""The index of a gallery: a SQLite database of embeddings, so that a search embeds only new and changed images.
 
-It is an `.h5` file as embed.py writes it, with `stamps` beside the rows (size and time of each image file, int64 [N, 2])
-and `broken`, the images that could not be read: {file id: [size, time, reason]} as JSON. What is embedded goes to a
-journal first, a hidden file beside the index. So an interrupted embedding goes on, whatever has become of the folder
-meanwhile, and the index is always one that was whole.
+Each batch of embeddings is one transaction, so a killed process loses one batch at most. While one process updates the
+index, others wait for SQLite's lock. Each row has a checksum, and a row that does not match it is embedded again.
 """
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import sqlite3
+import time
+import urllib.parse
 import zlib
 
+import h5py
 import numpy as np
 
 from tripletreid import signals
-from tripletreid.dataset import Dataset
-from tripletreid.embeddings.differences import difference
-from tripletreid.embeddings.reader import Embeddings
-from tripletreid.embeddings.writer import EmbeddingWriter, FileContent, unfinished
 from tripletreid.errors import InputError
-from tripletreid.evaluation import chunks
-from tripletreid.files import lock, write_at
 
-VERSION = 1
+VERSION = 2  # Version 1 was an .h5 file.
+APPLICATION_ID = 0x54524978
+# The embeddings of several models can be in one index while it is rebuilt for another model.
+SCHEMA = ('CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)',
+          'CREATE TABLE models (model INTEGER PRIMARY KEY, made_by TEXT NOT NULL UNIQUE)',
+          'CREATE TABLE images (model INTEGER NOT NULL, fid TEXT NOT NULL, size INTEGER NOT NULL, changed INTEGER NOT NULL, '
+          'emb BLOB, problem TEXT, checksum INTEGER NOT NULL, PRIMARY KEY (model, fid))')
+POLL_SECONDS = 0.1
+NOT_OURS = '{} is not an index of search.py, so it is not overwritten: give another --index.'
+NOT_FINITE = 'its embedding is not finite'
 
 
-def up_to_date(path, images, embedder, say):
-    """Bring the index of a gallery up to date, and open it.
+class IndexedEmbeddings:
+    """The embeddings of a gallery in memory, with the interface of `Embeddings`.
+
+    Attributes:
+        path: of the index.
+        fids: file ids, object array [N].
+        embs: float32 [N, D].
+        problems: {file id: reason} of the images that are not among them.
+    """
+    has_fids = True
+
+    def __init__(self, path, fids, embs, problems):
+        self.path, self.fids, self.embs, self.problems = path, np.array(fids, object), embs, problems
+        self.shape = embs.shape
+
+    def __len__(self):
+        return len(self.fids)
+
+    def fids_of_rows(self, start, stop):
+        """Return the file ids of the rows [start, stop)."""
+        return self.fids[start:stop]
+
+    def rows(self, start, stop):
+        """Return the embeddings of the rows [start, stop), float32 [stop - start, D]."""
+        return self.embs[start:stop]
+
+
+def up_to_date(path, files, embedder, report):
+    """Bring the index of a gallery up to date and load it.
 
     Args:
-        path: of the index; made where there is none, and made anew where it is by another checkpoint or other flags.
-        images: `ImageFiles` of the gallery.
-        embedder: `Embedder`, or what has its `made_by`, `dim`, `files` and `why_broken`.
-        say: called with a sentence for what the user should know.
+        path: of the index, which is created if it does not exist.
+        files: `ImageFiles` of the gallery.
+        embedder: `Embedder`, or another object with its `made_by`, `dim`, `files` and `problems`.
+        report: function that is called with each sentence for the user.
 
-    Returns: open `Embeddings` of all images that can be read, in their order; and {file id: reason} of the others.
+    Returns: `IndexedEmbeddings` of all images that can be read, in the order of `files`.
 
     Raises:
-        InputError: a file that is no index, is damaged, of another version or of another gallery; or no image can be
-            read.
-        OSError: the disk is full. What is embedded is kept.
+        InputError: the file is not an index, or is the index of another gallery, or no image can be read.
     """
-    index = _Index.read(path, images, embedder)
-    if index.is_of(images):
-        say(f'{path}: {len(index.embeddings)} images, none of them new.')
-        return index.embeddings, index.reasons()
-    index.close()
-    with _journal_of(path, say) as journal:
-        index = _Index.read(path, images, embedder)  # Another process may have done the work while this one waited.
-        if not index.is_of(images):
-            journal.open(embedder)
-            say(f'{path}: {index.sentence_of_changes(images, journal)}')
-            broken = _embed_missing(images, index, journal, embedder)
-            _write(path, images, index, journal, broken, embedder)
-            index.close()
-            index = _Index.read(path, images, embedder)
-        journal.remove()
-    return index.embeddings, index.reasons()
+    if _has_old_format(path):
+        _set_aside(path, '.old', 'is an index of an earlier version', report)
+    with _sentences(path):
+        try:
+            return _updated(path, files, embedder, report)
+        except sqlite3.DatabaseError as error:
+            if not (_is_damage(error) and _is_ours(path)):
+                raise
+            _set_aside(path, '.damaged', f'is damaged ({error})', report)
+        return _updated(path, files, embedder, report)
+
+
+def _updated(path, files, embedder, report):
+    with contextlib.closing(_connect(path, report)) as connection:
+        index = _Index(connection, path, files, embedder)
+        if index.is_complete():
+            report(f'{path}: {len(files)} images, none of them new.')
+        else:
+            report(f'{path}: {index.changes()}')
+            with signals.undone(index.report_interruption):
+                index.embed_missing()
+            index.finish()
+        return index.loaded()
 
 
 class _Index:
-    """An index as it was found; one without images where there is none, or one made differently.
+    """An open index, and the state of a gallery's images in it.
 
-    embeddings: open `Embeddings`, or None.
-    place: path of the gallery and folder of its images.
-    fids: list [N], row_of: {file id: row} and stamps: int64 [N, 2], of the images in it.
-    broken: {file id: (size, time, reason)}.
-    reason: why it is made anew, in words, or None.
+    embs: float32 [N, D], the embeddings of the images as far as they are known.
+    missing: numbers of the images without a valid row, ascending.
+    problems: {file id: reason}.
+    kept: number of embeddings that this process has stored.
     """
 
-    def __init__(self):
-        self.embeddings, self.reason, self.place = None, None, None
-        self.fids, self.row_of, self.stamps, self.broken = [], {}, np.zeros((0, 2), np.int64), {}
+    def __init__(self, connection, path, files, embedder):
+        self.connection, self.path, self.files, self.embedder = connection, path, files, embedder
+        self.made_by = json.dumps([embedder.dim, embedder.made_by], sort_keys=True)
+        self.seed = zlib.crc32(self.made_by.encode())
+        self.number_of = {fid: number for number, fid in reversed(list(enumerate(files.fids)))}
+        self.stamps = list(map(tuple, files.stamps.tolist()))
+        self.embs = np.zeros((len(files), embedder.dim), '<f4')
+        self.problems, self.kept = {}, 0
+        self._check_gallery()
+        self._read()
 
-    @classmethod
-    def read(cls, path, images, embedder):
-        """The index of a gallery. Raises InputError as `up_to_date`."""
-        index = cls()
-        if not os.path.lexists(path):
-            return index
+    def _check_gallery(self):
+        settings = dict(self.connection.execute('SELECT name, value FROM settings'))
+        self.place = settings.get('gallery'), settings.get('image_root')
+        gallery = self.place[0]
+        if gallery != self.files.path and gallery and os.path.exists(gallery):
+            raise InputError(f'{self.path} is the index of another gallery, {gallery}: give another --index.')
+        self.complete = settings.get('complete')
+
+    def _read(self):
+        """Load the rows of the gallery's images; damaged rows and rows of changed images count as missing."""
+        found = self.connection.execute('SELECT model FROM models WHERE made_by = ?', [self.made_by]).fetchone()
+        self.model = found and found[0]
+        self.other_models = self.connection.execute('SELECT COUNT(*) FROM models').fetchone()[0] - bool(found)
+        self.gone, self.changed, self.damaged = [], set(), set()
+        missing = set(self.number_of.values())
+        width, content = 4 * self.embedder.dim, memoryview(self.embs).cast('B')
+        # With a + the condition does not use the table's index, which would read the rows in another order than the disk's.
+        rows = self.connection.execute('SELECT rowid, fid, size, changed, emb, problem, checksum FROM images '
+                                       'WHERE +model = ?', [self.model])
+        for row, fid, size, changed, emb, problem, checksum in rows:
+            number = self.number_of.get(fid)
+            if number is None:
+                if not self.files.is_away(str(fid)):
+                    self.gone.append([row])
+            elif self.stamps[number] != (size, changed):
+                self.changed.add(number)
+            elif checksum != self._checksum(fid, size, changed, emb, problem):
+                self.damaged.add(number)
+            elif isinstance(problem, str):
+                missing.discard(number)
+                self.problems[fid] = problem
+            elif isinstance(emb, bytes) and len(emb) == width:
+                missing.discard(number)
+                content[number * width:(number + 1) * width] = emb
+            else:
+                self.damaged.add(number)
+        self.damaged.update(np.flatnonzero(~np.isfinite(self.embs.sum(axis=1, dtype=np.float64))).tolist())
+        self.missing = sorted(missing | self.damaged)
+
+    def _checksum(self, fid, size, changed, emb, problem):
+        checksum = zlib.crc32(f'{fid}\0{size} {changed}\0{problem}\0'.encode(), self.seed)
+        return zlib.crc32(emb, checksum) if isinstance(emb, bytes) else checksum
+
+    def is_complete(self):
+        """Check whether the index holds exactly the images of the gallery as they are now."""
+        return (self.place == (self.files.path, self.files.root) and self.model is not None and self.complete == self.made_by
+                and not (self.missing or self.gone))
+
+    def changes(self):
+        """Return a sentence about the work to do."""
+        new = len(self.missing) - len(self.changed | self.damaged)
+        counts = (new, 'new'), (len(self.changed), 'changed'), (len(self.damaged), 'damaged'), (len(self.gone), 'gone')
+        numbers = ', '.join(f'{number} {word}' for number, word in counts if number) or 'none of them new'
+        rebuilt = 'rebuilt for another checkpoint or other flags; ' if self.other_models else ''
+        embedded = len(self.number_of) - len(self.missing)
+        kept = f'; {embedded} were embedded before an interruption' if self.complete != self.made_by and embedded else ''
+        return f'{rebuilt}{len(self.files)} images, {numbers}{kept}.'
+
+    def embed_missing(self):
+        """Embed the missing images, a batch and a transaction at a time."""
+        missing, retried = self.missing, False
+        while missing:
+            done = 0
+            try:
+                for embs in self.embedder.files([self._file(number) for number in missing]):
+                    self._store(missing[done:done + len(embs)], embs)
+                    done += len(embs)
+            except InputError:
+                # Checking all images costs more than most nets, so that waits for the first failure.
+                failed = self._failed(missing[done:])
+                if not failed and (retried and not done):
+                    raise
+                missing, retried = [number for number in missing[done:] if number not in failed], True
+            else:
+                missing = []
+
+    def _file(self, number):
+        return os.path.join(self.files.root, self.files.fids[number])
+
+    def _failed(self, numbers):
+        """Return which images cannot be read now. A problem of the file's content is stored; others may pass."""
+        problems = self.embedder.problems([self._file(number) for number in numbers])
+        failed = {}
+        for number in numbers:
+            if problem := problems.get(self._file(number)):
+                failed[number] = problem
+                self.problems[self.files.fids[number]] = problem.reason
+        self._write([(number, None, problem.reason) for number, problem in failed.items() if problem.is_lasting])
+        return failed
+
+    def _store(self, numbers, embs):
+        finite = np.isfinite(embs).all(axis=1)
+        self.embs[numbers] = embs
+        self.problems.update({self.files.fids[number]: NOT_FINITE for number, good in zip(numbers, finite) if not good})
+        self._write([(number, row.tobytes(), None) if good else (number, None, NOT_FINITE)
+                     for number, row, good in zip(numbers, self.embs[numbers], finite)])
+        self.kept += len(numbers)
+
+    def _write(self, rows):
+        """Store rows (number, embedding as bytes or None, problem or None) in one transaction."""
+        with self._transaction() as execute:
+            if self.model is None:
+                self.model = execute('INSERT INTO models (made_by) VALUES (?)', [self.made_by]).lastrowid
+            for number, emb, problem in rows:
+                key = self.files.fids[number], *self.stamps[number]
+                execute('INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)',
+                        [self.model, *key, emb, problem, self._checksum(*key, emb, problem)])
+
+    @contextlib.contextmanager
+    def _transaction(self):
+        self.connection.execute('BEGIN')
         try:
-            embeddings = Embeddings(path)
-        except InputError as error:
-            raise InputError(f'{path} is no index of search.py, or a damaged one: give another --index, or remove it '
-                             f'if it is of no use.') from error
-        with contextlib.ExitStack() as opened:
-            opened.enter_context(embeddings)
-            parameters = embeddings.parameters
-            version = parameters.get('search_index')
-            if version is None:
-                raise InputError(f'{path} is not an index of search.py, so it is not overwritten: give another --index.')
-            if version != VERSION:
-                raise InputError(f'{path} is an index of version {version}, and this is version {VERSION}: remove it, or '
-                                 f'give another --index.')
-            gallery = parameters.get('gallery')
-            if gallery != images.path and os.path.exists(str(gallery)):
-                raise InputError(f'{path} is the index of another gallery, {gallery}: give another --index.')
-            index.reason = difference(parameters, embedder.made_by)
-            if index.reason is None:
-                index._take_in(embeddings, path)
-                opened.pop_all()
-        return index
+            yield self.connection.execute
+            self.connection.execute('COMMIT')
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # SQLite has ended the transaction itself, e.g. on a full disk.
+                self.connection.execute('ROLLBACK')
+            raise
 
-    def _take_in(self, embeddings, path):
+    def finish(self):
+        """Remove images that are gone and other models, once all images of the gallery are embedded."""
+        if len(self.problems) == len(self.number_of):
+            fid = self.files.fids[0]
+            raise InputError(f'No image of {self.files.path} can be read. The first is {fid}: {self.problems[fid]}.')
+        with self._transaction() as execute:
+            for row in self.gone:
+                execute('DELETE FROM images WHERE rowid = ?', row)
+            execute('DELETE FROM images WHERE model != ?', [self.model])
+            execute('DELETE FROM models WHERE model != ?', [self.model])
+            for name, value in (('gallery', self.files.path), ('image_root', self.files.root), ('complete', self.made_by)):
+                execute('INSERT OR REPLACE INTO settings VALUES (?, ?)', [name, value])
+
+    def loaded(self):
+        """Return the `IndexedEmbeddings`. A file id that the gallery repeats has the embedding of its first row."""
+        sources = np.array([self.number_of[fid] for fid in self.files.fids if fid not in self.problems], np.int64)
+        whole = len(sources) == len(self.embs) and (np.diff(sources) == 1).all()
+        fids = [self.files.fids[number] for number in sources]
+        return IndexedEmbeddings(self.path, fids, self.embs if whole else self.embs[sources], self.problems)
+
+    def report_interruption(self):
+        """Report the number of kept embeddings when a signal ends the process, which may have interrupted `print`."""
+        if self.kept:
+            os.write(2, f'\nInterrupted. {self.kept} embeddings are kept, and the same command goes on.\n'.encode())
+
+
+# --- The database -----------------------------------------------------------------------------------------------------
+
+def _connect(path, report):
+    """Open the database, for this process alone where it can be written; wait while another process has it."""
+    writable = os.access(path if os.path.exists(path) else os.path.dirname(os.path.abspath(path)), os.W_OK)
+    address = f'file:{urllib.parse.quote(os.path.abspath(path))}?mode={"rwc" if writable else "ro"}{_vfs(path, writable)}'
+    waiting = False
+    while True:
+        connection = sqlite3.connect(address, timeout=0, isolation_level=None, uri=True)
         try:
-            self.stamps = embeddings.additional_array('stamps')
-            broken = json.loads(embeddings.additional_array('broken').tobytes())
-            self.broken = {fid: tuple(entry) for fid, entry in broken.items()}
-            self.fids = embeddings.fids.tolist()
-            if self.stamps.shape != (len(self.fids), 2) or any(len(entry) != 3 for entry in self.broken.values()):
-                raise ValueError
-        except (InputError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f'{path} is a damaged index: remove it, or give another --index.') from error
-        self.embeddings = embeddings
-        self.place = embeddings.parameters.get('gallery'), embeddings.parameters.get('image_root')
-        self.row_of = {fid: row for row, fid in reversed(list(enumerate(self.fids)))}
-
-    def close(self):
-        if self.embeddings is not None:
-            self.embeddings.close()
-
-    def reasons(self):
-        return {fid: reason for fid, (*_, reason) in self.broken.items()}
-
-    def row(self, fid, stamp):
-        """The row of an image as it is now, or None."""
-        row = self.row_of.get(fid)
-        return row if row is not None and tuple(self.stamps[row].tolist()) == stamp else None
-
-    def is_known_as_broken(self, fid, stamp):
-        return fid in self.broken and self.broken[fid][:2] == stamp
-
-    def is_of(self, images):
-        """Whether it has the very images of a gallery, as they are now and in their order."""
-        if self.embeddings is None or self.place != (images.path, images.root):
-            return False
-        fids, stamps = images.fids, images.stamps
-        if self.broken:
-            keep = np.array([not self.is_known_as_broken(fid, tuple(stamp))
-                             for fid, stamp in zip(fids, stamps.tolist())], bool)
-            if len(set(fids) & self.broken.keys()) < len(self.broken):
-                return False
-            fids, stamps = [fid for fid, kept in zip(fids, keep) if kept], stamps[keep]
-        return self.fids == fids and np.array_equal(self.stamps, stamps)
-
-    def sentence_of_changes(self, images, journal):
-        """What has to be done, in a line."""
-        stamps = list(map(tuple, images.stamps.tolist()))
-        there = {**self.row_of, **self.broken}
-        new = sum(fid not in there for fid in images.fids)
-        changed = sum(fid in there and self.row(fid, stamp) is None and not self.is_known_as_broken(fid, stamp)
-                      for fid, stamp in zip(images.fids, stamps))
-        gone = len(there.keys() - set(images.fids))
-        kept = sum(journal.offset(fid, stamp) is not None for fid, stamp in zip(images.fids, stamps))
-        numbers = ', '.join(f'{number} {word}' for number, word in
-                            ((new, 'new'), (changed, 'changed'), (gone, 'gone')) if number) or 'none of them new'
-        return (f'{f"made anew, since it is by {self.reason}; " if self.reason else ""}{len(images)} images, {numbers}'
-                f'{f" ({kept} were embedded before an interruption)" if kept else ""}.')
-
-
-def _embed_missing(images, index, journal, embedder):
-    """Embed into the journal what neither that nor the index has. Returns {file id: (size, time, reason)} of the broken."""
-    stamp_of = dict(zip(images.fids, map(tuple, images.stamps.tolist())))
-    broken = {fid: entry for fid, entry in index.broken.items() if stamp_of.get(fid) == entry[:2]}
-
-    def look_for_broken(fids):
-        path_of = {os.path.join(images.root, fid): fid for fid in fids}
-        reasons = {path_of[path]: reason for path, reason in embedder.why_broken(list(path_of)).items()}
-        broken.update({fid: (*stamp_of[fid], reason) for fid, reason in reasons.items()})
-        return reasons
-
-    missing = [fid for fid, stamp in stamp_of.items() if fid not in broken
-               and index.row(fid, stamp) is None and journal.offset(fid, stamp) is None]
-    while missing := [fid for fid in missing if fid not in broken and journal.offset(fid, stamp_of[fid]) is None]:
-        done = 0
-        try:
-            for embs in embedder.files([os.path.join(images.root, fid) for fid in missing]):
-                some = missing[done:done + len(embs)]
-                journal.append(some, [stamp_of[fid] for fid in some], embs)
-                done += len(embs)
-        except InputError:
-            # A look at all of them costs more than most nets, so it waits for the first one that is broken.
-            if not look_for_broken(missing[done:]):
+            _prepare(connection, path, writable)
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if 'locked' not in str(error):
                 raise
-    return broken
+        except BaseException:
+            connection.close()
+            raise
+        if not waiting:
+            report(f'Another process is updating {path}: waiting for it.')
+            waiting = True
+        time.sleep(POLL_SECONDS)
 
 
-def _write(path, images, index, journal, broken, embedder):
-    """Write the index of all images that are in the one before or in the journal."""
-    sources = [(fid, index.row(fid, stamp), journal.offset(fid, stamp))
-               for fid, stamp in zip(images.fids, map(tuple, images.stamps.tolist()))]
-    keep = np.array([(row, offset) != (None, None) for _, row, offset in sources], bool)
-    if not keep.any():
-        raise InputError(f'Not one image of {images.path} can be read, the first of them {images.fids[0]}: '
-                         f'{broken[images.fids[0]][2]}.')
-    kept = [source for source, is_kept in zip(sources, keep) if is_kept]
-    fids = np.array([fid for fid, *_ in kept], object)
-    parameters = {**embedder.made_by, 'search_index': VERSION, 'gallery': images.path, 'image_root': images.root}
-    more = {'stamps': images.stamps[keep], 'broken': np.frombuffer(json.dumps(broken).encode(), np.uint8)}
+def _prepare(connection, path, writable):
+    """Lock an open database, create its tables if it is new, and check that it is an index of this version.
+
+    Raises:
+        InputError: a database of another program or version, which stays as it is.
+        sqlite3.Error: the database is locked, damaged or unreadable.
+    """
+    execute = connection.execute
+    for setting in ('trusted_schema = OFF', 'cell_size_check = ON'):
+        execute(f'PRAGMA {setting}')
+    if writable and _is_empty(connection):
+        execute('PRAGMA auto_vacuum = FULL')
+    else:
+        _check_owner(connection, path)  # Before the first change.
+    if writable:
+        execute('PRAGMA locking_mode = EXCLUSIVE')
+        execute('BEGIN EXCLUSIVE')
+        if _is_empty(connection):
+            execute(f'PRAGMA application_id = {APPLICATION_ID}')
+            execute(f'PRAGMA user_version = {VERSION}')
+            for table in SCHEMA:
+                execute(table)
+        execute('COMMIT')
+        _check_owner(connection, path)
+    if [sql for sql, in execute('SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid')] != list(SCHEMA):
+        raise sqlite3.DatabaseError('its tables are others')
+
+
+def _is_empty(connection):
+    tables = connection.execute('SELECT COUNT(*) FROM sqlite_master').fetchone()[0]
+    return not (tables or _number(connection, 'application_id'))
+
+
+def _check_owner(connection, path):
+    if _number(connection, 'application_id') != APPLICATION_ID:
+        raise InputError(NOT_OURS.format(path))
+    if (version := _number(connection, 'user_version')) != VERSION:
+        raise InputError(f'{path} is an index of version {version}, and this program reads version {VERSION}: give '
+                         f'another --index.')
+
+
+def _number(connection, setting):
+    return connection.execute(f'PRAGMA {setting}').fetchone()[0]
+
+
+def _is_ours(path):
+    """Check whether a file that SQLite cannot read has the header of an index."""
+    with open(path, 'rb') as file:
+        header = file.read(72)
+    return header.startswith(b'SQLite format 3\0') and header[68:] == APPLICATION_ID.to_bytes(4, 'big')
+
+
+def _vfs(path, writable):
+    """Return the part of the address that does without locks, on a file system that does not have them."""
     try:
-        content = FileContent(Dataset(images.path, fids, fids), embedder.dim, parameters, arrays=more)
-        with EmbeddingWriter(path, content) as writer:
-            for some in chunks.slices(len(kept), chunks.GALLERY_AT_ONCE):
-                writer.append(_gathered(kept[some], index, journal, embedder.dim))
-    except BaseException:
-        # All of it is in the journal and in the index before: it need not take room on a full disk.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished(path))
-        raise
+        with open(path, 'ab+' if writable else 'rb') as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return '&vfs=unix-none'
+    return ''
 
 
-def _gathered(sources, index, journal, dim):
-    """Embeddings float32 [n, D] of n pairs (row in the index, offset in the journal), one of both None."""
-    embs = np.empty((len(sources), dim), np.float32)
-    in_index = np.array([row is not None for _, row, _ in sources], bool)
-    places, rows = np.flatnonzero(in_index), np.array([row for _, row, _ in sources if row is not None], np.int64)
-    ends = [0, *np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)]
-    for first, last in zip(ends, ends[1:]):
-        if first < last:
-            embs[places[first:last]] = index.embeddings.rows(rows[first], rows[last - 1] + 1)
-    for place in np.flatnonzero(~in_index):
-        embs[place] = journal.row(sources[place][2])
-    return embs
+def _is_damage(error):
+    """Check whether an error of SQLite means a damaged file, and not a lock, a full disk or an unreadable disk."""
+    return type(error) is sqlite3.DatabaseError or 'Could not decode' in str(error)
 
 
 @contextlib.contextmanager
-def _journal_of(path, say):
-    """The `_Journal` of an index, for this process alone; others wait here."""
-    folder, name = os.path.split(os.path.abspath(path))
-    journal_path = os.path.join(folder, f'.{name}.journal')
-    while True:
-        # Not truncated before it is known that nobody else writes there.
-        file = open(os.open(journal_path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b', buffering=0)
-        with contextlib.ExitStack() as opened:
-            opened.enter_context(file)
-            if not lock(file):
-                say(f'Another process is at work on {path}: waiting for it.')
-                lock(file, wait=True)
-            # Who had the lock may have removed the file: then it is of no file any more, and somebody else may have one.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(journal_path)):
-                    opened.pop_all()
-                    break
-    with file:
-        journal = _Journal(file, journal_path)
-        with signals.undone(journal.tell_what_is_kept):
-            try:
-                yield journal
-            except BaseException:
-                journal.remove_if_empty()
-                raise
+def _sentences(path):
+    """Turn errors of SQLite into one sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            raise InputError(NOT_OURS.format(path)) from error
+        raise InputError(f'{path} cannot be used as an index ({error}). The embeddings that it holds are kept: remove '
+                         f'the cause and run the same command again, or give another --index.') from error
 
 
-class _Journal:
-    """Embeddings that are on the disk, but not in the index yet: blocks that are appended, each with its checksum.
+def _has_old_format(path):
+    """Check whether a file is an index of version 1."""
+    try:
+        if not h5py.is_hdf5(path):
+            return False
+        with h5py.File(path, 'r') as file:
+            return 'search_index' in json.loads(file.attrs['parameters'])
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return False
 
-    A block is the length of its head and the CRC-32 of all that follows, both 4 bytes; the head, JSON; and the rows,
-    float32 [B, D]. The head of the first block tells what made the rows, those of the others which images they are of.
-    """
 
-    def __init__(self, file, path):
-        self.file, self.path, self.places, self.end = file, path, {}, 0
-
-    def open(self, embedder):
-        """Find the rows that were made in the same way; others, and a block that was not written to its end, are dropped."""
-        self.dim = embedder.dim
-        first = True
-        while (block := self._read_block()) is not None:
-            head, size = block
-            if first and head != embedder.made_by:
-                break
-            if not first:
-                for number, (fid, *stamp) in enumerate(head):
-                    self.places[fid] = tuple(stamp), self.end + size - (len(head) - number) * self.dim * 4
-            first = False
-            self.end += size
-        self.file.truncate(self.end)
-        if first:
-            self._append(embedder.made_by, b'')
-
-    def _read_block(self):
-        """The head of the block at the end of those that were read, and the size of the block; None where there is none."""
-        count = int.from_bytes(os.pread(self.file.fileno(), 4, self.end), 'little')
-        content = os.pread(self.file.fileno(), 4 + count, self.end + 4)
-        with contextlib.suppress(ValueError, RecursionError, TypeError):
-            head = json.loads(content[4:])
-            rows = len(head) if isinstance(head, list) else 0
-            payload = os.pread(self.file.fileno(), rows * self.dim * 4, self.end + 8 + count)
-            whole = len(payload) == rows * self.dim * 4
-            if whole and zlib.crc32(content[4:] + payload) == int.from_bytes(content[:4], 'little'):
-                return head, 8 + count + len(payload)
-        return None
-
-    def append(self, fids, stamps, embs):
-        """Keep the rows of some images: float32 [B, D]."""
-        head = [(fid, *stamp) for fid, stamp in zip(fids, stamps)]
-        start = self._append(head, np.ascontiguousarray(embs, '<f4').tobytes())
-        for number, (fid, stamp) in enumerate(zip(fids, stamps)):
-            self.places[fid] = stamp, start + number * self.dim * 4
-
-    def _append(self, head, payload):
-        content = json.dumps(head).encode()
-        checksum = zlib.crc32(content + payload).to_bytes(4, 'little')
-        try:
-            write_at(self.file, self.end, len(content).to_bytes(4, 'little') + checksum + content + payload)
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            error.filename = error.filename or self.path
-            raise
-        start = self.end + 8 + len(content)
-        self.end = start + len(payload)
-        return start
-
-    def offset(self, fid, stamp):
-        """Where the row of an image as it is now begins, or None."""
-        kept, offset = self.places.get(fid, (None, None))
-        return offset if kept == stamp else None
-
-    def row(self, offset):
-        return np.frombuffer(os.pread(self.file.fileno(), 4 * self.dim, offset), '<f4')
-
-    def remove(self):
+def _set_aside(path, ending, why, report):
+    """Rename an index that cannot be used, which deletes nothing."""
+    aside = path + ending
+    if os.path.lexists(aside):
+        raise InputError(f'{path} {why}, and {aside} exists already: move one of them away, or give another --index.')
+    for suffix in ('-journal', ''):
         with contextlib.suppress(FileNotFoundError):
-            os.remove(self.path)
-
-    def tell_what_is_kept(self):
-        """For a signal that ends the process; not by `print`, which it may have come upon."""
-        if self.places:
-            os.write(2, f'\nInterrupted. {len(self.places)} embeddings are kept, and the same command goes on.\n'.encode())
-        self.remove_if_empty()
-
-    def remove_if_empty(self):
-        if not self.places:
-            self.remove()
+            os.rename(path + suffix, aside + suffix)
+    report(f'{path} {why}: it is kept as {aside}, and the index is rebuilt.')

@@ -1,4 +1,4 @@
-"""Figures of matplotlib, made and saved without a display, and names written on them, which may be long or Chinese."""
+"""Figures of matplotlib, made and saved without a display, with names that may be long or in any script."""
 import bisect
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from tripletreid.files import check_output, holds, written_whole
 
 
 def check_picture_name(filename, inputs):
-    """Fail before the work, not after it, where the name's ending is none of a picture, or it is that of another file.
+    """Raise InputError before the work if a name does not end as a picture's, or if another kind of file has it.
 
     Args:
         inputs: paths of the files that the picture is made from.

@@ -39,7 +39,7 @@ def write(path, template, data, image_sources='data:'):
 
     Args:
         path: of the file.
-        template: path of the HTML file; its stylesheet and script lie beside it, with the same stem.
+        template: path of the HTML file; its stylesheet and script have the same stem.
         data: as for `filled`.
         image_sources: sources of images that the page's policy allows.
     """

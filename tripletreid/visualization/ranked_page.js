@@ -1,4 +1,4 @@
-// What the report of visualize.py and the page of search.py share: elements, and frames in the shape of the images.
+// Shared by the report of visualize.py and the page of search.py: elements, and frames in the shape of the images.
 'use strict';
 const data = JSON.parse(document.getElementById('data').textContent);
 const byId = id => document.getElementById(id);
