@@ -1,21 +1,12 @@
 #!/bin/sh
-# TriNet on DukeMTMC-reID, with the parameters of the original code, from a ResNet-50 with ImageNet weights.
-# They are the paper's (section 4.1) but for Adam's beta1, which that code leaves at 0.9 throughout; the paper lowers it
-# to 0.5 when the decay of the learning rate starts: add --decay_beta1 0.5 for that.
-# What is given behind the three arguments goes to train.py as it is, and takes precedence.
-set -e
-
-if [ "$#" -lt 3 ]; then
-    echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder of DukeMTMC-reID as downloaded, INIT_CHECKPOINT is slim's resnet_v1_50.ckpt." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3
-
-HERE=$(dirname "$0")
-if [ ! -e "$HERE/data/dukeMTMC_train.csv" ]; then
-    python3 "$HERE/make_dataset.py" dukeMTMC "$IMAGE_ROOT" --out "$HERE/data"
-fi
+# TriNet on DukeMTMC-reID, with the parameters of the original code, from a ResNet-50 with ImageNet weights. They equal the
+# paper's (section 4.1) except Adam's beta1: the code keeps 0.9, the paper lowers it to 0.5 when the learning rate starts to
+# decay. Append --decay_beta1 0.5 for the paper's.
+# Result here: not run.
+HERE=$(dirname "$0") DATASET=dukeMTMC
+IMAGE_ROOT_IS="the folder of DukeMTMC-reID as downloaded"
+INIT_CHECKPOINT_IS="slim's resnet_v1_50.ckpt"
+. "$HERE/recipes/_start.sh"
 
 exec python3 "$HERE/train.py" \
     --experiment_root "$EXPERIMENT_ROOT" \

@@ -1,21 +1,16 @@
 #!/bin/sh
-# TriNet on Market-1501, with the parameters of the original code, from a ResNet-50 with ImageNet weights.
-# They are the paper's (section 4.1) but for Adam's beta1, which that code leaves at 0.9 throughout; the paper lowers it
-# to 0.5 when the decay of the learning rate starts: add --decay_beta1 0.5 for that.
-# What is given behind the three arguments goes to train.py as it is, and takes precedence.
-set -e
-
-if [ "$#" -lt 3 ]; then
-    echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder of Market-1501 as downloaded, INIT_CHECKPOINT is slim's resnet_v1_50.ckpt." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3
-
-HERE=$(dirname "$0")
-if [ ! -e "$HERE/data/market1501_train.csv" ]; then
-    python3 "$HERE/make_dataset.py" market1501 "$IMAGE_ROOT" --out "$HERE/data"
-fi
+# TriNet on Market-1501, with the parameters of the original code, from a ResNet-50 with ImageNet weights. They equal the
+# paper's (section 4.1) except Adam's beta1: the code keeps 0.9, the paper lowers it to 0.5 when the learning rate starts to
+# decay. Append --decay_beta1 0.5 for the paper's.
+# Published result: mAP 69.1, rank-1 84.9, with five crops and their mirror images.
+# Result here: not run with ResNet-50. Appending --model_name mobilenet_v1_1_224, --net_input_height 128,
+# --net_input_width 64, --pre_crop_height 144, --pre_crop_width 72, --train_iterations 6000 and --decay_start_iteration 3600
+# reached mAP 52.60, rank-1 74.29 (Market-1501's AP, flips and five crops, one seed).
+# Time here: 0.41 s per iteration of this MobileNet on two CPU cores, 41 min.
+HERE=$(dirname "$0") DATASET=market1501
+IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
+INIT_CHECKPOINT_IS="slim's resnet_v1_50.ckpt"
+. "$HERE/recipes/_start.sh"
 
 exec python3 "$HERE/train.py" \
     --experiment_root "$EXPERIMENT_ROOT" \

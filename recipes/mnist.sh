@@ -1,21 +1,11 @@
 #!/bin/sh
-# MNIST in two dimensions: a small net, trained from scratch, and a picture of the test set's embedding every so often.
+# MNIST in two dimensions: a small net, trained from scratch, and a picture of the test set's embedding per checkpoint.
 # Source: the experiment of a TensorFlow port of the paper, P=10, K=12, margin 0.5, learning rate 1e-4; it shows the
-# picture and gives no score. Two CPU cores take some minutes.
-# What is given behind the arguments goes to train.py as it is, and takes precedence.
-set -e
-
-if [ "$#" -lt 2 ]; then
-    echo "Usage: $0 IMAGE_ROOT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder with the four files of MNIST, train-images-idx3-ubyte and so on." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; EXPERIMENT_ROOT=$2; shift 2
-
-HERE=$(dirname "$0")/..
-if [ ! -e "$HERE/data/mnist_train.csv" ]; then
-    python3 "$HERE/make_dataset.py" mnist "$IMAGE_ROOT" --out "$HERE/data"
-fi
+# picture and reports no score.
+# Time here: some minutes on two CPU cores.
+HERE=$(dirname "$0")/.. DATASET=mnist
+IMAGE_ROOT_IS="the folder with the four files of MNIST, train-images-idx3-ubyte and so on"
+. "$HERE/recipes/_start.sh"
 
 python3 "$HERE/train.py" \
     --experiment_root "$EXPERIMENT_ROOT" \

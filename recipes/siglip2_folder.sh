@@ -1,19 +1,14 @@
 #!/bin/sh
-# Pictures of one's own things, one sub-folder each: the image encoder of SigLIP 2 (Tschannen et al., arXiv 2502.14786) as it
-# is, and a head on top that learns to tell them apart. No score of this was published, and none is known here, for want of
-# the weights; what the encoder is worth without a head, checkpoint-0 tells. Only the head has gradients, so that this needs
-# little memory; a CPU will do for some hundred pictures.
-# What is given behind the arguments goes to train.py as it is, and takes precedence.
-set -e
+# Your own pictures, one sub-folder per identity: the image encoder of SigLIP 2 (Tschannen et al., arXiv 2502.14786) as it
+# is, with a head that learns to separate the identities. Only the head has gradients, so this needs little memory, and a CPU
+# suffices for some hundred pictures. The encoder without training is checkpoint-0.
+# Published result: none.
+# Result here: not run, because the weights are missing.
+HERE=$(dirname "$0")/.. DATASET=
+IMAGE_ROOT_IS="the folder with a sub-folder of pictures per identity"
+INIT_CHECKPOINT_IS="big_vision's siglip2_b16_256.npz"
+. "$HERE/recipes/_start.sh"
 
-if [ "$#" -lt 3 ]; then
-    echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT has a sub-folder of pictures for each thing, INIT_CHECKPOINT is big_vision's siglip2_b16_256.npz." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3
-
-HERE=$(dirname "$0")/..
 python3 "$HERE/make_dataset.py" folder "$IMAGE_ROOT" --out "$HERE/data" --name siglip2_recipe --val_fraction 0.2 \
     --query_per_identity 2
 

@@ -1,22 +1,12 @@
 #!/bin/sh
 # The strong baseline on Market-1501: Luo et al., Bag of Tricks and A Strong Baseline for Deep Person Re-identification,
-# CVPR workshops 2019 (arXiv 1903.07071). It reached mAP 85.9 and rank-1 94.5 there, on embeddings of length one:
-# evaluate with --metric cosine. It names no GPU. Here it was never run on Market-1501.
-# 120 epochs of 12936 images; warm-up over 10, steps at 40 and 70.
-# What is given behind the arguments goes to train.py as it is, and takes precedence.
-set -e
-
-if [ "$#" -lt 3 ]; then
-    echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder of Market-1501 as downloaded, INIT_CHECKPOINT is slim's resnet_v1_50.ckpt." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3
-
-HERE=$(dirname "$0")/..
-if [ ! -e "$HERE/data/market1501_train.csv" ]; then
-    python3 "$HERE/make_dataset.py" market1501 "$IMAGE_ROOT" --out "$HERE/data"
-fi
+# CVPR workshops 2019 (arXiv 1903.07071). 120 epochs of 12936 images; warm-up over 10, steps at 40 and 70.
+# Published result: mAP 85.9, rank-1 94.5, with embeddings of length one: evaluate with --metric cosine; no GPU is named.
+# Result here: not run.
+HERE=$(dirname "$0")/.. DATASET=market1501
+IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
+INIT_CHECKPOINT_IS="slim's resnet_v1_50.ckpt"
+. "$HERE/recipes/_start.sh"
 
 exec python3 "$HERE/train.py" \
     --experiment_root "$EXPERIMENT_ROOT" \

@@ -1,22 +1,14 @@
 #!/bin/sh
 # TriNet with two tricks on Market-1501: the last stage keeps its resolution, and random erasing.
-# Source: the PyTorch port https://github.com/CoinCheung/triplet-reid-pytorch. It reached mAP 76.0 and rank-1 88.3,
-# embedding five crops and their mirror images; it names no GPU. Its ResNet-50 is torchvision's, whose strides sit
-# elsewhere than slim's (in the first unit of a stage, not in the last of the one before): the resolutions are the same.
-# What is given behind the arguments goes to train.py as it is, and takes precedence.
-set -e
-
-if [ "$#" -lt 3 ]; then
-    echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder of Market-1501 as downloaded, INIT_CHECKPOINT is slim's resnet_v1_50.ckpt." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3
-
-HERE=$(dirname "$0")/..
-if [ ! -e "$HERE/data/market1501_train.csv" ]; then
-    python3 "$HERE/make_dataset.py" market1501 "$IMAGE_ROOT" --out "$HERE/data"
-fi
+# Source: the PyTorch port https://github.com/CoinCheung/triplet-reid-pytorch.
+# Published result: mAP 76.0, rank-1 88.3, with five crops and their mirror images; no GPU is named.
+# Result here: not run.
+# Differences: its ResNet-50 is torchvision's, whose strides are in the first unit of a stage and not, as slim's, in the last
+# unit of the previous one; the resolutions are equal.
+HERE=$(dirname "$0")/.. DATASET=market1501
+IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
+INIT_CHECKPOINT_IS="slim's resnet_v1_50.ckpt"
+. "$HERE/recipes/_start.sh"
 
 exec python3 "$HERE/train.py" \
     --experiment_root "$EXPERIMENT_ROOT" \

@@ -1,22 +1,13 @@
 #!/bin/sh
 # Cross-entropy and the triplet loss together on Market-1501, on the features of a ResNet-50.
-# Source: deep-person-reid (https://github.com/KaiyangZhou/deep-person-reid), train_imgreid_xent_htri.py, 32 images
-# a batch, four of an identity, margin 0.3. It publishes no score of just this on Market-1501, nor a GPU.
-# 60 epochs of 12936 images; the learning rate falls every 20.
-# What is given behind the arguments goes to train.py as it is, and takes precedence.
-set -e
-
-if [ "$#" -lt 3 ]; then
-    echo "Usage: $0 IMAGE_ROOT INIT_CHECKPOINT EXPERIMENT_ROOT [more train.py flags]" >&2
-    echo "IMAGE_ROOT is the folder of Market-1501, INIT_CHECKPOINT Keras's ResNet50 without its top, .h5." >&2
-    exit 1
-fi
-IMAGE_ROOT=$1; INIT_CHECKPOINT=$2; EXPERIMENT_ROOT=$3; shift 3
-
-HERE=$(dirname "$0")/..
-if [ ! -e "$HERE/data/market1501_train.csv" ]; then
-    python3 "$HERE/make_dataset.py" market1501 "$IMAGE_ROOT" --out "$HERE/data"
-fi
+# Source: deep-person-reid (https://github.com/KaiyangZhou/deep-person-reid), train_imgreid_xent_htri.py, 32 images per
+# batch, four per identity, margin 0.3. 60 epochs of 12936 images; the learning rate falls every 20.
+# Published result: none for this combination on Market-1501.
+# Result here: not run.
+HERE=$(dirname "$0")/.. DATASET=market1501
+IMAGE_ROOT_IS="the folder of Market-1501"
+INIT_CHECKPOINT_IS="Keras's ResNet50 without its top, .h5"
+. "$HERE/recipes/_start.sh"
 
 exec python3 "$HERE/train.py" \
     --experiment_root "$EXPERIMENT_ROOT" \

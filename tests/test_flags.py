@@ -82,7 +82,7 @@ def test_a_flag_of_a_recipe_made_idle_by_an_appended_one_is_ignored_with_a_warni
 
 
 @pytest.mark.parametrize('script', ['market1501_train.sh', 'duke_mtmc_train.sh', 'digits_train.sh',
-                                    *sorted(f'recipes/{path.name}' for path in (ROOT / 'recipes').glob('*.sh'))])
+                                    *sorted(f'recipes/{path.name}' for path in (ROOT / 'recipes').glob('[!_]*.sh'))])
 def test_every_recipe_passes_without_a_warning(script):
     text = (ROOT / script).read_text().replace('\\\n', ' ')
     command = next(line for line in text.splitlines() if '/train.py' in line and '--experiment_root' in line)

@@ -163,8 +163,9 @@ def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
     checkpoints.save(tmp_path, 0, model.named_variables(network.body))
     # In another folder, since the script makes its csv files beside itself.
     project = tmp_path / 'project'
-    (project / 'data').mkdir(parents=True)
-    for name in ('market1501_train.sh', 'make_dataset.py', 'train.py'):
+    for name in ('data', 'recipes'):
+        (project / name).mkdir(parents=True)
+    for name in ('market1501_train.sh', 'recipes/_start.sh', 'make_dataset.py', 'train.py'):
         (project / name).symlink_to(ROOT / name)
     with forking_python(tmp_path) as environment:
         done = subprocess.run(['sh', str(project / 'market1501_train.sh'), str(people / 'images'),

@@ -19,7 +19,7 @@ from nets import _resnet, _vit
 from tripletreid.experiment import checkpoints
 from tripletreid.modeling import model
 
-RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('*.sh'))
+RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('[!_]*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--net_input_height', '32', '--net_input_width',
          '32']
 # What a recipe starts from; those that only differ in the loss from another one run with a smaller net. ResNets have few
@@ -48,7 +48,7 @@ def project(tmp_path_factory):
     for name in ('data', 'recipes/cluster'):
         (folder / name).mkdir(parents=True)
     scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py')
-    for name in (*scripts, *(f'recipes/{recipe}' for recipe in RECIPES)):
+    for name in (*scripts, 'recipes/_start.sh', *(f'recipes/{recipe}' for recipe in RECIPES)):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
