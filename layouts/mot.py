@@ -184,15 +184,11 @@ def clipped(box, width, height):
 def crops_of(root, name, boxes):
     """Yields the name and the pixels, uint8 [H, W, 3], of the boxes of a sequence; each frame is read once."""
     import numpy as np
-    from PIL import Image
+
+    from tripletreid import pictures
     path_of = frame_paths(root, name)
     for frame, of_frame in itertools.groupby(sorted(boxes), key=lambda box: box.frame):
-        path = path_of(frame)
-        try:
-            with Image.open(path, formats=('JPEG', 'PNG')) as image:
-                pixels = np.asarray(image.convert('RGB'))
-        except Exception as error:  # As above.
-            raise InputError(f'{path} is no whole JPEG or PNG image ({error}).') from error
+        pixels = np.asarray(pictures.read(path_of(frame)))
         for box in of_frame:
             left, top, right, bottom = clipped(box, *reversed(pixels.shape[:2]))
             yield crop_name(name, box), pixels[top:bottom, left:right]

@@ -1150,6 +1150,8 @@ MOT = [f'{frame},7,5,3,8,20,1,1,1' for frame in (1, 2, 3, 4, 7, 8)] + [
 def test_mot(root, capsys):
     put_sequence(root, 'A-02', MOT)
     put_sequence(root, 'A-04', [*MOT[:2], '5,9,1,1,2,2,1,1,1'], info=True)
+    frame = root / 'A-04' / 'frames' / '000005.png'
+    Image.fromarray(np.asarray(Image.open(frame)).astype(np.uint16) * 257).save(frame)  # 16 bits
     csv = make('mot', root, test_sequences=['A-02'], every=1, tracklet_frames=3)
     folder = 'crops_every_1_visibility_0.5'
     assert csv['train'] == [f'A-04_7,{folder}/A-04/7_000001.png,A-04_7_0', f'A-04_7,{folder}/A-04/7_000002.png,A-04_7_0',
@@ -1162,6 +1164,7 @@ def test_mot(root, capsys):
     crop = np.asarray(Image.open(root / folder / 'A-02' / '7_000004.png'))
     assert crop.shape == (20, 8, 3)
     assert crop[0, :, 0].tolist() == [10 * 4 + x // 4 for x in range(4, 12)]  # The fifth pixel is the first one.
+    assert np.asarray(Image.open(root / folder / 'A-04' / '9_000005.png')).tolist() == [[[50] * 3] * 2] * 2
     assert Image.open(root / folder / 'A-02' / '12_000001.png').size == (6, 11)  # From -4 to 6, from 19 to the end at 30.
     assert load_dataset(root.parent / 'out' / 'mot_test.csv').tracklets is not None
 
@@ -1199,7 +1202,7 @@ def test_mot_with_a_damaged_frame_and_a_wrong_folder(root):
         make('mot', root)
     frame = root / 'train' / 'A-02' / 'img1' / '000002.png'
     frame.write_bytes(frame.read_bytes()[:60])
-    with pytest.raises(InputError, match='000002.png is no whole JPEG or PNG image'):
+    with pytest.raises(InputError, match='000002.png cannot be read: it is damaged'):
         make('mot', root / 'train', root / 'out', every=1)
     assert [path.name for path in (root / 'train').iterdir()] == ['A-02']
     (root / 'train' / 'A-02' / 'seqinfo.ini').write_text('[Sequence]\nimDir=../../x\n')
