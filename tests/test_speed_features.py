@@ -1,20 +1,23 @@
 """What makes it faster and changes no number, or only as far as it says: 16 bits, XLA, cached images, flat memory."""
+import concurrent.futures
 import os
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from _memory import peak_memory
 from _runs import Run, left_behind, make_people, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
-from tripletreid import plugins
+from tripletreid import pictures, plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, train_flags
 from tripletreid.input_pipeline import batches, cache, images, sampling
 from tripletreid.modeling import model
+from tripletreid.pictures import Pixels
 from tripletreid.training import optimizer
 
 ITERATIONS = 8
@@ -78,19 +81,60 @@ def test_a_cache_changes_no_bit(people, plain, tmp_path):
 def test_a_cache_of_other_images_is_refused(people, tmp_path):
     paths = images.paths(load_dataset(people / 'people.csv'), people)
     folder = str(tmp_path / 'cache')
-    read = cache.reader(paths, folder, 2)
+    read = cache.reader(paths, folder, 2, (28, 28))
     rows = tf.data.Dataset.range(len(paths)).map(read)
     for path, pixels in zip(paths, rows.as_numpy_iterator(), strict=True):
-        assert np.array_equal(pixels, images.decode(tf.io.read_file(path)))
+        assert np.array_equal(pixels, images.load(path, (28, 28)))
     with pytest.raises(InputError, match='other images'):
-        cache.reader(paths[1:], folder, 2)
+        cache.reader(paths[1:], folder, 2, (28, 28))
     with open(os.path.join(folder, 'pixels.bin'), 'ab') as file:
         file.write(b'more')
     with pytest.raises(InputError, match='other images'):
-        cache.reader(paths, folder, 2)
+        cache.reader(paths, folder, 2, (28, 28))
     os.truncate(os.path.join(folder, 'index.npz'), 100)
-    with pytest.raises(InputError, match='no whole cache'):
-        cache.reader(paths, folder, 2)
+    with pytest.raises(InputError, match='not a complete cache'):
+        cache.reader(paths, folder, 2, (28, 28))
+
+
+@pytest.mark.parametrize('pixels', [Pixels(), Pixels('bicubic', 'accurate')])
+def test_an_image_is_cached_decoded_or_resized_with_the_same_bits(tmp_path, pixels):
+    """Three runs that start at once fill a folder once. Large images are stored resized, small ones decoded."""
+    random = np.random.default_rng(0)
+    paths = [str(tmp_path / f'{number}.jpg') for number in range(4)]
+    for path, (height, width) in zip(paths, [(20, 30), (300, 200), (16, 12), (90, 100)]):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    expected = [images.load(path, (16, 12), pixels).numpy() for path in paths]
+    folder = str(tmp_path / 'cache')
+    with concurrent.futures.ThreadPoolExecutor(3) as runs:
+        readers = list(runs.map(lambda kind: cache.reader(paths, kind, 2, (16, 12), pixels), [folder] * 3 + ['memory']))
+    for read in readers:
+        rows = tf.data.Dataset.range(len(paths)).map(read)
+        assert all(np.array_equal(*pair) for pair in zip(rows.as_numpy_iterator(), expected, strict=True))
+    resized = 16 * 12 * 3 * (4 if pixels.resize == 'tf1' else 1)
+    decoded = [3 * height * width for height, width in map(pictures.sides, paths)]
+    assert os.path.getsize(os.path.join(folder, 'pixels.bin')) == sum(min(each, resized) for each in decoded)
+    with pytest.raises(InputError, match='of another size'):
+        cache.reader(paths, folder, 2, (20, 20), pixels)
+
+
+def test_cached_pixels_are_in_memory_once(people, monkeypatch):
+    paths = images.paths(load_dataset(people / 'people.csv'), people)
+    filled = []
+    in_memory = cache._in_memory
+    monkeypatch.setattr(cache, '_in_memory', lambda *arguments: filled.append(in_memory(*arguments)) or filled[0])
+    read = cache.reader(paths, 'memory', 2, (28, 28))
+    filled[0][2][:] = 7
+    assert np.array_equal(read(tf.constant(3)), np.full((28, 28, 3), 7)), 'the tensor has the memory of the array'
+
+
+def test_a_cache_that_does_not_fit_into_memory_is_refused_before_it_is_filled(people, monkeypatch):
+    paths = images.paths(load_dataset(people / 'people.csv'), people)
+    monkeypatch.setattr(cache, '_available_memory', lambda: 1000)
+    monkeypatch.setattr(cache, '_decoded', None)
+    with pytest.raises(InputError, match=r'--cache memory needs 0.0 GB for the pixels of \d+ images.*use --cache none'):
+        cache.reader(paths, 'memory', 2, (28, 28))
+    monkeypatch.undo()
+    assert 1e6 < cache._available_memory() < 1e15
 
 
 @pytest.mark.parametrize('left', [['.pixels.bin.0123abcd.partial'], ['pixels.bin'],
@@ -99,16 +143,16 @@ def test_a_cache_that_a_killed_run_has_begun_is_filled_anew(people, tmp_path, le
     paths = images.paths(load_dataset(people / 'people.csv'), people)
     for name in left:
         (tmp_path / name).write_bytes(b'half')
-    read = cache.reader(paths, str(tmp_path), 2)
-    assert np.array_equal(read(tf.constant(5)), images.decode(tf.io.read_file(paths[5])))
+    read = cache.reader(paths, str(tmp_path), 2, (28, 28))
+    assert np.array_equal(read(tf.constant(5)), images.load(paths[5], (28, 28)))
     assert sorted(os.listdir(tmp_path)) == ['index.npz', 'pixels.bin']
 
 
 def test_a_folder_of_something_else_is_no_cache(people, tmp_path):
     (tmp_path / 'pixels.bin').write_bytes(b'mine')
     (tmp_path / 'notes.txt').write_text('mine')
-    with pytest.raises(InputError, match='no whole cache'):
-        cache.reader(images.paths(load_dataset(people / 'people.csv'), people), str(tmp_path), 2)
+    with pytest.raises(InputError, match='not a complete cache'):
+        cache.reader(images.paths(load_dataset(people / 'people.csv'), people), str(tmp_path), 2, (28, 28))
     assert (tmp_path / 'pixels.bin').read_bytes() == b'mine'
 
 
@@ -116,7 +160,7 @@ def test_a_cache_of_a_broken_image_names_it(tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xffnothing')
     for kind in ('memory', str(tmp_path / 'cache')):
         with pytest.raises(InputError, match='broken.jpg'):
-            cache.reader([str(tmp_path / 'broken.jpg')], kind, 2)
+            cache.reader([str(tmp_path / 'broken.jpg')], kind, 2, (28, 28))
     assert os.listdir(tmp_path / 'cache') == []
 
 

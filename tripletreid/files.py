@@ -171,14 +171,22 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
-def lock(file, wait=False):
-    """Lock an open file until it is closed. Returns False when another process holds it, or waits until that is done."""
+def lock(file, wait=False, without_locks=True):
+    """Lock an open file or folder until it is closed.
+
+    Args:
+        file: open file or descriptor.
+        wait: wait for other processes that hold it.
+        without_locks: the result on a file system without locks.
+
+    Returns: False if another process holds it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
-        pass  # A file system without locks.
+        return without_locks
     return True
 
 

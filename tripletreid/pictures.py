@@ -141,6 +141,20 @@ def too_many_scans():
     return f'it has more than {MAX_SCANS} scans, each of which would take the time of decoding it'
 
 
+def sides(path):
+    """Return (height, width) of a picture file by its header, (0, 0) if that cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(path, formats=['JPEG', 'PNG', 'GIF']) as image:
+                left, top, right, bottom = image.tile[0][1] if image.format == 'GIF' else (0, 0, *image.size)
+                return bottom - top, right - left
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises errors of many types for damaged files, which the decoder reports.
+        return 0, 0
+
+
 def _jpeg_sides(content):
     """Return the largest sides that any frame header of a JPEG declares, (0, 0) without one."""
     sides, place = (0, 0), 2

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tripletreid.input_pipeline import augmentation, cache, images
 from tripletreid.input_pipeline.sampling import batch_rows, random_identities
+from tripletreid.pictures import Pixels
 
 
 def random_batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
@@ -30,16 +31,16 @@ def batches(dataset, identities, args, steps, slots=None, part_size=None):
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
     slots = np.arange(batch_size) if slots is None else slots
     part_size = part_size or len(slots)
-    load_size, options = augmentation.load_size(args), augmentation.options(args)
-    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads, args.jpeg)
+    options = augmentation.options(args)
+    read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads,
+                        augmentation.load_size(args), Pixels.from_args(args))
     pid_numbers = tf.constant(identities.pid_numbers)
 
     def split(step, rows):
         return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), slots, tf.gather(rows, slots)))
 
     def load(step, slot, row):
-        image = images.resize(read(row), load_size, args.resize)
-        return augmentation.augment(image, args.seed, step, slot, **options)
+        return augmentation.augment(read(row), args.seed, step, slot, **options)
 
     def whole(step, rows):
         batch = {'rows': tf.ensure_shape(rows, [batch_size]), 'pids': tf.gather(pid_numbers, rows)}
