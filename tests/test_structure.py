@@ -10,14 +10,15 @@ import pytest
 from conftest import ROOT
 from tripletreid import plugins
 
-COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search'}
+COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search', 'cluster'}
 PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'scores', 'distances', 'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
           'signals', 'startup', 'dask_cluster', 'pictures'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
 LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
-           'input_pipeline'}, {'evaluation'}, {'experiment'}, {'modeling'}, {'training', 'visualization', 'search'}]
+           'input_pipeline'}, {'evaluation'}, {'clustering', 'experiment'}, {'modeling'},
+          {'training', 'visualization', 'search'}]
 # Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},
