@@ -139,24 +139,29 @@ def measured(args, precision, xla, batch_p):
     import tensorflow as tf
 
     import train
+    from tripletreid.dataset import Dataset
     from tripletreid.distribute import strategies
     from tripletreid.experiment import train_flags
-    from tripletreid.training.train_state import TrainState
+    from tripletreid.input_pipeline import sampling
+    from tripletreid.training import train_state
+    from tripletreid.training.schedule import Schedule
     net, height, width = ('mnist', 28, 28) if args.tiny else ('resnet_v1_50', 256, 128)
     flags = train_flags.make_parser().parse_args([
         '--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--model_name', net, '--batch_p',
         batch_p, '--net_input_height', str(height), '--net_input_width', str(width), *PRECISIONS[precision],
         *['--jit_compile'] * (xla == 'yes')])
     strategy = strategies.create('none')
-    state = TrainState(flags, int(batch_p), strategy)
+    names = np.arange(int(batch_p)).astype(str)
+    identities = sampling.Identities(Dataset('none', names, names), int(batch_p))
+    state = train_state.create(flags, identities, strategy)
     tf.config.experimental.enable_tensor_float_32_execution(flags.tf32)
     size = int(batch_p) * 4
     images = np.random.default_rng(0).uniform(0, 255, (size, height, width, 3)).astype(np.float32)
     batch = {'images': tf.constant(images), 'pids': tf.repeat(tf.range(int(batch_p)), 4),
              'rows': tf.range(size, dtype=tf.int64)}
     step = train.make_train_step(flags, state, strategy)
-    rates = tf.constant(3e-4), tf.constant(0.9)
-    seconds = seconds_each(lambda: step(batch, *rates, False)['loss'], 2 if args.tiny else args.steps)
+    schedule = Schedule(tf.constant(3e-4), tf.constant(0.9))
+    seconds = seconds_each(lambda: step(batch, schedule)['loss'], 2 if args.tiny else args.steps)
     gpu = tf.config.list_logical_devices('GPU')
     memory = tf.config.experimental.get_memory_info('GPU:0')['peak'] if gpu else 0
     flops = 3 * size * forward_flops(state.network) / seconds
@@ -220,7 +225,7 @@ def loading_speed(flags, args):
         flags.pre_crop_height, flags.pre_crop_width = (9 * flags.net_input_height // 8, 9 * flags.net_input_width // 8)
         train_set = load_dataset(flags.train_set)
         steps = 3 if args.tiny else 10 * args.steps
-        data = iter(batches.random_batches(train_set, sampling.Identities(train_set, flags.batch_p), flags, 0, steps + 1))
+        data = iter(batches.batches_of_steps(train_set, sampling.Identities(train_set, flags.batch_p), flags, 0, steps + 1))
         next(data)
         started = time.perf_counter()
         count = sum(len(batch['rows']) for batch in data)

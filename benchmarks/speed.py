@@ -178,8 +178,8 @@ def measure_input(args):
 
         paths = tf.data.Dataset.from_tensor_slices(images.paths(train_set, folder)).shuffle(512).repeat()
         pipelines = {'bare': paths.map(bare, flags.loading_threads).batch(128).prefetch(2),
-                     'ours': batches.random_batches(train_set, identities, flags, 0, 10 ** 6),
-                     'cached': batches.random_batches(train_set, identities, cached, 0, 10 ** 6)}
+                     'ours': batches.batches_of_steps(train_set, identities, flags, 0, 10 ** 6),
+                     'cached': batches.batches_of_steps(train_set, identities, cached, 0, 10 ** 6)}
         times = {name: [] for name in pipelines}
         for _ in range(args.repeats + 1):
             for name, pipeline in pipelines.items():
@@ -216,7 +216,7 @@ def measure_augmentation(args):
         for name, flags in names.items():
             parsed = train_flags.make_parser().parse_args(train_arguments('nowhere', csv, '--cache', 'memory', *flags))
             identities = sampling.Identities(train_set, parsed.batch_p)
-            pipelines[name] = batches.random_batches(train_set, identities, parsed, 0, 10 ** 6)
+            pipelines[name] = batches.batches_of_steps(train_set, identities, parsed, 0, 10 ** 6)
 
         def draw(name):
             iterator = iter(pipelines[name])
@@ -252,6 +252,7 @@ def measure_draw(args):
     """The images of one batch, drawn from datasets of growing size; four images an identity."""
     import numpy as np
 
+    from samplers.random import Sampler
     from tripletreid import dataset
     from tripletreid.input_pipeline import sampling
     draws = {}
@@ -259,7 +260,7 @@ def measure_draw(args):
         pids = np.repeat(np.arange(size // 4), 4)
         identities = sampling.Identities(dataset.Dataset('simulated', pids, pids), 32)
         flags = argparse.Namespace(seed=0, batch_p=32)
-        steps = sampling.random_identities(identities, flags, 0, 10 ** 9)
+        steps = Sampler(flags, identities).steps(0, 10 ** 9)
         draws[size] = iter(sampling.batch_rows(identities, 0, steps, 4)).__next__
     # The best of several: the first draw of an epoch permutes all identities.
     best = best_milliseconds(draws, 4 * args.repeats, 20)

@@ -9,11 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 import train
+from _runs import identities_of
 from nets import _applications, _osnet, _pooling, _resnet, _torch_resnet, _vit
 from tripletreid import plugins
 from tripletreid.experiment import train_flags
 from tripletreid.modeling import model
-from tripletreid.training.train_state import TrainState
+from tripletreid.training import train_state
+from tripletreid.training.schedule import Schedule
 
 PRECISIONS = ('none', 'bfloat16', 'float16')
 FAMILIES = ('slim', 'keras', 'PyTorch', 'without batch norm', 'transformer')
@@ -61,17 +63,17 @@ def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags
         args.model_name = {'slim': 'small_slim', 'keras': 'small_keras', 'PyTorch': 'small_torch',
                            'transformer': 'small_vit'}.get(family, 'mnist')
         args.drop_path = 0.5 if family == 'transformer' else None
-        state = TrainState(args, P, strategy)
+        state = train_state.create(args, identities_of(P), strategy)
     if state.average:
         state.average.begin()
     step, told = train.make_train_step(args, state, strategy), []
     for number in range(STEPS):
-        result = step(_batch(strategy, number), tf.constant(1e-4), tf.constant(0.9), False)
+        result = step(_batch(strategy, number), Schedule(tf.constant(1e-4), tf.constant(0.9)))
         if loss == 'cross-entropy':
             told.append(result['cross_entropy'].numpy()[None])
         else:
             told.append(result['losses'].numpy())
-        assert state.loss_scale.left_out(result['gradient_norm'].numpy(), result['loss_scale'].numpy()) or np.isfinite(
+        assert state.loss_scale.skipped(result['gradient_norm'].numpy(), result['loss_scale'].numpy()) or np.isfinite(
             result['gradient_norm'].numpy()), (precision, family, loss)
     return np.stack(told), {name: value.numpy() for name, value in state.values().items()}
 

@@ -67,8 +67,8 @@ class Fault:
             return
         from tripletreid.input_pipeline import batches, cache
         from tripletreid.modeling import inference
-        from tripletreid.training import optimizer
-        places = {'step': [(optimizer, 'learning_rate')], 'embedding': [(inference, 'embed_files')],
+        from tripletreid.training import schedule
+        places = {'step': [(schedule, 'learning_rate')], 'embedding': [(inference, 'embed_files')],
                   'cache': [(cache, '_decoded')], 'batches': [(batches, 'batches')],
                   'file': [(os, 'fsync'), (os, 'replace'), (os, 'remove')]}
         self.calls = 0
@@ -188,6 +188,12 @@ def make_people(root, identities=6, images=4):
             lines.append(f'{pid},{pid}_{number}.png\n')
     (root / 'people.csv').write_text(''.join(lines))
     return root
+
+
+def identities_of(count):
+    """`sampling.Identities` of so many identities, as far as a `TrainState` needs them."""
+    return types.SimpleNamespace(names=np.array([f'person {number}' for number in range(count)]),
+                                 parts=[np.arange(count)])
 
 
 def train_arguments(people, root, iterations=20, checkpoint_frequency=4):

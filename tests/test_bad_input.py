@@ -263,7 +263,7 @@ def test_a_training_set_that_was_changed_meanwhile(small):
     lines = (small / 'train.csv').read_text()
     (small / 'train.csv').write_text(''.join(lines.splitlines(keepends=True)[1:]))
     run = Run('train.py', '--experiment_root', small / 'run', '--resume')
-    assert run.wait() == 0 and 'train.csv is not what it was' in run.output, run.output
+    assert run.wait() == 0 and 'train.csv changed since the last start' in run.output, run.output
 
     (small / 'run' / 'checkpoint-3.index').unlink()
     (small / 'run' / 'checkpoint').unlink()

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from samplers.random import Sampler
 from tripletreid.dataset import Dataset, joined
 from tripletreid.errors import InputError
 from tripletreid.experiment import train_flags
@@ -24,7 +25,7 @@ def make_dataset(counts):
 
 def random_rows(identities, seed, first, last, p, k, frames=1):
     args = argparse.Namespace(seed=seed, batch_p=p)
-    return sampling.batch_rows(identities, seed, sampling.random_identities(identities, args, first, last), k, frames)
+    return sampling.batch_rows(identities, seed, Sampler(args, identities).steps(first, last), k, frames)
 
 
 def all_rows(dataset, seed, first, last, p=P, k=K):
@@ -145,7 +146,7 @@ def image_run(tmp_path_factory):
 
 
 def load(args, dataset, first, last):
-    return list(batches.random_batches(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
+    return list(batches.batches_of_steps(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
 
 
 def test_images_are_flipped_and_cropped_and_the_same_again_on_resume(image_run):

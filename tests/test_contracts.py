@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import train
+from _runs import identities_of
 from loss import cdist, cdist_to_memory
 from tripletreid import exclusion, metrics, plugins
 from tripletreid.dataset import Dataset
@@ -13,9 +15,11 @@ from tripletreid.errors import InputError
 from tripletreid.evaluation import neighbours
 from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.evaluation.retrieval_metrics import ranks_of
+from tripletreid.experiment import train_flags
+from tripletreid.input_pipeline import sampling
 from tripletreid.modeling import model
 from tripletreid.modeling.aggregators import AGGREGATORS
-from tripletreid.training import optimizer
+from tripletreid.training import optimizer, schedule, train_state
 
 # Small, and large enough for all the poolings of every net.
 INPUT_SHAPE = (128, 64, 3)
@@ -208,3 +212,106 @@ def test_batch_norm_in_a_frozen_body_stays_as_it_is():
                                                                                network.trainable_variables]))
     for name, variable in model.named_variables(network).items():
         assert np.array_equal(before[name], variable.numpy()), name
+
+# --- Terms of the loss and samplers -----------------------------------------------------------------------------------
+
+IDENTITIES, P, K, DIM = 7, 3, 2, 8
+
+
+def training_args(*flags):
+    return train_flags.make_parser().parse_args([
+        '--experiment_root', 'none', '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', str(DIM),
+        '--net_input_height', '12', '--net_input_width', '12', '--batch_p', str(P), '--batch_k', str(K), '--seed', '3',
+        *flags])
+
+
+def training_batch(number=0):
+    random = np.random.default_rng(number)
+    pids = np.repeat(random.permutation(IDENTITIES)[:P], K).astype(np.int32)
+    return {'images': tf.constant(random.uniform(0, 255, (P * K, 12, 12, 3)).astype(np.float32)), 'pids': tf.constant(pids),
+            'rows': tf.range(P * K, dtype=tf.int64)}
+
+
+@pytest.mark.parametrize('name', plugins.choices('objectives'))
+def test_objective(name):
+    """Its weight switches it on, its losses have a gradient, and all that it learns is in the checkpoint."""
+    args, without = training_args(f'--{name}_weight', '0.5'), training_args()
+    assert train_state.chosen_objectives(without) == [] and train_state.chosen_objectives(args) == [name]
+    states = [train_state.create(each, identities_of(IDENTITIES), tf.distribute.get_strategy()) for each in (without, args)]
+    objective, variables = states[1].objectives[name], states[1].variables
+    added = variables.keys() - states[0].variables.keys()
+    assert objective.variables.keys() <= added and set(objective.identity_axes) <= added
+    assert all(variables[key].shape[axis] == IDENTITIES for key, axis in objective.identity_axes.items())
+
+    outputs = states[1].network(training_batch()['images'], training=True)
+    assert set(objective.reads) <= outputs.keys()
+    pids = training_batch()['pids']
+    with tf.GradientTape() as tape:
+        tape.watch(outputs)
+        losses = objective.losses(train.Outputs(outputs, pids, outputs['emb'], pids))
+        mean = tf.reduce_mean(losses)
+    assert losses.dtype == tf.float32 and losses.shape == (P * K,) and np.isfinite(losses).all()
+    gradients = [each for each in tape.gradient(mean, outputs).values() if each is not None]
+    assert gradients and all(np.isfinite(each).all() for each in gradients) and any(np.any(each) for each in gradients)
+
+    before = {key: value.numpy() for key, value in states[1].values().items()}
+    step, settings = train.make_train_step(args, states[1], tf.distribute.get_strategy()), schedule.at(0, args)
+    results = [step(training_batch(number), settings) for number in range(3)]
+    assert np.isfinite([result[objective.curve].numpy() for result in results]).all()
+    changed = {key for key, value in states[1].values().items() if not np.array_equal(value, before[key])}
+    assert not added or added & changed, 'what it adds to a checkpoint never changes'
+    # The loss is the sum of the metric loss and of the objective's mean times its weight.
+    expected = tf.reduce_mean(results[-1]['losses']) + 0.5 * results[-1][objective.curve]
+    np.testing.assert_allclose(results[-1]['loss'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', plugins.choices('classifiers'))
+def test_classifier(name):
+    classifier = plugins.load('classifiers', name)
+    assert (classifier.MARGIN is None) == (classifier.LARGEST_MARGIN is None)
+    layer = classifier.layer(IDENTITIES)
+    outputs = layer(tf.random.stateless_normal([P * K, DIM], (1, 2)))
+    assert outputs.shape == (P * K, IDENTITIES) and outputs.dtype == tf.float32
+    assert [variable.path for variable in layer.weights] == ['classifier/kernel']
+    assert layer.weights[0].shape == (DIM, IDENTITIES)
+    pids = tf.constant(np.arange(P * K) % IDENTITIES)
+    for outputs in (outputs, tf.ones_like(outputs), -tf.ones_like(outputs)):
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            logits = classifier.logits(outputs, pids, 16.0, classifier.MARGIN)
+            of_true = tf.gather(logits, pids, batch_dims=1)
+        assert logits.shape == outputs.shape and np.isfinite(logits).all()
+        gradient = tf.gather(tape.gradient(of_true, outputs), pids, batch_dims=1).numpy()
+        assert np.isfinite(gradient).all() and (gradient >= -1e-4).all(), 'a better output never lowers the true logit'
+
+
+@pytest.mark.parametrize('name', plugins.choices('samplers'))
+def test_sampler(name):
+    """Batches of different identities, epochs without a second turn, and the same batches from any step on."""
+    args = training_args('--sampler', name)
+
+    def sampled(first, last, sampler):
+        batches = sampling.batches_as_drawn(sampler, sampler.steps(first, last), first, last)
+        return [(int(step), tuple(chosen.numpy())) for step, chosen in batches]
+
+    def new_sampler():
+        return plugins.load('samplers', name).Sampler(args, identities_of(IDENTITIES), tf.distribute.get_strategy())
+
+    sampler, random = new_sampler(), np.random.default_rng(0)
+    assert all(variable.shape[axis] == IDENTITIES for key, axis in sampler.identity_axes.items()
+               for variable in [sampler.variables[key]])
+    sampler.update(tf.constant(random.normal(size=(4, DIM)).astype(np.float32)), tf.constant([0, 0, 5, 6]))
+    batches = sampled(0, 12, sampler)
+    assert [step for step, _ in batches] == list(range(12))
+    for _, chosen in batches:
+        assert len(set(chosen)) == P and set(chosen) <= set(range(IDENTITIES))
+    for first in range(0, 12, IDENTITIES // P):
+        epoch = sum((chosen for _, chosen in batches[first:first + IDENTITIES // P]), ())
+        assert len(set(epoch)) == len(epoch)
+    resumed = new_sampler()
+    for key, variable in resumed.variables.items():
+        variable.assign(sampler.variables[key])
+    assert sampled(5, 12, resumed) == batches[5:]
+    (step, chosen), = sampler.steps(7, 8)
+    assert (int(step), tuple(chosen.numpy())) == batches[7], 'an error message names the images of a single step'
+    assert all(isinstance(notice, str) for notice in sampler.notices)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from samplers.random import Sampler
 from tripletreid import files
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings import writer
@@ -162,7 +163,8 @@ def test_not_finite(people, tmp_path):
     assert kept == {'checkpoint-0.index'}
     args, _ = arguments.load(str(root))
     train_set = load_dataset(people / 'people.csv')
-    rows = sampling.rows_at(sampling.Identities(train_set, args.batch_p), args, 1)
+    identities = sampling.Identities(train_set, args.batch_p)
+    rows = sampling.rows_at(identities, args, Sampler(args, identities).steps(1, 2))
     assert ' on ' + ', '.join(train_set.fids[rows]) + '. ' in run.output
 
 

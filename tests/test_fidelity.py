@@ -70,7 +70,7 @@ def write_batches(folder, name):
     args, _ = arguments.load(str(folder / f'{name}-training'))
     dataset = load_dataset(args.train_set)
     identities = sampling.Identities(dataset, args.batch_p)
-    drawn = list(batches.random_batches(dataset, identities, args, 0, STEPS).as_numpy_iterator())
+    drawn = list(batches.batches_of_steps(dataset, identities, args, 0, STEPS).as_numpy_iterator())
     np.savez(folder / f'{name}-batches.npz', **{key: [batch[key] for batch in drawn] for key in ('images', 'pids')})
 
 

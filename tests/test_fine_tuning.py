@@ -55,7 +55,8 @@ OF_PYTORCH = {
 ])
 def test_optimizers_make_the_steps_of_pytorch(expected, flags, name, factor):
     variable = keras.Variable(START, dtype='float32')
-    chosen = optimizer.build(parsed('--weight_decay', '0.05', *flags), {name: variable}, rate_factors={name: factor})
+    args = parsed('--weight_decay', '0.05', '--head_learning_rate_factor', str(factor), *flags)
+    chosen = optimizer.build_optimizer(args, {name: variable}, names_of_body=[])
     for gradient, rate in zip(GRADIENTS, RATES):
         chosen.apply({name: tf.constant(gradient)}, tf.constant(rate))
     np.testing.assert_allclose(variable.numpy(), OF_PYTORCH[expected], rtol=2e-6)
@@ -230,8 +231,8 @@ def run(people, tmp_path_factory):
               '--ema', 0.6, '--recompute', '--freeze_body_iterations', 2, '--eval_query', csv, '--eval_gallery', csv,
               '--eval_excluder', 'diagonal', '--eval_frequency', 3)
     assert run.wait() == 0, run.output
-    assert 'The learning rate times 4 is that of fully_connected/weights' in run.output
-    assert 'The learning rate times 0.0625 is that of mnist/conv1/weights' in run.output
+    assert 'Learning-rate multiplier 4: fully_connected/weights' in run.output
+    assert 'Learning-rate multiplier 0.0625: mnist/conv1/weights' in run.output
     return root
 
 

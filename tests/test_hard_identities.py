@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 from scipy.spatial.distance import cdist
 
-from _runs import Fault, Run, left_behind, make_people, train_arguments
+from _runs import Fault, Run, identities_of, left_behind, make_people, train_arguments
+from samplers import hard_identity
+from samplers.random import Sampler
 from test_distribute import start_workers
 from tripletreid.experiment import train_flags
 from tripletreid.input_pipeline import sampling
-from tripletreid.training import hard_identities
-from tripletreid.training.hard_identities import HardIdentities
 
 METRICS = 'cityblock', 'cosine', 'euclidean', 'sqeuclidean'  # Those that a test has a formula of its own for.
 
@@ -19,7 +19,7 @@ DRAWN_AGAIN, ITERATIONS = 16, 20  # What is drawn first knows of no means.
 
 
 def draw_often():
-    hard_identities.FEWEST_STEPS = DRAWN_AGAIN
+    hard_identity.FEWEST_STEPS = DRAWN_AGAIN
 
 
 DRAWING_OFTEN, FLAGS = Fault(draw_often, 'start'), ['--sampler', 'hard_identity']
@@ -35,7 +35,7 @@ def naive_batches(order, means, metric, size, candidates=None):
                            for place, other in enumerate(left[1:candidates]) if means[other].any() and means[anchor].any())
             group = [left[1 + place] for _, place in alike]
             group = [anchor, *group, *(other for other in left[1:] if other not in group)]
-            group = group[:min(hard_identities.GROUP, size - len(batch))]
+            group = group[:min(hard_identity.GROUP, size - len(batch))]
             batch += group
             left = [other for other in left if other not in group]
         batches.append(batch)
@@ -50,10 +50,10 @@ def test_a_batch_has_groups_of_identities_that_look_alike(metric, monkeypatch):
     means[5] = means[9]
     for size in (4, 6, 7):
         order = random.permutation(23)[:21]
-        drawn = hard_identities.in_groups(order, means, metric, size)
+        drawn = hard_identity.in_groups(order, means, metric, size)
         assert [list(batch) for batch in drawn] == naive_batches(order, means, metric, size)
-    monkeypatch.setattr(hard_identities, 'CANDIDATES', 7)
-    drawn = hard_identities.in_groups(order, means, metric, 6)
+    monkeypatch.setattr(hard_identity, 'CANDIDATES', 7)
+    drawn = hard_identity.in_groups(order, means, metric, 6)
     assert [list(batch) for batch in drawn] == naive_batches(order, means, metric, 6, 7)
 
 
@@ -62,10 +62,10 @@ def test_an_epoch_has_each_identity_once_and_the_first_ones_are_random(counts, p
     parts = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
     identities = types.SimpleNamespace(parts=parts)
     none, random = np.zeros([sum(counts), 2], np.float32), np.random.default_rng(0)
-    expected = sampling.random_identities(identities, types.SimpleNamespace(seed=5, batch_p=p), 0, 60)
-    drawn = [hard_identities.draw(none, 'euclidean', parts, p, 5, *steps) for steps in ((0, 33), (33, 27))]
+    expected = Sampler(types.SimpleNamespace(seed=5, batch_p=p), identities).steps(0, 60)
+    drawn = [hard_identity.draw(none, 'euclidean', parts, p, 5, *steps) for steps in ((0, 33), (33, 27))]
     np.testing.assert_array_equal(np.concatenate(drawn), [chosen for _, chosen in expected])
-    drawn = hard_identities.draw(random.normal(size=none.shape).astype(np.float32), 'cosine', parts, p, 5, 0, 60)
+    drawn = hard_identity.draw(random.normal(size=none.shape).astype(np.float32), 'cosine', parts, p, 5, 0, 60)
     assert drawn.shape == (60, p)
     for part, columns in zip(parts, np.split(drawn, len(parts), axis=1)):
         per_epoch = len(part) // columns.shape[1]
@@ -76,11 +76,12 @@ def test_an_epoch_has_each_identity_once_and_the_first_ones_are_random(counts, p
 
 def test_means_follow_the_embeddings_of_their_identities():
     args = train_flags.make_parser().parse_args(['--experiment_root', 'none', '--embedding_dim', '3', '--batch_p', '2'])
-    hard, random, means = HardIdentities(5, args, tf.distribute.get_strategy()), np.random.default_rng(0), {}
+    hard = hard_identity.Sampler(args, identities_of(5), tf.distribute.get_strategy())
+    random, means = np.random.default_rng(0), {}
     for _ in range(8):
         pids = random.permutation([0, 0, 1, 1, 1, 4])
         embs = random.normal(size=(6, 3)).astype(np.float32)
-        hard.follow(tf.constant(embs), tf.constant(pids, tf.int32))
+        hard.update(tf.constant(embs), tf.constant(pids, tf.int32))
         for pid in set(pids):
             mean = embs[pids == pid].mean(axis=0)
             means[pid] = (means[pid] + mean) / 2 if pid in means else mean

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import train
-from _runs import FORKS, Run, ended_in_one_sentence, make_people, start_fork_server, train_arguments
+from _runs import FORKS, Run, ended_in_one_sentence, identities_of, make_people, start_fork_server, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid.dataset import load_dataset
 from tripletreid.distribute import collectives, feeding, strategies
@@ -18,8 +18,9 @@ from tripletreid.errors import InputError
 from tripletreid.experiment import event_files, flag_checks, train_flags, train_log
 from tripletreid.input_pipeline import batches, sampling
 from tripletreid.modeling import inference, model
+from tripletreid.training import checks, train_state
 from tripletreid.training.loop import Loop
-from tripletreid.training.train_state import TrainState
+from tripletreid.training.schedule import Schedule
 
 
 @pytest.fixture(scope='module')
@@ -58,10 +59,10 @@ def test_no_int32_variable_is_part_of_a_step(people, precision):
     """TensorFlow keeps those on the host, where what XLA compiled for a GPU cannot read them."""
     args = parsed(people, '--mixed_precision', precision)
     strategy = tf.distribute.get_strategy()
-    state = TrainState(args, 6, strategy)
+    state = train_state.create(args, identities_of(6), strategy)
     batch = {'images': tf.zeros([6, 28, 28, 3]), 'pids': tf.zeros([6], tf.int32), 'rows': tf.zeros([6], tf.int64)}
     step = train.make_train_step(args, state, strategy).get_concrete_function(
-        batch, tf.constant(1e-3), tf.constant(0.9), False)
+        batch, Schedule(tf.constant(1e-3), tf.constant(0.9)))
     model.set_precision('none')
     dtypes = {variable.dtype for variable in step.graph.variables}
     assert tf.float32 in dtypes and tf.int64 in dtypes and tf.int32 not in dtypes
@@ -99,11 +100,11 @@ def test_only_the_gpus_that_are_used_are_visible_and_their_memory_grows(monkeypa
 
 def test_depthwise_convolutions_have_no_deterministic_gradient_on_a_gpu(monkeypatch):
     mobile = model.build('mobilenet_v1_1_224', 'direct', 4, (32, 32, 3))
-    train.check_determinism(mobile)
+    checks.check_determinism(mobile)
     monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: ['gpu0'])
-    train.check_determinism(model.build('mnist', 'direct', 4, (28, 28, 3)))
+    checks.check_determinism(model.build('mnist', 'direct', 4, (28, 28, 3)))
     with pytest.raises(InputError, match='--deterministic.*depthwise.*Conv2d_1_depthwise'):
-        train.check_determinism(mobile)
+        checks.check_determinism(mobile)
 
 
 # --- Several devices --------------------------------------------------------------------------------------------------
@@ -112,14 +113,14 @@ def _overflowing_step(folder, to_parent):
     """Send what the loss scale and the log make of a step on two devices whose gradients overflow float16."""
     strategy = strategies.create('mirrored', 2)
     args = parsed(folder, '--mixed_precision', 'float16', '--experiment_root', folder / 'run', '--train_iterations', 1)
-    state = TrainState(args, 6, strategy)
+    state = train_state.create(args, identities_of(6), strategy)
     state.loss_scale.scale.assign(2.0 ** 120)
     weights = {name: value.numpy() for name, value in state.values().items() if 'loss_scale' not in name}
     told = []
     log = types.SimpleNamespace(warning=lambda *parts: told.append(parts[0] % parts[1:]), info=lambda *_: None)
     train_set = load_dataset(folder / 'people.csv')
     identities = sampling.Identities(train_set, args.batch_p)
-    data = iter(feeding.data(strategy, args, lambda *parts: batches.random_batches(
+    data = iter(feeding.data(strategy, args, lambda *parts: batches.batches_of_steps(
         train_set, identities, args, 0, 1, *parts)))
     loop = Loop(args, state, strategy, None, None, types.SimpleNamespace(requested=None), train_set.fids, log)
     loop.run(train.make_train_step(args, state, strategy), data, None)
@@ -141,7 +142,7 @@ def _dealt_images(folder, frames, to_parent):
     args = parsed(folder, '--batch_p', 2, '--batch_k', 4, '--frames_per_tracklet', frames, '--train_set', folder / 'set.csv')
     train_set = load_dataset(folder / 'set.csv')
     identities = sampling.Identities(train_set, args.batch_p)
-    data = iter(feeding.data(strategy, args, lambda *parts: batches.random_batches(
+    data = iter(feeding.data(strategy, args, lambda *parts: batches.batches_of_steps(
         train_set, identities, args, 0, 1, *parts)))
 
     def step(batch):

@@ -9,8 +9,10 @@ from scipy.spatial.distance import cdist as scipy_cdist
 
 import loss
 from conftest import assert_one_sentence, run_script
+from objectives import xent
 from tripletreid import metrics, plugins
 from tripletreid.errors import InputError
+from tripletreid.training import checks
 
 METRICS = 'cityblock', 'cosine', 'euclidean', 'sqeuclidean'  # Those that a test has a formula of its own for.
 
@@ -88,7 +90,7 @@ def differences(function, array, width=1e-6):
 
 def is_defined(name, margin):
     try:
-        loss.check_margin(name, margin)
+        checks.check_margin(name, margin)
     except InputError:
         return False
     return True
@@ -127,12 +129,12 @@ def test_every_loss_tells_for_what_margin_and_metric_it_is_not_defined():
     assert undefined == {*itertools.product(of_numbers, ('soft', 'none')), ('supervised_contrastive', 0.2),
                          ('supervised_contrastive', 1.0)}
     for name in plugins.choices('losses'):
-        loss.check_metric(name, 'cosine')
+        checks.check_metric(name, 'cosine')
         if name in ('circle', 'multi_similarity', 'supervised_contrastive'):
             with pytest.raises(InputError, match='--metric cosine'):
-                loss.check_metric(name, 'euclidean')
+                checks.check_metric(name, 'euclidean')
         else:
-            loss.check_metric(name, 'euclidean')
+            checks.check_metric(name, 'euclidean')
 
 
 @pytest.mark.parametrize('name, margin, batch', [
@@ -274,7 +276,7 @@ def test_cross_entropy_and_its_gradient(smoothing):
 
     variable = tf.Variable(logits, dtype=tf.float32)
     with tf.GradientTape() as tape:
-        losses = loss.cross_entropy(variable, tf.constant(pids), smoothing)
+        losses = xent.cross_entropy(variable, tf.constant(pids), smoothing)
         mean = tf.reduce_mean(losses)
     assert losses.shape == (5,)
     assert float(mean) == pytest.approx(loop(logits), rel=1e-5)

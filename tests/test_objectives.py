@@ -1,5 +1,6 @@
 """What stands beside the metric loss: a memory of earlier batches, classifiers with a margin, the centre loss."""
 import math
+import types
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ from scipy.spatial.distance import cdist as scipy_cdist
 
 import loss
 import train
-from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from _runs import Run, ended_in_one_sentence, identities_of, left_behind, make_people, train_arguments
+from objectives import center, xent
+from tripletreid import plugins
+from tripletreid.errors import InputError
 from tripletreid.experiment import flag_checks, train_flags
 from tripletreid.modeling import model
-from tripletreid.training.centers import Centers
+from tripletreid.training import train_state
 from tripletreid.training.memory import Memory
-from tripletreid.training.train_state import TrainState
+from tripletreid.training.schedule import Schedule
 
 METRICS = 'cityblock', 'cosine', 'euclidean', 'sqeuclidean'  # Those that a test has a formula of its own for.
 
@@ -57,11 +61,12 @@ def test_classifier_and_its_gradient(kind, margin):
     cosines, pids = random.uniform(-0.95, 0.95, (8, 5)), np.array([0, 1, 2, 3, 4, 0, 0, 1])
     cosines[0, 0], cosines[1, 1] = -0.99, 0.99  # With a margin the first one's angle is beyond 180 degrees.
     cosines = cosines.astype(np.float32).astype(np.float64)
-    used = {'cosface': 0.35, 'arcface': 0.5, 'circle': 0.35}[kind] if margin is None else margin
+    used = plugins.load('classifiers', kind).MARGIN if margin is None else margin
+    assert margin is not None or used == {'cosface': 0.35, 'arcface': 0.5, 'circle': 0.35}[kind]
     variable = tf.Variable(cosines, dtype=tf.float32)
     with tf.GradientTape() as tape:
-        logits = loss.classifier_logits(variable, tf.constant(pids), kind, 4.0, margin)
-        mean = tf.reduce_mean(loss.cross_entropy(logits, tf.constant(pids), 0.0))
+        logits = plugins.load('classifiers', kind).logits(variable, tf.constant(pids), 4.0, used)
+        mean = tf.reduce_mean(xent.cross_entropy(logits, tf.constant(pids), 0.0))
     assert float(mean) == pytest.approx(naive_entropy(cosines, pids, kind, 4.0, used, cosines), rel=1e-5)
     expected = gradient_by_differences(lambda moved: naive_entropy(moved, pids, kind, 4.0, used, cosines), cosines)
     np.testing.assert_allclose(tape.gradient(mean, variable), expected, rtol=1e-3, atol=1e-5)
@@ -71,18 +76,20 @@ def test_classifier_and_its_gradient(kind, margin):
 def test_classifier_at_the_ends_has_a_finite_gradient(kind):
     cosines = tf.Variable([[1.0, -1.0], [-1.0, 1.0000001]])
     with tf.GradientTape() as tape:
-        logits = loss.classifier_logits(cosines, tf.constant([0, 0]), kind, 64.0, None)
-        mean = tf.reduce_mean(loss.cross_entropy(logits, tf.constant([0, 0]), 0.1))
+        classifier = plugins.load('classifiers', kind)
+        logits = classifier.logits(cosines, tf.constant([0, 0]), 64.0, classifier.MARGIN)
+        mean = tf.reduce_mean(xent.cross_entropy(logits, tf.constant([0, 0]), 0.1))
     assert np.isfinite(mean) and np.isfinite(tape.gradient(mean, cosines)).all()
 
 
 def test_classifier_of_cosines_is_beside_the_head():
-    network = model.with_classifier(model.build('mnist', 'direct', 4, (28, 28, 3)), 7, 'arcface')
+    args = train_flags.make_parser().parse_args(['--experiment_root', 'none', '--classifier', 'arcface'])
+    network = model.with_endpoints(model.build('mnist', 'direct', 4, (28, 28, 3)), [xent.Objective(args, 7).endpoints])
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (3, 28, 28, 3)).astype(np.float32))
     outputs = network(images)
     weights = model.named_variables(network)['classifier/weights'].numpy()
     np.testing.assert_allclose(outputs['logits'], 1 - scipy_cdist(outputs['emb_raw'], weights.T, 'cosine'), atol=1e-5)
-    assert loss.classifier_logits(outputs['logits'], None, 'linear', 64.0, None) is outputs['logits']
+    assert plugins.load('classifiers', 'linear').logits(outputs['logits'], None, 64.0, None) is outputs['logits']
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -142,7 +149,7 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
         '--mixed_precision', precision, '--frames_per_tracklet', str(frames), '--deterministic',
         *(['--memory_start', str(start)] if start else [])])
     try:
-        state = TrainState(args, 6, tf.distribute.get_strategy())
+        state = train_state.create(args, identities_of(6), tf.distribute.get_strategy())
         step = train.make_train_step(args, state, tf.distribute.get_strategy())
         embs, pids, with_memory = np.zeros([0, 4], np.float32), np.zeros([0], int), 0
         for number in range(6):
@@ -152,7 +159,7 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
                      'pids': tf.constant(np.repeat(of_batch, frames), tf.int32),
                      'rows': tf.range(6 * frames, dtype=tf.int64)}
             used = number >= flag_checks.memory_start(args)
-            result = step(batch, tf.constant(1e-3), tf.constant(0.9), False, used)
+            result = step(batch, Schedule(tf.constant(1e-3), tf.constant(0.9), memory_is_used=used))
             emb = result['emb'].numpy()
             rest = (embs[:9], pids[:9]) if used else (embs[:0], pids[:0])
             expected = batch_hard(emb, of_batch, *rest, 0.5)
@@ -175,7 +182,7 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
 def test_centres_follow_their_identities():
     random = np.random.default_rng(0)
     embs, pids = random.normal(size=(6, 3)).astype(np.float32), np.array([2, 2, 0, 4, 4, 4])
-    centers = Centers(5, 3, 0.25, seed=7)
+    centers = center.Objective(types.SimpleNamespace(embedding_dim=3, center_learning_rate=0.25, seed=7), 5)
     before = centers.variables['centers'].numpy().astype(float)
     assert abs(np.mean(before)) < 1 and 0.5 < np.std(before) < 1.5
 
@@ -184,12 +191,12 @@ def test_centres_follow_their_identities():
 
     variable = tf.Variable(embs)
     with tf.GradientTape() as tape:
-        losses = centers.losses(variable, tf.constant(pids))
+        losses = centers.losses(types.SimpleNamespace(embs=variable, pids=tf.constant(pids)))
         mean = tf.reduce_mean(losses)
     assert losses.shape == (6,) and float(mean) == pytest.approx(mean_loss(before), rel=1e-5)
     np.testing.assert_allclose(tape.gradient(mean, variable), [(emb - before[pid]) / 3 for emb, pid in zip(embs, pids)],
                                rtol=1e-4, atol=1e-6)
-    centers.follow(tf.constant(embs), tf.constant(pids))
+    centers.update(tf.constant(embs), tf.constant(pids))
     np.testing.assert_allclose(centers.variables['centers'],
                                before - 0.25 * gradient_by_differences(mean_loss, before), atol=1e-5)
 
@@ -247,7 +254,6 @@ def test_two_devices_train_as_one(people, one_device, tmp_path):
     (['--classifier', 'arcface'], ['--classifier', '--xent_weight']),
     (['--xent_weight', '1', '--classifier_margin', '0.3'], ['--classifier_margin', 'linear']),
     (['--xent_weight', '1', '--classifier_scale', '30'], ['--classifier_scale', 'linear']),
-    (['--xent_weight', '1', '--classifier', 'arcface', '--classifier_margin', '2'], ['2.0', '1.57', 'arcface']),
     (['--xent_weight', '1', '--classifier', 'softmax'], ['softmax', 'cosface']),
     (['--loss', 'none', '--xent_weight', '1', '--memory', '100'], ['--memory', '--loss']),
     (['--memory', '-1'], ['--memory', '-1']), (['--memory', '2000000'], ['--memory', '1048576']),
@@ -268,6 +274,14 @@ def test_flags_without_sense_or_effect(flags, parts):
         flag_checks.check(parser.parse_args(['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
                                            *flags]), parser)
     assert all(part in errors[0] for part in parts), errors
+
+
+@pytest.mark.parametrize('kind, largest', [('cosface', 2), ('arcface', 1.57), ('circle', 0.5)])
+def test_a_margin_that_is_too_large_for_its_classifier(kind, largest):
+    flags = ['--experiment_root', 'never', '--xent_weight', '1', '--classifier', kind, '--classifier_margin']
+    xent.Objective(train_flags.make_parser().parse_args([*flags, str(largest)]), 5)
+    with pytest.raises(InputError, match=f'{largest + 0.01} is above {float(largest)}.*{kind}'):
+        xent.Objective(train_flags.make_parser().parse_args([*flags, str(largest + 0.01)]), 5)
 
 
 def test_a_memory_that_is_never_used_is_reported():

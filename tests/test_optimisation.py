@@ -17,13 +17,14 @@ from _few_units import few_units
 from _runs import Run, ended_in_one_sentence
 from conftest import run_script
 from nets import _pooling, _resnet
+from objectives.xent import Objective
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, best_checkpoint, checkpoints, flag_checks, resumption, train_flags
 from tripletreid.input_pipeline import augmentation
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained
-from tripletreid.training import optimizer, validation
+from tripletreid.training import optimizer, schedule, validation
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
 
@@ -53,15 +54,15 @@ def parsed(*flags):
     (['--warmup_iterations', '10'], 10, 3e-4),
 ])
 def test_learning_rate(flags, step, expected):
-    assert optimizer.learning_rate(step, parsed(*flags)) == pytest.approx(expected, rel=1e-6, abs=1e-10)
+    assert schedule.learning_rate(step, parsed(*flags)) == pytest.approx(expected, rel=1e-6, abs=1e-10)
 
 
 def test_beta1_changes_when_the_decay_starts_and_only_if_asked_to():
-    assert [optimizer.beta1(step, parsed()) for step in (0, 15000)] == [0.9, 0.9]
+    assert [schedule.beta1(step, parsed()) for step in (0, 15000)] == [0.9, 0.9]
     lowered = parsed('--decay_beta1', '0.5')
-    assert [optimizer.beta1(step, lowered) for step in (0, 14999, 15000)] == [0.9, 0.9, 0.5]
+    assert [schedule.beta1(step, lowered) for step in (0, 14999, 15000)] == [0.9, 0.9, 0.5]
     never = parsed('--decay_beta1', '0.5', '--decay_start_iteration', '-1')
-    assert optimizer.beta1(20000, never) == 0.9
+    assert schedule.beta1(20000, never) == 0.9
 
 
 @pytest.mark.parametrize('weight_decay', (0.0, 0.1))
@@ -215,7 +216,7 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch, one_un
     assert body.count_params() == parameters
     few_units(monkeypatch.setattr)
     one_unit_a_block()
-    network = model.with_classifier(model.build_for(args), 3)
+    network = model.with_endpoints(model.build_for(args), [Objective(args, 3).endpoints])
     images = tf.random.stateless_uniform([4, 64, 32, 3], (1, 2), 0, 255)
     variables = model.named_variables(network)
     assert len(variables) == len(network.variables)

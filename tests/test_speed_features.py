@@ -169,8 +169,8 @@ def test_parts_of_batches_are_the_batches(people):
                                                '--pre_crop_height', '32', '--pre_crop_width', '30'])
     dataset = load_dataset(people / 'people.csv')
     identities = sampling.Identities(dataset, args.batch_p)
-    whole = list(batches.random_batches(dataset, identities, args, 2, 7).as_numpy_iterator())
-    second_worker = batches.random_batches(dataset, identities, args, 2, 7, range(2, 6), 2)
+    whole = list(batches.batches_of_steps(dataset, identities, args, 2, 7).as_numpy_iterator())
+    second_worker = batches.batches_of_steps(dataset, identities, args, 2, 7, range(2, 6), 2)
     parts = list(second_worker.as_numpy_iterator())
     assert len(whole) == 5 and len(parts) == 10
     for number, part in enumerate(parts):

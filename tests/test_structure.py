@@ -11,7 +11,7 @@ from conftest import ROOT
 from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search', 'cluster'}
-PLUGINS = ('nets', 'heads', 'losses', 'excluders', 'scores', 'distances', 'layouts')
+PLUGINS = ('nets', 'heads', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances', 'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
           'signals', 'startup', 'dask_cluster', 'pictures'}
 # Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
@@ -19,11 +19,15 @@ LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
            'input_pipeline'}, {'evaluation'}, {'clustering', 'experiment'}, {'modeling'},
           {'training', 'visualization', 'search'}]
-# Beside the ground: the loss is made of what a file in losses/ is given, nets and heads have layers for training.
+# In addition to the ground: parts of losses, layers for training, the random numbers of the seed.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
                       'heads': {'tripletreid.modeling.batch_norm'},
-                      'losses': {'loss', 'tripletreid.distribute.collectives'}, 'excluders': set(),
-                      'scores': set(), 'distances': set(), 'layouts': set()}
+                      'losses': {'loss', 'tripletreid.distribute.collectives'},
+                      'objectives': {'loss', 'tripletreid.input_pipeline.sampling'}, 'classifiers': set(),
+                      'samplers': {'tripletreid.input_pipeline.sampling', 'tripletreid.distribute.agreement'},
+                      'excluders': set(), 'scores': set(), 'distances': set(), 'layouts': set()}
+# Folders of plug-ins whose files load plug-ins of another folder.
+LOADED_BY_PLUGINS = {('objectives', 'classifiers')}
 WITHOUT_TENSORFLOW = [*sorted(COMMANDS), 'tripletreid.experiment.arguments', 'tripletreid.evaluation.ranking',
                       'tripletreid.search.index', 'tripletreid.search.image_files', 'tripletreid.search.gallery',
                       'tripletreid.search.photos',
@@ -40,10 +44,24 @@ FILES = {module_of(path): path for folder in ('.', 'tripletreid', *PLUGINS) for 
          (ROOT.glob('*.py') if folder == '.' else (ROOT / folder).rglob('*.py'))}
 
 
+TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in FILES.items()}
+
+
+def calls(name, *functions):
+    """The calls of some functions in a module, by the functions' source text."""
+    return [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Call) and ast.unparse(node.func) in functions]
+
+
+def loaded_folders(name):
+    """The folders of plug-ins from which a module loads files by name."""
+    return {call.args[0].value for call in calls(name, 'plugins.load', 'load') if isinstance(call.args[0], ast.Constant)
+            and call.args[0].value in PLUGINS}
+
+
 def imports(name):
-    """The project's own modules that a module imports, at its top or anywhere in it."""
+    """The project's own modules that a module imports by a statement, at its top or anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding='utf-8'))):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -77,8 +95,29 @@ def test_arrows_go_down_only():
                 assert imported == 'loss', arrow
 
 
+def test_plugins_are_loaded_by_the_value_of_a_flag():
+    """Only `plugins.load` imports a module by its name; the library does not name a plug-in."""
+    for name in FILES:
+        assert name == 'tripletreid.plugins' or not calls(name, 'importlib.import_module', '__import__'), name
+        for call in calls(name, 'plugins.load'):
+            names_plugin = isinstance(call.args[1], ast.Constant) and name.startswith('tripletreid.')
+            assert not names_plugin or call.args[1].value == 'trinet', ast.unparse(call)  # It has a file format of its own.
+        for folder in loaded_folders(name):
+            loader = name.split('.')[0]
+            assert loader not in PLUGINS or loader == folder or (loader, folder) in LOADED_BY_PLUGINS, (name, folder)
+
+
+def test_every_folder_of_plugins_states_its_contract():
+    for folder in ('losses', 'objectives', 'classifiers', 'samplers'):
+        assert 5 <= len((ROOT / folder / 'README.md').read_text(encoding='utf-8').splitlines()) <= 30
+
+
 def test_no_import_goes_round_in_a_circle():
+    """Neither by statements nor by the name of a plug-in."""
     graph = {name: imports(name) for name in FILES}
+    for name in FILES:
+        folders = loaded_folders(name)
+        graph[name] |= {each for each in FILES if each.split('.')[0] in folders and each != name}
     done = set()
 
     def visit(name, path):
@@ -98,7 +137,7 @@ def test_every_module_of_the_library_says_what_it_is_for():
         if path.name == '__init__.py' and name.startswith('tripletreid'):
             assert not text, f'{name} is not empty'
         else:
-            assert ast.get_docstring(ast.parse(text)), f'{name} has no docstring'
+            assert ast.get_docstring(TREES[name]), f'{name} has no docstring'
 
 
 @pytest.mark.parametrize('name', WITHOUT_TENSORFLOW)

@@ -183,6 +183,6 @@ def test_a_validation_set_that_was_changed_meanwhile(mars, tmp_path):
     assert start['arguments']['eval_query'] == str(query)
     query.write_text(''.join(query.read_text().splitlines(keepends=True)[1:]))
     run = Run('train.py', '--experiment_root', root, '--resume')
-    assert run.wait() == 0 and f'{query} is not what it was' in run.output, run.output
-    assert run.output.count('is not what it was') == 1
+    assert run.wait() == 0 and f'{query} changed since the last start' in run.output, run.output
+    assert run.output.count('changed since the last start') == 1
     assert 'validations from here on' in run.output and 'batches' not in run.output

@@ -1,7 +1,7 @@
 """Check the flags of train.py against each other: combinations that cannot be trained, and combinations to warn of."""
 from tripletreid.dataset import set_name
 from tripletreid.experiment.arguments import as_list
-from tripletreid.experiment.train_flags import LARGEST_MARGINS, pre_crop
+from tripletreid.experiment.train_flags import pre_crop
 
 MOST_IMAGES = 65536  # Largest batch: the distances of all its pairs take 17 GB.
 LARGEST_PRE_CROP = 1.5  # Largest ratio of pre-crop size to net input without a warning; the original's recipes use 1.125.
@@ -29,7 +29,7 @@ def check(args, parser):
     if args.freeze_body_iterations >= args.train_iterations and (args.layer_decay or args.recompute):
         parser.error('--layer_decay and --recompute have no effect on a body that is frozen for the whole training '
                      '(--freeze_body_iterations)')
-    _check_classifier_and_memory(args, parser)
+    _check_memory(args, parser)
     _check_validation(args, parser)
     if args.jit_compile and args.distribute != 'none':
         parser.error('--jit_compile is for a single device, i.e. --distribute none')
@@ -71,11 +71,7 @@ def _check_batches(args, parser):
                      f'{MOST_IMAGES}')
 
 
-def _check_classifier_and_memory(args, parser):
-    largest = LARGEST_MARGINS.get(args.classifier)
-    if largest and (args.classifier_margin or 0) > largest:
-        parser.error(f'--classifier_margin {args.classifier_margin} is more than {largest}, the most that makes sense for '
-                     f'{args.classifier}')
+def _check_memory(args, parser):
     filled = batches_in_memory(args)
     if args.memory_start is not None and args.memory_start < filled:
         parser.error(f'--memory_start {args.memory_start} is before the memory is full: {args.memory} embeddings are '

@@ -35,9 +35,7 @@ CHECKPOINT_ARGS = ('optimizer', 'ema', 'memory', 'center_weight', 'sampler', 'cl
 # Arguments of one or several values; a single value is stored without a list around it.
 LIST_ARGS = ('train_set', 'image_root', 'eval_query', 'eval_gallery', 'eval_excluder', 'eval_image_root')
 LARGEST_MEMORY = 2 ** 20
-# Classifiers with a margin, and the largest margin that makes sense: the range of a cosine, a right angle, and the value
-# at which the optima of the true identity and of the others meet.
-LARGEST_MARGINS = {'cosface': 2.0, 'arcface': 1.57, 'circle': 0.5}
+CLASSIFIERS_WITH_MARGIN = '|'.join(name for name in plugins.choices('classifiers') if name != 'linear')
 METRIC_LOSS = ('--loss', '--metric_weight')  # Flags that are on when a run has a metric loss.
 
 
@@ -113,7 +111,7 @@ def make_parser():
     add('--batch_k', type=positive_int, default=4, metavar='K', help='images per identity (default: %(default)s)')
     add('--batch_per_set', action='store_true', help='draw an equal part of the P identities from each training set, '
         'instead of from all sets together')
-    add('--sampler', default='random', choices=('random', 'hard_identity'), help='identities of a batch: random ones, or '
+    add('--sampler', default='random', choices=plugins.choices('samplers'), help='identities of a batch: random ones, or '
         'groups of identities whose mean embeddings are close (default: %(default)s)')
     add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='if the csv file names tracklets, the K '
         'images are tracklets, whose embedding is the mean over S frames (default: %(default)s)')
@@ -158,12 +156,12 @@ def make_parser():
         '(cross-entropy) loss; 0 disables it (default: %(default)s)')
     add('--label_smoothing', type=fraction, default=0.1, metavar='S', needs='--xent_weight', help='label smoothing of the '
         'cross-entropy (default: %(default)s)')
-    add('--classifier', default='linear', choices=('linear', *LARGEST_MARGINS), needs='--xent_weight', help='classifier of '
-        'the cross-entropy; all but linear use cosines with a margin (default: %(default)s)')
+    add('--classifier', default='linear', choices=plugins.choices('classifiers'), needs='--xent_weight', help='classifier '
+        'of the cross-entropy; all but linear use cosines with a margin (default: %(default)s)')
     add('--classifier_scale', type=positive_float, default=64.0, metavar='S', help='factor of the cosines of the '
-        'classifier (default: %(default)s)', needs=f'--classifier {"|".join(LARGEST_MARGINS)}')
+        'classifier (default: %(default)s)', needs=f'--classifier {CLASSIFIERS_WITH_MARGIN}')
     add('--classifier_margin', type=non_negative_float, metavar='M', help='margin of the classifier (default: 0.35 for '
-        'cosface and circle, 0.5 for arcface)', needs=f'--classifier {"|".join(LARGEST_MARGINS)}')
+        'cosface and circle, 0.5 for arcface)', needs=f'--classifier {CLASSIFIERS_WITH_MARGIN}')
     add('--memory', type=memory_size, default=0, metavar='N', needs=METRIC_LOSS, help='compare anchors with the last N '
         'embeddings of earlier batches, too; 0 disables it (default: %(default)s)')
     add('--memory_start', type=non_negative_int, metavar='N', needs='--memory', help='iteration from which the memory is '

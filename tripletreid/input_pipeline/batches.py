@@ -2,15 +2,16 @@
 import numpy as np
 import tensorflow as tf
 
+from tripletreid import plugins
 from tripletreid.input_pipeline import augmentation, cache, images
-from tripletreid.input_pipeline.sampling import batch_rows, random_identities
+from tripletreid.input_pipeline.sampling import batch_rows
 from tripletreid.pictures import Pixels
 
 
-def random_batches(dataset, identities, args, first_step, last_step, slots=None, part_size=None):
-    """The batches of the steps [first_step, last_step), of random identities; the rest is that of `batches`."""
-    steps = random_identities(identities, args, first_step, last_step)
-    return batches(dataset, identities, args, steps, slots, part_size)
+def batches_of_steps(dataset, identities, args, first_step, last_step, *part):
+    """Return the `batches` of the steps [first_step, last_step), for a sampler that needs no training state."""
+    sampler = plugins.load('samplers', args.sampler).Sampler(args, identities)
+    return batches(dataset, identities, args, sampler.steps(first_step, last_step), *part)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -21,7 +22,7 @@ def batches(dataset, identities, args, steps, slots=None, part_size=None):
         dataset: the training `Dataset`.
         identities: its `Identities`.
         args: of `train.py`.
-        steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as that of `sampling.random_identities`.
+        steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as a sampler's `steps` returns it.
         slots: places in the batch whose images are loaded, in this order, int64 [n]; None: all of them.
         part_size: into how many images each the slots are divided; None: all of them are one part.
 

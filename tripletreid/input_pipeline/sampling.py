@@ -148,51 +148,13 @@ def draw_of_each(seed, stream, step, counts, k):
 
 
 @tf.autograph.experimental.do_not_convert
-def random_identities(identities, args, first_step, last_step):
-    """Who is in the batches of the steps [first_step, last_step): an epoch has everybody once, but for a remainder.
-
-    Args:
-        identities: the `Identities`.
-        args: of `train.py`: its `seed` and `batch_p`.
-        first_step, last_step: ints.
-
-    Returns: a `tf.data.Dataset` of (step, numbers of identities [P]).
-    """
-    first_step, last_step = tf.constant(first_step, tf.int64), tf.constant(last_step, tf.int64)
-    parts = identities.parts
-    size = args.batch_p // len(parts)
-
-    def steps_of_part(part, numbers):
-        steps_per_epoch = len(numbers) // size
-
-        def steps_of_epoch(epoch):
-            first = epoch * steps_per_epoch
-            skipped = tf.maximum(first_step - first, 0)
-            order = epoch_order(args.seed, epoch, len(numbers), part if len(parts) > 1 else None)
-            chosen = tf.reshape(order[:steps_per_epoch * size], [steps_per_epoch, size])
-            chosen = tf.gather(numbers, chosen[skipped:last_step - first])
-            steps = first + skipped + tf.range(tf.shape(chosen, tf.int64)[0])
-            return tf.data.Dataset.from_tensor_slices((steps, chosen))
-
-        epochs = tf.data.Dataset.range(first_step // steps_per_epoch, -(-last_step // steps_per_epoch))
-        return epochs.flat_map(steps_of_epoch)
-
-    def beside_each_other(*of_parts):
-        steps, chosen = zip(*of_parts)
-        return steps[0], tf.concat(chosen, axis=0)
-
-    of_parts = [steps_of_part(*each) for each in enumerate(parts)]
-    return of_parts[0] if len(parts) == 1 else tf.data.Dataset.zip(*of_parts).map(beside_each_other)
-
-
-@tf.autograph.experimental.do_not_convert
 def batch_rows(identities, seed, steps, batch_k, frames=1):
     """The rows of each batch; images of an identity adjoin.
 
     Args:
         identities: the `Identities`.
         seed: int.
-        steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as that of `random_identities`.
+        steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as a sampler's `steps` returns it.
         batch_k: K.
         frames: of a tracklet, S; with images it is 1.
 
@@ -210,13 +172,27 @@ def batch_rows(identities, seed, steps, batch_k, frames=1):
     return steps.map(draw)
 
 
-def rows_at(identities, args, step, chosen=None):
-    """The rows of the dataset that the batch of one step holds, int64 [B].
+def rows_at(identities, args, steps):
+    """Return the rows of the dataset that the batch of one step holds, int64 [B].
 
     Args:
-        chosen: numbers of the identities in it, int64 [P]; None: they were drawn at random.
+        identities: the `Identities`.
+        args: of `train.py`.
+        steps: a `tf.data.Dataset` whose first element is that step, as a sampler's `steps` returns it.
     """
-    steps = random_identities(identities, args, step, step + 1)
-    if chosen is not None:
-        steps = tf.data.Dataset.from_tensors((tf.constant(step, tf.int64), tf.constant(chosen, tf.int64)))
     return next(iter(batch_rows(identities, args.seed, steps, args.batch_k, args.frames_per_tracklet)))[1].numpy()
+
+
+def batches_as_drawn(sampler, data, first_step, last_step):
+    """Iterate over the batches of the steps [first_step, last_step), and let the sampler draw when its draw runs out.
+
+    Args:
+        sampler: of samplers/.
+        data: iterable over the batches of the sampler's `steps`; it is iterated over again after each draw.
+        first_step, last_step: ints.
+    """
+    step = first_step
+    while step < last_step:
+        next_draw = sampler.draw(step)
+        yield from data
+        step = next_draw or last_step

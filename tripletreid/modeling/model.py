@@ -70,41 +70,16 @@ def without_values(build, *args, **options):
         return thread.submit(built).result()
 
 
-class Cosines(keras.layers.Layer):
-    """The cosines of the angles between features [B, F] and a learned vector for each of I classes: [B, I]."""
-
-    def __init__(self, classes, **kwargs):
-        super().__init__(**kwargs)
-        self.classes = classes
-
-    def build(self, input_shape):
-        self.kernel = self.add_weight(name='kernel', shape=(input_shape[-1], self.classes),
-                                      initializer=keras.initializers.RandomNormal(stddev=0.01))
-
-    def call(self, features):
-        return tf.matmul(tf.math.l2_normalize(features, axis=1), tf.math.l2_normalize(self.kernel, axis=0))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape[0], self.classes
-
-
-def with_classifier(network, num_identities, kind='linear'):
-    """The model of `build` with one more endpoint, 'logits' [B, I] float32, of a classifier of the identities.
-
-    It has the raw embedding as its features, no bias (Luo et al. 2019, section 3.6), and is not part of the head: who
-    embeds builds the network without it. Of kinds other than 'linear' the endpoint holds cosines, which
-    `loss.classifier_logits` makes logits of.
-    """
-    features = network.output['emb_raw']
-    if kind == 'linear':
-        classifier = keras.layers.Dense(num_identities, use_bias=False, dtype='float32', name='classifier',
-                                        kernel_initializer=keras.initializers.RandomNormal(stddev=0.001))
-    else:
-        classifier = Cosines(num_identities, dtype='float32', name='classifier')
-    logits = classifier(features)
-    classifying = keras.Model(network.input, {**network.output, 'logits': logits}, name=f'{network.name}_classifier')
-    classifying.body = network.body
-    return classifying
+def with_endpoints(network, functions):
+    """Return the model of `build` with more endpoints: each function maps the endpoints to a dict of additional ones."""
+    added = {}
+    for function in functions:
+        added |= function(network.output)
+    if not added:
+        return network
+    extended = keras.Model(network.input, {**network.output, **added}, name=network.name)
+    extended.body = network.body
+    return extended
 
 
 def named_variables(network):

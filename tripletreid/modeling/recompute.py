@@ -21,7 +21,7 @@ def recomputing(network, names):
     bits on a CPU.
 
     Args:
-        network: as `model.build` or `model.with_classifier` returns it.
+        network: as `model.build` or `model.with_endpoints` returns it.
         names: of those of its endpoints that are needed.
 
     Returns: function (images, training=True) -> dict of these endpoints. It belongs inside of a `tf.function`.
@@ -82,7 +82,8 @@ def cuts_of(ends):
         alive |= {id(tensor): tensor for tensor in node.output_tensors}
         alive = {key: tensor for key, tensor in alive.items() if last_use.get(key, place) > place}
         kernels += sum(len(variable.shape) > 1 for variable in getattr(node.operation, 'variables', []))
-        if len(alive) == 1 and kernels >= KERNELS:
+        # An endpoint itself is no place to cut: a Keras model cannot return its own input.
+        if len(alive) == 1 and kernels >= KERNELS and not set(alive) & {id(tensor) for tensor in ends}:
             cuts, kernels = [*cuts, *alive.values()], 0
     return cuts
 

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tripletreid.distribute import agreement
 from tripletreid.errors import InputError
-from tripletreid.experiment import best_checkpoint, checkpoints, flag_checks
-from tripletreid.training import optimizer
+from tripletreid.experiment import best_checkpoint, checkpoints
+from tripletreid.training import schedule
 
 
 class Loop:
@@ -41,8 +41,8 @@ class Loop:
         """Train from the state's step on.
 
         Args:
-            train_step: function (batch, learning rate, β1, whether the body is frozen, whether the memory is used) ->
-                dict of tensors, see `train.replica_step`. It may return before they are computed.
+            train_step: function (batch, `Schedule`) -> dict of tensors, see `train.train_step`. It may return before they
+                are computed.
             data: iterator over the batches.
             why_unreadable: function (step, error) -> the InputError to end with when a batch cannot be loaded.
 
@@ -64,13 +64,10 @@ class Loop:
                     self._log.info('Interrupted by %s after %d iterations.',
                                    self._interruption.requested or 'another worker', step)
                 break
-            learning_rate = optimizer.learning_rate(step, args)
-            memory_is_used = bool(args.memory) and step >= flag_checks.memory_start(args)
-            result = train_step(batch, tf.constant(learning_rate, tf.float32),
-                                tf.constant(optimizer.beta1(step, args), tf.float32),
-                                step < args.freeze_body_iterations, memory_is_used)
+            settings = schedule.at(step, args)
+            result = train_step(batch, settings)
             self._report(until=started)
-            self._unreported = step, learning_rate, result, started
+            self._unreported = step, settings.learning_rate, result, started
             if step == self._first_step:  # The sign of life, for which nobody should wait a second step.
                 self._report()
             self._store_and_validate_where_due(step + 1)
@@ -93,12 +90,12 @@ class Loop:
         self._check_finite(step, result)
         seconds = (until or time.monotonic()) - started
         if self._reporter:
-            self._reporter.iteration(step, result['rows'], result, learning_rate, seconds)
+            self._reporter.iteration(step, result['rows'], result, float(learning_rate), seconds)
 
     def _check_finite(self, step, result):
         """Raises InputError for numbers that are not finite; a step that was left out is only told of."""
         must_be_finite = ['loss', 'emb', 'gradient_norm']
-        if self._state.loss_scale.left_out(result['gradient_norm'], result['loss_scale']):
+        if self._state.loss_scale.skipped(result['gradient_norm'], result['loss_scale']):
             self._log.warning('Iteration %d is left out: its gradients are beyond float16. The loss scale is %g from now '
                               'on.', step + 1, result['loss_scale'] / 2)
             must_be_finite.remove('gradient_norm')

@@ -7,6 +7,38 @@ import numpy as np
 from tripletreid.experiment.detailed_logs import DetailedLogs
 from tripletreid.experiment.event_files import TensorBoard, forget_events_after
 from tripletreid.experiment.train_log import VALIDATION, forget_iterations_after, iteration_line
+from tripletreid.input_pipeline import sampling
+from tripletreid.modeling import pretrained
+from tripletreid.training import optimizer
+
+
+def log_data(log, args, train_set, identities, devices):
+    """Log what a run trains on, and warn of identities that a metric loss can use as negatives only.
+
+    Args:
+        log: logger.
+        args: of `train.py`.
+        train_set: the training `Dataset`.
+        identities: its `Identities`.
+        devices: what computes, in words.
+    """
+    log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names), devices)
+    for sentence in sampling.shares_of_sets(identities, train_set, args.batch_p):
+        log.info(sentence)
+    if args.crop_augment:
+        log.info('Images are loaded at %dx%d, for random crops of %dx%d.', args.pre_crop_height, args.pre_crop_width,
+                 args.net_input_height, args.net_input_width)
+    few_positives = sampling.check_positives(identities, train_set, args)
+    if few_positives:
+        log.warning(few_positives)
+
+
+def log_state(log, state):
+    """Log the learning-rate multipliers of a `TrainState`, and the notices of its sampler."""
+    for factor, names in optimizer.by_factor(state.optimizer.rate_factors).items():
+        log.info('Learning-rate multiplier %.3g: %s.', factor, pretrained.listed(names))
+    for notice in state.sampler.notices:
+        log.warning(notice)
 
 
 class Reporter:
@@ -15,7 +47,7 @@ class Reporter:
     TensorBoard's histograms take milliseconds. They are made in a thread of their own while the next iteration runs.
     """
 
-    def __init__(self, args, log, first_step, fids, pid_numbers):
+    def __init__(self, args, log, first_step, fids, pid_numbers, curves=()):
         """
         Args:
             args: of `train.py`.
@@ -23,6 +55,7 @@ class Reporter:
             first_step: the step that the run starts or goes on with.
             fids: file ids of the training set [N].
             pid_numbers: numbers of their identities, int32 [N].
+            curves: names of the objectives' means in the results of the training step.
         """
         forget_iterations_after(args.experiment_root, first_step)
         forget_events_after(args.experiment_root, first_step)
@@ -30,6 +63,7 @@ class Reporter:
         self._log = log
         self._fids = fids
         self._pid_numbers = pid_numbers
+        self._curves = curves
         self._board = TensorBoard(args.experiment_root, first_step)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._board_is_told = self._thread.submit(lambda: None)
@@ -51,10 +85,7 @@ class Reporter:
         precision = result['batch_prec_at_k']
         scalars = {'loss': result['loss'], 'batch_top1': result['batch_top1'], f'batch_prec_at_{k}': precision,
                    'active_count': result['active_count'], 'learning_rate': learning_rate, 'secs_per_iter': seconds}
-        if args.xent_weight:
-            scalars['cross_entropy'] = result['cross_entropy']
-        if args.center_weight:
-            scalars['center_loss'] = result['center_loss']
+        scalars |= {name: result[name] for name in self._curves}
         self._seconds.append(seconds)
         # The first line is the sign of life, here and for who asks whether this run has trained anything.
         if step == 0 or (step + 1) % args.log_frequency == 0 or step + 1 == args.train_iterations:
@@ -74,7 +105,7 @@ class Reporter:
         seconds = sum(self._seconds) / len(self._seconds)
         eta = seconds * (args.train_iterations - step - 1)
         line = iteration_line(step + 1, result['losses'], precision, args.batch_k - 1, eta, seconds)
-        return f'{line}, cross-entropy: {result["cross_entropy"]:.3f}' if args.xent_weight else line
+        return ', '.join([line, *(f'{name.replace("_", "-")}: {result[name]:.3f}' for name in self._curves)])
 
     def validation(self, step, result):
         """Tell of a validation after `step` iterations: `result` is what `Validation.evaluate` returns."""
