@@ -79,7 +79,7 @@ def training_keras_bn(batch_size):
 
 
 def training_keras_net(batch_size):
-    """That of Keras's own ResNet-50."""
+    """Return the training step of Keras's own ResNet-50."""
     return training(batch_size, net=network(name='resnet50'))
 
 

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""What one thing changes: a plain recipe with one factor after another, on a small dataset; a table of mAP.
+"""Measure the effect of single changes: a plain recipe with one factor at a time, on a small dataset; a table of mAP.
 
     benchmarks/compare.py omniglot ~/omniglot/images_background_small2 --out compared --table docs/factors.md
     benchmarks/compare.py digits digits --out compared_digits
     benchmarks/compare.py … --against batch_all --only 'batch_all, hard identities'
 
-On Omniglot characters of an alphabet that is not trained on are searched: that by which choices are made, and not those
-of the test. Of the digits of scikit-learn new images are. Every factor of FACTORS is added to the plain recipe and
-trained with some seeds, each run being one of train.py. What is in the folder --out is not run again, so that a table
-that was interrupted, or got a further factor, is completed.
+Omniglot is evaluated on the characters of its validation alphabet, which are not trained on and differ from the test
+characters; scikit-learn's digits are evaluated on new images. Every factor of FACTORS is added to the plain recipe and
+trained with some seeds, each by one run of train.py. Results in the folder --out are not computed again, so that an
+interrupted table, or one with a new factor, is completed.
 
-Three numbers tell whether a difference is more than noise. A factor and what it is held against, the plain recipe or
-another factor, with the same seed are compared query by query: one interval says how far the difference would move with
-other characters, for these very models; the other one how far with other seeds, for these characters (Student's t of a
-handful of differences). Where either holds 0, nothing is shown.
+A factor is compared with the plain recipe, or with the factor --against, per query and with equal seeds. One interval
+covers the difference with other characters, for these models; the other one covers it with other seeds, for these characters
+(Student's t of a few differences). If either contains 0, the factor shows no effect.
 """
 import argparse
 import json
@@ -38,17 +37,17 @@ from tripletreid.files import check_replaceable, write_json, written_whole
 
 
 class Setting(typing.NamedTuple):
-    """What is trained on and searched."""
+    """A dataset with its plain recipe."""
     plain: str  # flags of train.py
     iterations: int
-    options: dict  # of make_dataset.make
+    options: dict  # arguments of make_dataset.make
     query: str  # names of subsets
     gallery: str
-    searched: str  # what is, in words
+    searched: str  # description of the searched images
 
 
 DATASETS = {
-    # recipes/omniglot.sh with the triplet loss alone, without what is beside it, and with a shorter schedule.
+    # recipes/omniglot.sh with the triplet loss alone and a shorter schedule.
     'omniglot': Setting(
         '--model_name conv4 --head_name fc1024 --embedding_dim 128 --net_input_height 48 --net_input_width 48 '
         '--crop_augment --batch_p 18 --batch_k 4 --learning_rate 3e-3', 300,
@@ -58,7 +57,7 @@ DATASETS = {
         '--model_name mnist --head_name direct --embedding_dim 16 --net_input_height 16 --net_input_width 16 '
         '--batch_p 10 --batch_k 4 --learning_rate 1e-3', 100, {}, 'query', 'test', 'digits'),
 }
-# What a line of the table is called: flags, which take precedence over the plain ones; --no_X takes the plain --X away.
+# Name of a row of the table: flags, which take precedence over the plain ones; --no_X removes the plain --X.
 FACTORS = {
     'plain': '',
     'margin 0.2': '--margin 0.2',
@@ -107,12 +106,12 @@ FACTORS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('dataset', choices=DATASETS)
-    parser.add_argument('images', metavar='FOLDER', help='of the dataset, as make_dataset.py takes it')
-    parser.add_argument('--out', required=True, metavar='DIR', help='where the results of the runs are kept')
+    parser.add_argument('images', metavar='FOLDER', help='folder of the dataset, as for make_dataset.py')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results of the runs')
     parser.add_argument('--only', nargs='+', metavar='NAME', choices=FACTORS, help='factors (all)')
-    parser.add_argument('--against', default='plain', metavar='NAME', choices=FACTORS, help='what the differences are to '
+    parser.add_argument('--against', default='plain', metavar='NAME', choices=FACTORS, help='reference of the differences '
                         '(%(default)s)')
-    parser.add_argument('--seeds', type=argument_types.positive_int, default=3, help='how many (%(default)s)')
+    parser.add_argument('--seeds', type=argument_types.positive_int, default=3, help='number of seeds (%(default)s)')
     parser.add_argument('--iterations', type=argument_types.positive_int,
                         help=f'({", ".join(f"{name}: {each.iterations}" for name, each in DATASETS.items())})')
     parser.add_argument('--table', metavar='FILE', help='write the table there, as Markdown')
@@ -124,7 +123,7 @@ def main():
     os.makedirs(options.out, exist_ok=True)
     make_dataset.make(options.dataset, options.images, options.out, setting.options)
     names = list(dict.fromkeys([options.against, *(options.only or FACTORS)]))
-    # Seed by seed: what is there after an interruption is a whole table of fewer seeds.
+    # Seed by seed, so that an interrupted command leaves a complete table of fewer seeds.
     results = {name: [] for name in names}
     for seed in range(options.seeds):
         for name in names:
@@ -139,14 +138,14 @@ def main():
 
 
 def with_factor(plain, factor):
-    """The flags of the plain recipe with those of a factor."""
+    """Return the flags of the plain recipe with the flags of a factor."""
     taken_away = [flag.replace('--no_', '--') for flag in factor.split() if flag.startswith('--no_')]
     kept = [flag for flag in plain.split() if flag not in taken_away]
     return ' '.join([*kept, *(flag for flag in factor.split() if not flag.startswith('--no_'))])
 
 
 def result_of(name, seed, setting, options):
-    """The result of one run, which is made unless it is there.
+    """Return the result of one run; train only if it does not exist yet.
 
     Returns: dict of `flags`, `images`, `aps` (a number a query), `pids` (of the queries), `cpu_seconds` and
         `seconds` of train.py.
@@ -162,7 +161,8 @@ def result_of(name, seed, setting, options):
             raise InputError(f'{stem}.json is of a run with other flags or images ({result["flags"]}); remove it, or choose '
                              f'another --out.')
         return result
-    shutil.rmtree(stem, ignore_errors=True)  # Of a run that was interrupted: its seconds would not be known.
+    # An interrupted run is not resumed, because its time would be unknown.
+    shutil.rmtree(stem, ignore_errors=True)
     command = [sys.executable, str(ROOT / 'train.py'), '--experiment_root', stem, '--image_root', options.images,
                '--train_set', os.path.join(options.out, f'{options.dataset}_train.csv'), '--cache', 'memory',
                '--checkpoint_frequency', '0', '--log_frequency', '100', '--summary_frequency', '100', *shlex.split(flags)]
@@ -181,7 +181,7 @@ def result_of(name, seed, setting, options):
 
 
 def scores(root, setting, options):
-    """What the last checkpoint of an experiment root reaches: `pids` and `aps` of the queries."""
+    """Return `pids` and `aps` of the queries with the last checkpoint of an experiment root."""
     with quiet.tensorflow_import():
         from tripletreid.modeling import inference, inference_flags
     import numpy as np
@@ -198,9 +198,9 @@ def scores(root, setting, options):
                       for name in (setting.query, setting.gallery))
     embs = []
     for dataset in (query, gallery):
-        of_rows = inference.embed_rows(network, dataset, options.images, inference_flags.sizes(args, crop).load, crop=crop)
-        embs.append(np.concatenate([each[0] for each in of_rows]))
-    # Query and gallery are other images, of which no excluder would take any away.
+        row_embs = inference.embed_rows(network, dataset, options.images, inference_flags.sizes(args, crop).load, crop=crop)
+        embs.append(np.concatenate([each[0] for each in row_embs]))
+    # Query and gallery share no images, so the excluder ignores none.
     ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, exclusion.load('diagonal'), args.metric))
     return {'pids': list(query.pids), 'aps': ranks.ap_sklearn.tolist()}
 
@@ -210,7 +210,7 @@ def mean_ap(result):
 
 
 def table(results, setting, options):
-    """The Markdown of {name: results with each seed}."""
+    """Return the Markdown table of {name: results per seed}."""
     against = results[options.against]
     recipe = 'the plain recipe' if options.against == 'plain' else options.against
     lines = [f'`{shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]])}` printed this: mAP of '
@@ -221,14 +221,15 @@ def table(results, setting, options):
              f'| factor | mAP | difference | other {setting.searched} | other seeds | CPU seconds |',
              '| --- | --- | --- | --- | --- | --- |']
     rows = []
-    for name, of_seeds in results.items():
-        means = [mean_ap(result) for result in of_seeds]
+    for name, seed_results in results.items():
+        means = [mean_ap(result) for result in seed_results]
         differences = [mean - mean_ap(other) for mean, other in zip(means, against)]
         flags = f' `{FACTORS[name]}`' if FACTORS[name] else ''
         cells = [f'{name}{flags}', f'{statistics.fmean(means):.1%} ({min(means):.1%} to {max(means):.1%})']
         cells += ['', '', ''] if name == options.against else [
-            points(statistics.fmean(differences)), interval_of_identities(of_seeds, against), interval_of_seeds(differences)]
-        cells.append(f'{statistics.fmean(result["cpu_seconds"] for result in of_seeds):.0f}')
+            points(statistics.fmean(differences)), interval_of_identities(seed_results, against),
+            interval_of_seeds(differences)]
+        cells.append(f'{statistics.fmean(result["cpu_seconds"] for result in seed_results):.0f}')
         rows.append((name != options.against, -statistics.fmean(means), f'| {" | ".join(cells)} |'))
     return '\n'.join([*lines, *(line for *_, line in sorted(rows))])
 
@@ -237,18 +238,18 @@ def points(difference):
     return f'{100 * difference:+.1f}'
 
 
-def interval_of_identities(of_seeds, against):
-    """By bootstrap over identities, of the queries' mean differences over seeds."""
+def interval_of_identities(seed_results, against):
+    """Return the bootstrap interval over identities of the queries' mean differences over seeds."""
     import numpy as np
 
     from tripletreid.evaluation import bootstrap
-    differences = np.mean([np.subtract(one['aps'], other['aps']) for one, other in zip(of_seeds, against)], axis=0)
+    differences = np.mean([np.subtract(one['aps'], other['aps']) for one, other in zip(seed_results, against)], axis=0)
     [interval] = bootstrap.interval(against[0]['pids'], differences[:, None], lowest=-1)
     return 'unknown' if interval is None else f'{points(interval[0])} to {points(interval[1])}'
 
 
 def interval_of_seeds(differences):
-    """Student's t interval of the mean difference."""
+    """Return Student's t interval of the mean difference."""
     if len(differences) < 2:
         return 'unknown'
     import scipy.stats

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What it costs to share work by Dask: processes of this host against one that does it alone. Prints a table each.
+"""Measure the cost of sharing work by Dask: processes of this host against a single one. Prints one table each.
 
     benchmarks/dask_cluster.py overhead      a task that does nothing, many times
     benchmarks/dask_cluster.py embedding     embed.py with a small net, --dask local:N and without

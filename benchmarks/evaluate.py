@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long evaluation takes and how much memory it needs, beside plain ways to do the same: a table of whole processes.
+"""Measure time and memory of an evaluation, compared with plain implementations: a table of complete processes.
 
     benchmarks/evaluate.py                         the size of Market-1501, some minutes
     benchmarks/evaluate.py --gallery 500000 --references
@@ -11,8 +11,8 @@
     benchmarks/evaluate.py --queries 1000 --dim 2048 --noise 6 --references
     benchmarks/evaluate.py --queries 3000 --gallery 20000 --dim 256 --metric cityblock --workers 2 --references
 
-Embeddings are made up: clusters, one an identity, seen by six cameras; in the gallery also junk and strangers, in the
-proportions of Market-1501, with more strangers in a larger gallery.
+Embeddings are generated: one cluster per identity, seen by six cameras. The gallery also contains junk and distractors, in
+the proportions of Market-1501, with more distractors in a larger gallery.
 """
 import argparse
 import csv
@@ -37,8 +37,8 @@ def main():
     add('--gallery', type=int, default=19732, help='(%(default)s)')
     add('--dim', type=int, default=128, help='(%(default)s)')
     add('--identities', type=int, default=750, help='(%(default)s)')
-    add('--noise', type=float, default=1.3, help='standard deviation within an identity; that of the identities is 1 '
-        '(%(default)s)')
+    add('--noise', type=float, default=1.3, help='standard deviation within an identity, relative '
+        'to the deviation of the identities (%(default)s)')
     add('--outliers', type=int, default=0, help='gallery images with embeddings a thousand times as long (%(default)s)')
     add('--metric', default='euclidean', help='of evaluate.py (%(default)s)')
     add('--repeat', type=int, default=3, help='runs of each, of which the fastest counts (%(default)s)')
@@ -117,7 +117,7 @@ def run(command):
     return seconds, *used, (stdout.splitlines() or [''])[-1]
 
 
-# --- What the processes do --------------------------------------------------------------------------------------------
+# --- The measured processes --------------------------------------------------------------------------------------------
 
 def make(args, folder):
     """Write query.csv, query.h5, gallery.csv and gallery.h5."""
@@ -125,12 +125,12 @@ def make(args, folder):
     random = np.random.default_rng(0)
     os.makedirs(folder, exist_ok=True)
     centres = random.standard_normal((args.identities + 1, args.dim)).astype(np.float32)
-    stranger, junk = 0, -1
+    distractor, junk = 0, -1
     person = random.integers(1, args.identities + 1, args.queries)
     write(folder, 'query', person, centres, args.noise, random)
     share = min(1, args.gallery / MARKET_GALLERY)
     labelled, junk_count = int(share * LABELLED), int(share * JUNK)
-    person = np.full(args.gallery, stranger)
+    person = np.full(args.gallery, distractor)
     person[:labelled] = random.integers(1, args.identities + 1, labelled)
     person[labelled:labelled + junk_count] = junk
     write(folder, 'gallery', random.permutation(person), centres, args.noise, random, args.outliers)
@@ -213,7 +213,7 @@ def dense_reranking(_, folder):
         near = order[image, :k + 1]
         return near[(order[near, :k + 1] == image).any(axis=1)]
 
-    # Section 3.2: reciprocal neighbours, and those of them that share two thirds. 3.3: their weights.
+    # Section 3.2: reciprocal neighbours, and the neighbours' own ones with an overlap of two thirds. 3.3: their weights.
     encodings = np.zeros((count, count), np.float32)
     for image in range(count):
         members = expanded = reciprocal(image, k1)
@@ -224,14 +224,14 @@ def dense_reranking(_, folder):
         expanded = np.unique(expanded)
         weights = np.exp(-distances[image, expanded])
         encodings[image, expanded] = weights / weights.sum()
-    # Section 3.4: local query expansion. 3.3 again: the Jaccard distance of what two images have in common.
+    # Section 3.4: local query expansion. 3.3 again: the Jaccard distance of two images' encodings.
     encodings = np.stack([encodings[order[image, :k2]].mean(axis=0) for image in range(count)])
-    of_column = [np.flatnonzero(column) for column in encodings[first:].T]
+    images_of_column = [np.flatnonzero(column) for column in encodings[first:].T]
     distances = distances[:first, first:].copy()
     for query in range(first):
         common = np.zeros(len(gallery), np.float32)
         for column in np.flatnonzero(encodings[query]):
-            rows = of_column[column]
+            rows = images_of_column[column]
             common[rows] += np.minimum(encodings[query, column], encodings[first + rows, column])
         distances[query] = weight * distances[query] + (1 - weight) * (1 - common / (2 - common))
     print_scores(query_pids, query_fids, gallery_pids, gallery_fids, distances)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints how near the project comes to the original, as a table: runs the fidelity tests and collects what they reach.
+"""Print the differences from the original as a table: run the fidelity tests and collect their measured values.
 
     python benchmarks/fidelity.py
 """

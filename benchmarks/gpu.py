@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""One command for whoever has a GPU: checks that it computes what a CPU does, and measures what it reaches.
+"""Check that a GPU computes the numbers of a CPU, and measure its speed.
 
     benchmarks/gpu.py            on the first GPU, some ten minutes
-    benchmarks/gpu.py --tiny     on whatever there is, with a tiny net: does this script work?
+    benchmarks/gpu.py --tiny     with or without a GPU, with a tiny net, to test this script
 
 The checks: training in every combination of precision, family of net and loss, with and without XLA; a run that is
 resumed with --deterministic ends in the same bits; embeddings are the CPU's to 1e-4 of the largest number.
 
-The table: training steps of ResNet-50 with the head fc1024 at 256x128, batch hard; each line is a process of its own.
-What the device could do at best is measured too, by a large product of matrices in the same precision.
+The table: training steps of ResNet-50 with the head fc1024 at 256x128, batch hard; each line is a separate process.
+The device's best speed is measured by a large product of matrices in the same precision.
 """
 import argparse
 import json
@@ -64,7 +64,7 @@ def device_name(args):
 
 
 def in_process(args, *flags):
-    """What this script prints as JSON with more flags, in a process of its own."""
+    """Run this script with more flags in a separate process, and return its JSON output."""
     command = [sys.executable, __file__, '--steps', str(args.steps), *flags, *['--tiny'] * args.tiny]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_AT_MOST)
     if done.returncode:
@@ -75,7 +75,7 @@ def in_process(args, *flags):
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 def check_matrix(args):
-    """Train each combination, with XLA as well; losses before the first update are near those of float32."""
+    """Train each combination, with XLA as well; losses before the first update are near the losses of float32."""
     import numpy as np
 
     import _matrix
@@ -120,8 +120,8 @@ def check_resume_and_embeddings(args, folder):
             embs.append(file['emb'][()])
     difference = abs(embs[0] - embs[1]).max() / abs(embs[1]).max()
     if not np.isfinite(difference) or difference > 1e-4:
-        raise SystemExit(f'error: embeddings differ from those of the CPU by {difference:.1e} of the largest number.')
-    print(f'Embeddings are those of the CPU to {difference:.0e} of the largest number.', flush=True)
+        raise SystemExit(f'error: embeddings differ from the CPU by {difference:.1e} of the largest number.')
+    print(f'Embeddings agree with the CPU to {difference:.0e} of the largest number.', flush=True)
 
 
 def project(script, *flags, **environment):
@@ -173,7 +173,7 @@ def measured(args, precision, xla, batch_p):
 
 
 def seconds_each(work, count):
-    """Seconds of one of `count` calls that are handed out one behind the other, after two that do not count."""
+    """Return the seconds per call of `count` consecutive calls, after two calls that do not count."""
     for _ in range(2):
         work().numpy()
     started = time.perf_counter()

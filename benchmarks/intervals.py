@@ -3,10 +3,10 @@
 
     benchmarks/intervals.py          a minute
 
-Persons are drawn again and again, each with a difficulty of its own and one to eight queries, whose scores are skewed as
-those of evaluations are: most persons are found nearly always, some hardly ever. The differences are those of --compare,
-between two models on the same queries. A cell is the share of the intervals that hold the true mean, of those that
-there are, and their mean width; in brackets the share of the draws of which no interval is given, where there are some.
+Persons are drawn repeatedly, each with its own difficulty and one to eight queries. Their scores are skewed as in an
+evaluation: most persons are found nearly always, some hardly ever. The differences are differences of --compare, between
+two models on the same queries. A cell shows the fraction of the given intervals that contain the true mean, and their mean
+width; in brackets the fraction of the draws without an interval, if there are any.
 """
 import argparse
 import math
@@ -23,8 +23,8 @@ from tripletreid.evaluation import bootstrap
 
 IDENTITIES = (3, 5, 7, 10, 20, 50, 100)
 MOST_QUERIES = 8
-ALIKE = 12  # The larger, the more are the queries of one person alike.
-# What is drawn, and the least that it can be.
+SIMILARITY = 12  # A larger value makes the scores of one person's queries more similar.
+# The drawn scores, with their smallest possible value.
 SCORES = {'AP of 85 %': 0, 'AP of 95 %': 0, 'rank-1 of 85 %': 0, 'difference of AP': -1, 'difference of rank-1': -1}
 
 
@@ -65,7 +65,7 @@ def draw(identities, random):
 
     def ap(ability):
         ability = ability[pids].clip(1e-3, 1 - 1e-3)
-        return random.beta(ALIKE * ability, ALIKE * (1 - ability))
+        return random.beta(SIMILARITY * ability, SIMILARITY * (1 - ability))
 
     def rank_1(ability):
         return (random.random(len(pids)) < ability[pids]).astype(float)
@@ -78,7 +78,7 @@ def draw(identities, random):
 
 
 def percentiles(pids, scores, _):
-    """What `interval` returns, by the percentiles of the plain bootstrap over identities."""
+    """Return the intervals of `interval`, by the percentiles of the plain bootstrap over identities."""
     counts = np.bincount(pids)
     sums = np.bincount(pids, scores[:, 0])
     rows = np.random.default_rng(bootstrap.SEED).integers(len(sums), size=(bootstrap.SAMPLES, len(sums)))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Print a table of what takes time or memory, each as a ratio to a reference that is measured in turn with it.
+"""Print a table of times and memory, each as a ratio to a reference that is measured alternately with it.
 
     benchmarks/speed.py
     benchmarks/speed.py --torch_python PYTHON_WITH_PYTORCH step embedding
 
-A ratio below 1 means faster (or smaller) than the reference. Times are the best of several that alternate with those of
-the reference, so that whatever else the machine does disturbs both alike.
+A ratio below 1 means faster (or smaller) than the reference. Times are the best of several that alternate with the
+reference's times, so that other load on the machine disturbs both equally.
 """
 import argparse
 import os
@@ -26,7 +26,7 @@ def main():
                     'losses': measure_losses, 'loop': measure_loop, 'memory': measure_memory,
                     'recompute': measure_recompute}
     parser = argparse.ArgumentParser(description='Measure the speed of the pipeline against references.')
-    parser.add_argument('parts', nargs='*', metavar='PART', help=f'what to measure: {", ".join(measurements)} (all)')
+    parser.add_argument('parts', nargs='*', metavar='PART', help=f'measurements to run: {", ".join(measurements)} (all)')
     parser.add_argument('--batch_size', type=int, default=16, help='images in a step of ResNet-50 or ViT-B/16 (%(default)s)')
     parser.add_argument('--repeats', type=int, default=5, help='of each measurement (%(default)s)')
     parser.add_argument('--torch_python', metavar='PYTHON', help='a Python that has PyTorch, for comparison')
@@ -35,13 +35,14 @@ def main():
     if unknown:
         parser.error(f'no such part: {", ".join(sorted(unknown))}')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    print('| what | ours | reference | ratio |\n| --- | --- | --- | --- |', flush=True)
+    print('| measured | ours | reference | ratio |\n| --- | --- | --- | --- |', flush=True)
     for part in args.parts or measurements:
         measurements[part](args)
 
 
-def tell(what, ours, reference_name, reference, unit='s'):
-    print(f'| {what} | {ours:.3g} {unit} | {reference_name}: {reference:.3g} {unit} | {ours / reference:.2f} |', flush=True)
+def print_row(measured, ours, reference_name, reference, unit='s'):
+    print(f'| {measured} | {ours:.3g} {unit} | {reference_name}: {reference:.3g} {unit} | {ours / reference:.2f} |',
+          flush=True)
 
 
 class Contender:
@@ -87,36 +88,36 @@ def best_times(names, args, with_torch=True):
 
 def measure_step(args):
     times = best_times(['training', 'training_bfloat16', 'training_tf1', 'training_keras_bn'], args)
-    what = f'training step, ResNet-50, {args.batch_size} images'
+    measured = f'training step, ResNet-50, {args.batch_size} images'
     for name in sorted(set(times) - {'training', 'training_bfloat16'}):
-        tell(what, times['training'], name.removeprefix('training_'), times[name])
-    tell(f'{what}, bfloat16', times['training_bfloat16'], 'float32', times['training'])
+        print_row(measured, times['training'], name.removeprefix('training_'), times[name])
+    print_row(f'{measured}, bfloat16', times['training_bfloat16'], 'float32', times['training'])
     times = best_times(['training_keras_net', 'training_keras_net_keras_bn'], args, with_torch=False)
-    tell(f"training step, Keras's ResNet-50, {args.batch_size} images", times['training_keras_net'], "Keras's batch norm",
-         times['training_keras_net_keras_bn'])
+    print_row(f"training step, Keras's ResNet-50, {args.batch_size} images", times['training_keras_net'],
+              "Keras's batch norm", times['training_keras_net_keras_bn'])
 
 
 def measure_embedding(args):
     times = best_times(['embedding', 'embedding_bfloat16', 'embedding_folded', 'embedding_of_files'], args)
-    what = f'forward pass, ResNet-50, {args.batch_size} images'
+    measured = f'forward pass, ResNet-50, {args.batch_size} images'
     if 'embedding_torch' in times:
-        tell(what, times['embedding'], 'torch', times['embedding_torch'])
-    tell(f'embedding of {args.batch_size} files', times['embedding_of_files'], 'forward pass', times['embedding'])
-    tell(f'{what}, bfloat16', times['embedding_bfloat16'], 'float32', times['embedding'])
-    tell(f'{what}, batch norm folded', times['embedding_folded'], 'not folded', times['embedding'])
+        print_row(measured, times['embedding'], 'torch', times['embedding_torch'])
+    print_row(f'embedding of {args.batch_size} files', times['embedding_of_files'], 'forward pass', times['embedding'])
+    print_row(f'{measured}, bfloat16', times['embedding_bfloat16'], 'float32', times['embedding'])
+    print_row(f'{measured}, batch norm folded', times['embedding_folded'], 'not folded', times['embedding'])
 
 
 def measure_vit(args):
-    for name, what in (('training_vit', 'training step'), ('embedding_vit', 'forward pass')):
+    for name, measured in (('training_vit', 'training step'), ('embedding_vit', 'forward pass')):
         times = best_times([name, f'{name}_bfloat16'], args)
-        what = f'{what}, ViT-B/16, {args.batch_size} images'
+        measured = f'{measured}, ViT-B/16, {args.batch_size} images'
         if f'{name}_torch' in times:
-            tell(what, times[name], 'torch', times[f'{name}_torch'])
-        tell(f'{what}, bfloat16', times[f'{name}_bfloat16'], 'float32', times[name])
+            print_row(measured, times[name], 'torch', times[f'{name}_torch'])
+        print_row(f'{measured}, bfloat16', times[f'{name}_bfloat16'], 'float32', times[name])
 
 
 def write_images(folder, count, size=(128, 64)):
-    """JPEG files like those of Market-1501, four of each identity, and their csv file. Returns its path."""
+    """Write JPEG files as large as Market-1501's, four per identity, and their csv file; return its path."""
     import numpy as np
     from PIL import Image
     random = np.random.default_rng(0)
@@ -156,7 +157,7 @@ def measure_start(args):
                 times.append(contender.first)
                 contender.end()
     for name, times in others.items():
-        tell('start to first finished step, ResNet-50', min(ours), f'{name[9:]}, the step alone', min(times))
+        print_row('start to first finished step, ResNet-50', min(ours), f'{name[9:]}, the step alone', min(times))
 
 
 def measure_input(args):
@@ -193,8 +194,8 @@ def measure_input(args):
                 times[name].append((time.perf_counter() - started) / (8 * 128))
                 del iterator
     best = {name: 1e6 * min(each[1:]) for name, each in times.items()}
-    tell('input pipeline, an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
-    tell('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
+    print_row('input pipeline, an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
+    print_row('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
 
 
 AUGMENTATIONS = (['--flip_augment'], ['--crop_augment'], ['--pad_crop', '10'], ['--random_erasing', '1'],
@@ -204,7 +205,7 @@ AUGMENTATIONS = (['--flip_augment'], ['--crop_augment'], ['--pad_crop', '10'], [
 
 
 def measure_augmentation(args):
-    """What each augmentation costs an image that is decoded already, with the threads of the input pipeline."""
+    """Measure the cost of each augmentation per decoded image, with the threads of the input pipeline."""
     from tripletreid import dataset
     from tripletreid.experiment import train_flags
     from tripletreid.input_pipeline import batches, sampling
@@ -230,7 +231,7 @@ def measure_augmentation(args):
         rounds = [{name: draw(name) for name in names} for _ in range(args.repeats)]
     best = {name: 1e6 * min(times[name] for times in rounds) for name in names}
     for name in list(names)[1:]:
-        tell(f'{name}, 256x128, {1e6 / best[name]:.0f} images/s', best[name], 'none', best['none'], 'µs')
+        print_row(f'{name}, 256x128, {1e6 / best[name]:.0f} images/s', best[name], 'none', best['none'], 'µs')
 
 
 def best_milliseconds(works, rounds, calls):
@@ -265,7 +266,7 @@ def measure_draw(args):
     # The best of several: the first draw of an epoch permutes all identities.
     best = best_milliseconds(draws, 4 * args.repeats, 20)
     for size in (10 ** 5, 10 ** 7):
-        tell(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
+        print_row(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
 
 
 def measure_losses(args):
@@ -294,11 +295,11 @@ def measure_losses(args):
             steps[name] = lambda step=step: step().numpy()
         best = best_milliseconds(steps, 4 * args.repeats, 10)
         for name in sorted(set(best) - {'batch_hard'}):
-            tell(f'{name}, {batch_p} x 4', best[name], 'batch_hard', best['batch_hard'], 'ms')
+            print_row(f'{name}, {batch_p} x 4', best[name], 'batch_hard', best['batch_hard'], 'ms')
 
 
 class Device:
-    """Stands in for the training step on a GPU: computes each one in so many seconds, one behind the other.
+    """A stand-in for the training step on a GPU, which computes consecutive steps in a given number of seconds each.
 
     idle: seconds in which it had nothing to compute, since its first step.
     """
@@ -364,7 +365,8 @@ def measure_loop(args):
             Loop(flags, device, tf.distribute.get_strategy(), reporter, None, types.SimpleNamespace(requested=None),
                  rows.astype(str), log).run(device.train_step, iter(dict, None), None)
             reporter.close()
-        tell(f'a device waits between two steps, {histograms}', 1e3 * device.idle / steps, 'a step', 1e3 * seconds, 'ms')
+        print_row(f'a device waits between two steps, {histograms}', 1e3 * device.idle / steps, 'a step', 1e3 * seconds,
+                  'ms')
 
 
 def measure_memory(args):
@@ -383,17 +385,18 @@ def measure_memory(args):
             (folder / f'{count}.csv').write_text(''.join((lines * (count // len(lines) + 1))[:count]))
             peaks.append(peak_memory(ROOT / 'embed.py', '--experiment_root', root, '--dataset',
                                      folder / f'{count}.csv', '--quiet'))
-    tell('peak memory of embedding 20,000 images', peaks[1], '2,000 images', peaks[0], 'MiB')
+    print_row('peak memory of embedding 20,000 images', peaks[1], '2,000 images', peaks[0], 'MiB')
 
 
 def measure_recompute(args):
     """Time and peak memory of a training step with --recompute."""
     from tests._memory import peak_memory
-    names, what = ['training_recompute', 'training'], f'training step with --recompute, ResNet-50, {args.batch_size} images'
+    names = ['training_recompute', 'training']
+    measured = f'training step with --recompute, ResNet-50, {args.batch_size} images'
     times = best_times(names, args, with_torch=False)
-    tell(what, times[names[0]], 'without', times[names[1]])
+    print_row(measured, times[names[0]], 'without', times[names[1]])
     peaks = [peak_memory(CONTENDER, name, args.batch_size) for name in names]
-    tell(f'peak memory of a {what}', peaks[0], 'without', peaks[1], 'MiB')
+    print_row(f'peak memory of a {measured}', peaks[0], 'without', peaks[1], 'MiB')
 
 
 if __name__ == '__main__':
