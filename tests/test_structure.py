@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 from tripletreid import plugins
 
-COMMANDS = {'train', 'embed', 'evaluate', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search', 'cluster'}
+COMMANDS = {'train', 'embed', 'evaluate', 'compare', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search',
+            'cluster'}
 PLUGINS = ('nets', 'heads', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances', 'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
           'signals', 'startup', 'dask_cluster', 'pictures'}

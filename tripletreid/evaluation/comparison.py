@@ -19,15 +19,10 @@ def compare(first_path, second_path):
         InputError: a file that cannot be read, or evaluations of different queries.
     """
     first, second = read_evaluation(first_path), read_evaluation(second_path)
-    if sorted(first.fids) != sorted(second.fids):
-        raise InputError(f'{first_path} and {second_path} are results of different queries: they cannot be compared.')
+    first_values, second_values, pids = paired(first, second)
     for note in notes(first, second):
         print(f'Note: {note}.')
-    first_values, second_values = ({name: values[np.argsort(np.array(each.fids, object), kind='stable')]
-                            for name, values in {**each.score_values, 'pid': np.array(each.pids, object)}.items()}
-                           for each in (first, second))
-    pids = first_values.pop('pid')
-    differences_of = {name: second_values[name] - values for name, values in first_values.items() if name in second_values}
+    differences_of = {name: second_values[name] - values for name, values in first_values.items()}
     summary = scores.summary(differences_of, pids, lowest=-1)
     if not summary:
         raise InputError(f'No query has a match both in {first_path} and in {second_path}.')
@@ -47,6 +42,26 @@ def compare(first_path, second_path):
             verdict = f'{lower:+.2%} to {upper:+.2%}   {word}'
         means = first_values[name][both].mean(), second_values[name][both].mean()
         print(f'{name:15}{means[0]:9.2%}{means[1]:9.2%}{means[1] - means[0]:+12.2%}   {verdict}')
+
+
+def paired(first, second):
+    """Put the scores of two evaluations in one order of the queries.
+
+    Args:
+        first, second: `Evaluation`.
+
+    Returns: (first_values, second_values, pids): the scores that both have, {name: float [Q]}, and the identities [Q].
+
+    Raises:
+        InputError: evaluations of different queries.
+    """
+    if sorted(first.fids) != sorted(second.fids):
+        raise InputError(f'{first.path} and {second.path} are results of different queries: they cannot be compared.')
+    orders = [np.argsort(np.array(each.fids, object), kind='stable') for each in (first, second)]
+    names = [name for name in first.score_values if name in second.score_values]
+    first_values, second_values = ({name: each.score_values[name][order] for name in names}
+                           for each, order in zip((first, second), orders))
+    return first_values, second_values, np.array(first.pids, object)[orders[0]]
 
 
 def notes(first, second):
