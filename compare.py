@@ -30,7 +30,7 @@ def make_parser():
         example='python compare.py --models runs/first runs/first/checkpoint-500 first.tflite \\\n'
                 '    --query_dataset data/folder_query.csv --gallery_dataset data/folder_test.csv \\\n'
                 '    --image_root shoes --excluder diagonal --metric euclidean --folder comparison')
-    add = parser.add_argument_group('what is needed').add_argument
+    add = parser.add_argument_group('required').add_argument
     add('--models', nargs='+', required=True, metavar='MODEL', help='experiment roots (the last checkpoint), checkpoints '
         'in experiment roots, and exported files (.onnx, .tflite or a SavedModel)')
     add('--query_dataset', nargs='+', required=True, metavar='CSV', help='query images; several files are several datasets')

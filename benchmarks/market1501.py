@@ -6,7 +6,7 @@
 
 Each row is one command of the project as a process of its own, with its wall time, CPU time and peak memory. The row
 "scikit-learn" is a plain reference: the full distance matrix and one call per query. The last lines compare the scores.
-Files are kept in --folder, so that a second call measures only what is missing there.
+Files are kept in --folder, so that a second call measures only the missing rows.
 """
 import argparse
 import json
