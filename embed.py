@@ -16,7 +16,7 @@ from tripletreid import argument_types, dask_cluster, pictures, quiet
 from tripletreid.errors import InputError, exit_with, warn
 from tripletreid.experiment import arguments, flag_checks
 from tripletreid.files import check_output
-from tripletreid.modeling import embedding_files, inference_flags
+from tripletreid.modeling import embedding_files, inference_flags, recorded_facts
 
 
 def make_parser():
@@ -130,7 +130,8 @@ def main():
     sizes = inference_flags.sizes(trained, args.crop_augment)
     parameters = {**vars(args), 'resume': None, 'quiet': None, 'loading_threads': None, 'distribute': None,
                   'devices': None, 'dask': None, 'image_root': image_root, 'checkpoint': os.path.basename(checkpoint),
-                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint)), **sizes.pixels._asdict()}
+                  'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(checkpoint)),
+                  'metric': recorded_facts.run_metric(trained), **recorded_facts.making(trained, sizes)}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
     job = embedding_files.Job(
         args, args.experiment_root, checkpoint, image_root, trained.embedding_dim, sizes,

@@ -5,13 +5,12 @@ if __name__ == '__main__':  # Before all other imports.
     startup.settle()
 
 import dataclasses
-import sys
 
 import numpy as np
 
 from tripletreid import argument_types, exclusion, plugins
 from tripletreid.embeddings.differences import differences
-from tripletreid.errors import InputError, exit_with
+from tripletreid.errors import InputError, exit_with, warn
 from tripletreid.evaluation import multi_query, open_set, ranking, reranking, scores, verification
 from tripletreid.evaluation.bootstrap import CONFIDENCE, SAMPLES, SEED
 from tripletreid.evaluation.by_camera import by_camera
@@ -22,6 +21,7 @@ from tripletreid.evaluation.tables import print_results
 from tripletreid.evaluation.workers import pool
 from tripletreid.files import check_output
 from tripletreid.metrics import METRICS
+from tripletreid.names import lookalikes, some_lookalikes
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 LONGEST_CMC = 100_000  # Further ranks would only make the file large.
@@ -135,7 +135,7 @@ def evaluate(args, chosen, workers):
         for parameters in made_with.values():
             doubt = verification.doubt(args.threshold_from, parameters)
             if doubt:
-                print(f'Warning: {doubt}', file=sys.stderr)
+                warn(doubt)
                 break
 
     # Rank the gallery for every query.
@@ -148,9 +148,10 @@ def evaluate(args, chosen, workers):
     if unmatched == len(query_set):
         raise InputError(f'No query of {args.query_dataset} has a match in {args.gallery_dataset} that the excluder '
                          f'{args.excluder} leaves: there is nothing to score.')
+    if not ranks.ignored_matches:
+        warn_of_separate_cameras(retrieval)
     if unmatched:
-        print(f'Warning: {unmatched} of {len(query_set)} queries have no match in the gallery. They count neither in '
-              f'mAP nor in CMC.', file=sys.stderr)
+        warn(f'{unmatched} of {len(query_set)} queries have no match in the gallery. They count neither in mAP nor in CMC.')
 
     # Scores. The original wrote the first three keys.
     ap = ranks.ap_market1501 if args.use_market_ap else ranks.ap_sklearn
@@ -209,6 +210,7 @@ def open_retrieval(args, workers):
     warn_of_lookalikes(query_set, gallery_set)
     made_with = {'query': queries.parameters, 'gallery': gallery.parameters}
     check_same_making(queries, gallery, args.allow_different)
+    warn_of_other_metric(args.metric, made_with)
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
         check_same_making(images, gallery, args.allow_different)
@@ -238,7 +240,30 @@ def check_same_making(queries, gallery, allow_different):
     if not allow_different:
         raise InputError(f'{sentence} Distances between them mean little: embed one of them again, or add '
                          f'--allow_different.')
-    print(f'Warning: {sentence}', file=sys.stderr)
+    warn(sentence)
+
+
+def warn_of_other_metric(metric, made_with):
+    """Warn where embeddings are compared by another distance than the training run's own."""
+    own = {parameters['metric'] for parameters in made_with.values() if parameters.get('metric')}
+    if own - {metric}:
+        warn(f'the distance is {metric} here, and {" and ".join(sorted(own))} in the training run (--eval_metric, or '
+             f'--metric).')
+
+
+def warn_of_separate_cameras(retrieval):
+    """Warn where no query and gallery image share identity and camera, because their file names may spell them differently.
+
+    Images of a query's identity in its own camera, which should be ignored, then count as matches.
+    """
+    if not hasattr(retrieval.excluder([]), 'ids'):
+        return
+    query_ids, gallery_ids = (zip(*set(retrieval.excluder([]).ids(each.fids)))
+                              for each in (retrieval.query_set, retrieval.gallery_set))
+    spellings = [some_lookalikes(groups) for names in zip(query_ids, gallery_ids)
+                 if (groups := lookalikes(set().union(*names)))]
+    more = f': {" and ".join(spellings)} may mean the same' if spellings else ''
+    warn(f'no query shares identity and camera with any gallery image, so that the excluder ignores only junk{more}.')
 
 
 def result_of_each_query(query_set, ranks):

@@ -17,7 +17,7 @@ from tripletreid.evaluation import verification
 from tripletreid.experiment import arguments
 from tripletreid.files import check_file, check_output
 from tripletreid.metrics import METRICS
-from tripletreid.modeling import inference_flags
+from tripletreid.modeling import inference_flags, recorded_facts
 
 OF_THE_PAGE = ('host', 'port')
 OF_THE_FILES = ('filename', 'report', 'together')
@@ -84,7 +84,7 @@ def main():
     args = parser.parse_args()
     check_flags(args, parser)
     trained, _ = arguments.load(args.experiment_root)
-    metric = args.metric or trained.metric
+    metric = args.metric or recorded_facts.run_metric(trained)
     threshold, curve = threshold_and_curve(args, metric)
     check_gallery(args, parser)
     from tripletreid.search import gallery, photos

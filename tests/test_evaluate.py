@@ -24,7 +24,7 @@ from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.with_dataset import open_gallery
 from tripletreid.embeddings.writer import EmbeddingWriter, FileContent, save_embeddings
 from tripletreid.errors import InputError
-from tripletreid.evaluation import bootstrap, ranking, reranking
+from tripletreid.evaluation import bootstrap, ranking, reranking, verification
 from tripletreid.evaluation.results import read_evaluation
 from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.files import written_whole
@@ -122,7 +122,7 @@ def test_results(market):
     cmc = results['CMC']
     assert stdout.splitlines()[-1] == (f'mAP: {results["mAP"]:.2%} | top-1: {cmc[0]:.2%} top-2: {cmc[1]:.2%} | '
                                        f'top-5: {cmc[4]:.2%} | top-10: {cmc[9]:.2%}')
-    assert stderr.count('Warning') == 1 and f'{(~matched).sum()} of 60 queries have no match' in stderr
+    assert stderr.count('warning') == 1 and f'{(~matched).sum()} of 60 queries have no match' in stderr
 
 
 @pytest.mark.parametrize('first, second, words', [
@@ -150,7 +150,71 @@ def test_embeddings_that_were_made_differently(market, tmp_path, capsys, first, 
             with pytest.raises(InputError, match='first.h5 and .*second.h5 were made differently: ' + re.escape(words)):
                 evaluate_script.check_same_making(queries, gallery, allow_different=False)
         evaluate_script.check_same_making(queries, gallery, allow_different=True)
-    assert capsys.readouterr().err.count('Warning') == (words is not None)
+    assert capsys.readouterr().err.count('warning') == (words is not None)
+
+
+def test_scores_of_each_query(market):
+    """Every score of scores/ has its mean, interval, expectation by chance and values; an older file gets them too."""
+    stdout, _, results = evaluate(market)
+    firsts = np.array([query['first_match_rank'] or 0 for query in results['queries']])
+    score = results['scores']['rank-5']
+    assert score['queries'] == [None if rank == 0 else float(rank <= 5) for rank in firsts]
+    assert score['mean'] == pytest.approx(results['CMC'][4])
+    low, high = results['scores']['mINP']['interval']
+    assert low < results['scores']['mINP']['mean'] == results['mINP'] < high
+    assert results['scores']['mAP_sklearn']['mean'] == results['mAP'] and 'mAP_sklearn' in stdout
+    queries, gallery = read(market, 'query'), read(market, 'test')
+    ignored = exclusion.load('market1501')(gallery[0].fids)(queries[0].fids)
+    same = queries[0].pids[:, None] == gallery[0].pids
+    matches, valid = (same & ~ignored).sum(axis=1), (~ignored).sum(axis=1)
+    assert results['scores']['rank-1']['chance'] == pytest.approx(np.mean((matches / valid)[matches > 0]))
+
+    new = read_evaluation(str(market / 'results.json'))
+    (market / 'old.json').write_text(json.dumps({key: value for key, value in results.items() if key != 'scores'}))
+    old = read_evaluation(str(market / 'old.json'))
+    for name, values in new.score_values.items():
+        np.testing.assert_allclose(old.score_values[name], values)
+        assert old.scores[name].mean == pytest.approx(new.scores[name].mean)
+
+
+def test_cameras_that_are_spelled_differently_are_warned_of(tmp_path):
+    write_set(tmp_path, 'query', 20, 4, seed=1)
+    dataset, embs = write_set(tmp_path, 'test', 60, 4, seed=2)
+    assert 'shares identity and camera' not in evaluate(tmp_path)[1]
+    fids = np.array([fid.replace('_c', '_c0') for fid in dataset.fids], object)
+    write_dataset(tmp_path, 'test', Dataset('', dataset.pids, fids), embs)
+    stderr = evaluate(tmp_path)[1]
+    assert 'no query shares identity and camera with any gallery image' in stderr and '01 and 1' in stderr
+
+
+def test_another_metric_than_the_run_has_is_warned_of(market, tmp_path):
+    dataset, embs = read(market, 'query')
+    for name in ('query', 'test'):
+        dataset, embs = read(market, name)
+        write_dataset(tmp_path, name, dataset, embs)
+        save_embeddings(tmp_path / f'{name}.h5', dataset, embs, {'metric': 'cosine'})
+    assert 'the distance is euclidean here, and cosine in the training run' in evaluate(tmp_path)[1]
+    assert 'in the training run' not in evaluate(tmp_path, '--metric', 'cosine')[1]
+
+
+def test_identities_held_out_of_the_gallery(market):
+    """Their queries have no match, all else stays; the threshold at a FAR is read back."""
+    _, _, plain = evaluate(market)
+    stdout, _, results = evaluate(market, '--hold_out', 0.5, '--verification')
+    held_out = {query['pid'] for query in results['queries'] if not query['matches']}
+    gallery_pids = set(read(market, 'test')[0].pids)
+    assert len(held_out & gallery_pids) == 6 and len({query['pid'] for query in plain['queries']} & gallery_pids) == 12
+    assert results['counts']['gallery'] == sum(pid not in held_out for pid in read(market, 'test')[0].pids)
+    (point,) = results['open_set']['dir_at_far']
+    low, high = point['interval']
+    assert low <= point['dir'] <= high and f'{point["dir"]:9.2%}' in stdout
+    path = str(market / 'results.json')
+    assert verification.threshold_at_far(path, 0.1, 'euclidean').threshold == point['threshold']
+    with pytest.raises(InputError, match='no threshold at a FAR of 0.01: it has thresholds at 1e-01'):
+        verification.threshold_at_far(path, 0.01)
+    assert_one_sentence(run_script('evaluate.py', *arguments(market, '--hold_out', 0.01, '--verification')),
+                        '--hold_out 0.01 removes 0 of the 12 identities')
+    assert_one_sentence(run_script('evaluate.py', *arguments(market, '--hold_out', 0.5)), '--verification', status=2)
 
 
 def test_market_ap_and_batch_size(market):

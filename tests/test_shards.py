@@ -1,4 +1,5 @@
 """Embeddings in several files: written by embed.py --shards, and read as one by every command."""
+import fcntl
 import itertools
 import json
 import pickle
@@ -8,10 +9,10 @@ import pytest
 
 from _evaluated import embed, evaluate, write_files
 from conftest import run_script
-from tripletreid.dataset import load_dataset
+from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.shards import Shards, in_order, open_embeddings, shard_names
-from tripletreid.embeddings.writer import save_embeddings
+from tripletreid.embeddings.writer import EmbeddingWriter, FileContent, save_embeddings
 from tripletreid.errors import InputError
 
 
@@ -88,3 +89,41 @@ def test_parts_that_are_no_whole(evaluated, tmp_path):
     with pytest.raises(InputError, match='dimensions 2 there and 3 here'):
         open_embeddings([tmp_path / '0.h5', tmp_path / '3.h5'])
     open_embeddings([tmp_path / '0.h5', tmp_path / '2.h5']).close()
+
+
+def test_a_name_with_a_huge_count_is_checked_without_listing_all_parts(tmp_path):
+    with pytest.raises(InputError, match='9999999998 of 9999999999 parts are missing: x-00001-of-9999999999.h5'):
+        in_order(['x-00000-of-9999999999.h5'])
+    with pytest.raises(InputError, match='x-00007-of-00002.h5 has a number that 2 parts, counted from 0, do not reach'):
+        in_order(['x-00000-of-00002.h5', 'x-00007-of-00002.h5'])
+
+
+def test_a_file_that_is_locked_is_not_called_damaged(tmp_path):
+    dataset = Dataset('', np.array(['a'], object), np.array(['1.jpg'], object))
+    save_embeddings(tmp_path / 'locked.h5', dataset, np.ones((1, 2)))
+    with open(tmp_path / 'locked.h5', 'rb') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match='is locked by another program'):
+            Embeddings(tmp_path / 'locked.h5')
+    Embeddings(tmp_path / 'locked.h5').close()
+
+
+def test_a_file_id_with_a_nul_is_one_sentence(tmp_path):
+    dataset = Dataset('', np.array(['a', 'b'], object), np.array(['1.jpg', '2.jpg'], object))
+    save_embeddings(tmp_path / 'nul.h5', dataset, np.ones((2, 2)))
+    path = tmp_path / 'nul.h5'
+    path.write_bytes(path.read_bytes().replace(b'2.jpg', b'2\0jpg'))
+    with Embeddings(path) as embeddings, pytest.raises(InputError, match='the file id of row 1 has a NUL character'):
+        embeddings.check_matches(dataset)
+
+
+def test_a_file_whose_tail_is_zeros_is_not_taken_for_complete(tmp_path):
+    dataset = Dataset('', np.array(['a'] * 50, object), np.array([f'{number}.jpg' for number in range(50)], object))
+    content, path = FileContent(dataset, 4, {'x': 1}, ['original', 'original_flip']), tmp_path / 'torn.h5'
+    with EmbeddingWriter(path, content) as writer:
+        writer.append(np.ones((50, 4)), np.ones((2, 50, 4)))
+    assert content.is_in(path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 512, 512):
+        path.write_bytes(whole[:length].ljust(len(whole), b'\0'))
+        assert not content.is_in(path), length

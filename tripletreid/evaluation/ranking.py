@@ -157,8 +157,9 @@ def _ranks_of_parts(matches, counts):
     part_count = len(counts.junk)
     ranks = ranks_of(matches.ranked_list(part_count)[valid], matches.distance[valid], counts.in_front[valid],
                      counts.up_to[valid], counts.others.ravel(), junk=0)
-    part_ranks = [dataclasses.replace(ranks.take(slice(part, None, part_count)), junk=int(counts.junk[part]))
-                for part in range(part_count)]
+    ignored = np.bincount(matches.part[counts.ignored], minlength=part_count)
+    part_ranks = [dataclasses.replace(ranks.take(slice(part, None, part_count)), junk=int(counts.junk[part]),
+                                      ignored_matches=int(ignored[part])) for part in range(part_count)]
     return [dataclasses.replace(each, scores=scores.query_values(each)) for each in part_ranks]
 
 

@@ -25,6 +25,7 @@ class Ranks:
     first_match_rank, last_match_rank: int64, ranks of the nearest and the furthest match, counted from 1 among the
         valid images, at equal distances in the order of the gallery. 0 without a match.
     junk: number of gallery images that every query ignores.
+    ignored_matches: number of pairs of a query and an image of its identity that the query ignores.
     all_match_ranks: int64 [matches.sum()], the ranks of all matches, query by query, ascending; None where they are no
         longer known, because they would take memory for every match.
     scores: {name: float64 [Q]}, the scores of scores/, once they are computed.
@@ -36,6 +37,7 @@ class Ranks:
     first_match_rank: np.ndarray
     last_match_rank: np.ndarray
     junk: int
+    ignored_matches: int = 0
     all_match_ranks: np.ndarray | None = None
     scores: dict = dataclasses.field(default_factory=dict)
 
@@ -75,7 +77,8 @@ def joined(blocks):
     """Join the `Ranks` of successive blocks of queries in one gallery; the ranks of all matches are dropped."""
     arrays = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in ARRAYS}
     scores = {name: np.concatenate([block.scores[name] for block in blocks]) for name in blocks[0].scores}
-    return Ranks(**arrays, junk=blocks[0].junk, scores=scores)
+    return Ranks(**arrays, junk=blocks[0].junk, ignored_matches=sum(block.ignored_matches for block in blocks),
+                 scores=scores)
 
 
 def ranks_of(query, distance, in_front, up_to, others, junk):
@@ -111,7 +114,7 @@ def ranks_of(query, distance, in_front, up_to, others, junk):
     first_rank[matched] = before[first[matched]] + 1
     last_rank[matched] = before[(first + count - 1)[matched]] + 1
     return Ranks(count, count + others, _means(query, precision, count), _means(query, trapezoid, count), first_rank,
-                 last_rank, junk, before + 1)
+                 last_rank, junk, all_match_ranks=before + 1)
 
 
 def _means(group, values, count):

@@ -7,9 +7,9 @@ import tqdm
 
 from tripletreid import provenance
 from tripletreid.errors import InputError
-from tripletreid.experiment import checkpoints, train_flags
+from tripletreid.experiment import checkpoints
 from tripletreid.input_pipeline import images
-from tripletreid.modeling import inference, inference_flags
+from tripletreid.modeling import inference, inference_flags, recorded_facts
 from tripletreid.modeling.aggregators import AGGREGATORS
 
 
@@ -26,7 +26,7 @@ class Embedder:
         checkpoint: path of the checkpoint.
         dim: D.
         size: (height, width) that images are resized to first.
-        made_by: everything that the embeddings depend on, a JSON-serialisable dict; embed.py stores the first five.
+        made_by: everything that the embeddings depend on, a JSON-serialisable dict, as embed.py records it too.
     """
 
     def __init__(self, args, trained):
@@ -40,17 +40,14 @@ class Embedder:
             InputError: no such checkpoint, or one that does not fit.
         """
         self.args, self.dim = args, trained.embedding_dim
-        self.size, net_size, self.pixels = inference_flags.sizes(trained, args.crop_augment)
+        sizes = inference_flags.sizes(trained, args.crop_augment)
+        self.size, net_size, self.pixels = sizes
         self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, net_size,
                                                                    args.weights)
         self.made_by = {
             'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(self.checkpoint)),
             'weights': args.weights, 'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment,
-            'aggregator': args.aggregator,
-            'net': [trained.model_name, trained.head_name, trained.last_stride, trained.pooling,
-                    *(f'{name}={value}' for name, value in train_flags.net_options(trained).items()
-                      if name not in ('last_stride', 'pooling', 'drop_path'))],
-            'sizes': [*self.size, *net_size], **self.pixels._asdict()}
+            'aggregator': args.aggregator, **recorded_facts.making(trained, sizes)}
 
     def photo(self, content, name=''):
         """Embed a photo.

@@ -10,7 +10,7 @@ from tripletreid.evaluation import ranking
 from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.experiment.best_checkpoint import results
 from tripletreid.image_root import OwnFileExcluder, check_files, paths_of_one_file
-from tripletreid.modeling import inference_flags
+from tripletreid.modeling import inference_flags, recorded_facts
 
 QUERIES_AT_ONCE = 256
 
@@ -142,7 +142,7 @@ class Validation:
                     return None
             query, gallery = each.rows()
             ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, each.excluder,
-                                           self._args.eval_metric or self._args.metric))
+                                           recorded_facts.run_metric(self._args)))
             # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
             flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.image_root,
                                                         each.pools_tracklets)
