@@ -86,8 +86,9 @@ with open('file', 'w') as file:
 def test_output_that_cannot_be_written():
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
     with open('/dev/full', 'w') as full:
-        process = subprocess.run([sys.executable, '-c', 'from tripletreid import errors; errors.exit_with(lambda: print(1))'],
-                                 cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        command = [sys.executable, '-c', 'from tripletreid import errors; errors.exit_with(lambda: print(1))']
+        process = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True,
+                                 timeout=60)
     assert process.returncode == 1 and process.stderr == 'error: standard output: No space left on device.\n'
 
 
