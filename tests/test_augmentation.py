@@ -1,7 +1,8 @@
-"""What images are changed by while training, each against Pillow, SciPy or a plain loop, eagerly and inside tf.data."""
+"""Test augmentations against Pillow, SciPy or a plain loop, eagerly and inside tf.data."""
 import colorsys
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from tripletreid.experiment import arguments, flag_checks, train_flags
 from tripletreid.input_pipeline import augmentation, auto_augment
 
 SEED = (3, 4)
+DRAWS = types.SimpleNamespace(seed=lambda stream: SEED)  # The draws of an augmentation that is tested alone.
+
+
+def args_of(*flags):
+    return train_flags.make_parser().parse_args([
+        '--experiment_root', 'none', '--net_input_height', '24', '--net_input_width', '16', *flags])
 
 
 @pytest.fixture(scope='module')
@@ -67,15 +74,16 @@ def test_transform_is_one_resampling_about_the_centre(photo, rotate, shear, scal
         for x in range(16):
             source_x, source_y = backward @ (x - 7.5, y - 11.5) + (7.5, 11.5)
             expected[y, x] = sampled(photo.astype(float), source_y, source_x)
-    found = augmentation.transform(tf.constant(photo, tf.float32), SEED, rotate, shear, scale)
+    args = types.SimpleNamespace(rotate=rotate, shear=shear, scale=scale)
+    found = augmentation.transform(tf.constant(photo, tf.float32), DRAWS, args)
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 def test_padding_is_black_and_every_crop_of_it_is_as_likely(photo):
     padded = np.pad(photo, [(3, 3), (3, 3), (0, 0)]).astype(np.float32)
     crops = {padded[top:top + 24, left:left + 16].tobytes(): (top, left) for top in range(7) for left in range(7)}
-    augment = tf.function(lambda slot: augmentation.augment(
-        tf.constant(photo, tf.float32), 1, 2, slot, False, (24, 16), padding=3))
+    args = args_of('--pad_crop', '3')
+    augment = tf.function(lambda slot: augmentation.augment(tf.constant(photo, tf.float32), 1, 2, slot, args))
     found = [crops[augment(tf.constant(slot)).numpy().tobytes()] for slot in range(250)]
     counts = np.unique(found, axis=0, return_counts=True)[1]
     assert len(counts) == 49
@@ -107,13 +115,14 @@ def test_colour_jitter(photo, drawing, strengths):
     at = (drawn(4) + 1) / 2
     factors = [max(0, 1 - each) + (1 + each - max(0, 1 - each)) * where for each, where in zip(strengths[:3], at)]
     for image in (photo.astype(float), drawing.astype(float)):
-        found = augmentation.jitter(tf.constant(image, tf.float32), SEED, *strengths)
+        args = types.SimpleNamespace(color_jitter=','.join(map(str, strengths)))
+        found = augmentation.jitter(tf.constant(image, tf.float32), DRAWS, args)
         expected = jittered(image, factors, strengths[3] * (2 * at[3] - 1))
         np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_grey_has_the_luma_of_the_image(photo):
-    found = augmentation.augment(tf.constant(photo, tf.float32), 0, 0, 0, False, None, grayness=1.0).numpy()
+    found = augmentation.augment(tf.constant(photo, tf.float32), 0, 0, 0, args_of('--random_gray', '1')).numpy()
     np.testing.assert_allclose(found, np.repeat(photo @ [[0.299], [0.587], [0.114]], 3, axis=2), atol=1e-3)
     # Pillow rounds.
     np.testing.assert_allclose(found[:, :, 0], Image.fromarray(photo).convert('L'), atol=0.51)
@@ -125,7 +134,8 @@ def test_blur_is_scipys(photo, largest):
     expected = photo.astype(float)
     for axis in (0, 1):
         expected = ndimage.gaussian_filter1d(expected, deviation, axis, mode='nearest', radius=math.ceil(3 * largest))
-    np.testing.assert_allclose(augmentation.blur(tf.constant(photo, tf.float32), SEED, largest), expected, atol=0.01)
+    found = augmentation.blur(tf.constant(photo, tf.float32), DRAWS, types.SimpleNamespace(blur=largest))
+    np.testing.assert_allclose(found, expected, atol=0.01)
 
 
 # --- AutoAugment ------------------------------------------------------------------------------------------------------
@@ -136,8 +146,8 @@ def pillows(name, magnitude, sign, image):
     grey, shift = (128, 128, 128), sign * magnitude * 0.03
     operations = {
         'rotate': lambda: image.rotate(sign * magnitude * 3, Image.BILINEAR, fillcolor=grey),
-        'shear_x': lambda: image.transform(image.size, Image.AFFINE, (1, shift, -shift * image.height / 2, 0, 1, 0),
-                                           Image.BILINEAR, fillcolor=grey),
+        'shear_x': lambda: image.transform(image.size, Image.AFFINE, (1, shift, 0, 0, 1, 0), Image.BILINEAR,
+                                           fillcolor=grey),
         'posterize': lambda: ImageOps.posterize(image, int(magnitude * 0.4) + 4),
         'solarize': lambda: ImageOps.solarize(image, int(magnitude * 25.6)),
         'invert': lambda: ImageOps.invert(image),
@@ -198,32 +208,27 @@ EVERYTHING = ['--flip_augment', '--pad_crop', '3', '--rotate', '10', '--shear', 
               '0.2,0.2,0.2,0.1', '--random_gray', '0.5', '--blur', '1', '--auto_augment', '0.5', '--random_erasing', '0.5']
 
 
-def options_of(*flags):
-    return augmentation.options(train_flags.make_parser().parse_args([
-        '--experiment_root', 'none', '--net_input_height', '24', '--net_input_width', '16', *flags]))
-
-
 def test_all_together_are_a_function_of_seed_step_and_slot(photo, drawing):
-    options = options_of(*EVERYTHING)
+    args = args_of(*EVERYTHING)
     images = tf.constant(np.stack([photo, drawing]), tf.float32)
     in_pipeline = np.stack(list(tf.data.Dataset.range(24).map(tf.autograph.experimental.do_not_convert(
-        lambda slot: augmentation.augment(images[slot % 2], 5, 6, slot, **options)))))
+        lambda slot: augmentation.augment(images[slot % 2], 5, 6, slot, args)))))
     assert in_pipeline.shape == (24, 24, 16, 3) and in_pipeline.min() >= -1e-3 and in_pipeline.max() < 255.001
     assert len({each.tobytes() for each in in_pipeline}) > 20  # Solarised, a drawing is all black.
-    np.testing.assert_allclose(augmentation.augment(images[1], 5, 6, 7, **options), in_pipeline[7], atol=1e-3)
-    assert not np.array_equal(augmentation.augment(images[1], 5, 7, 7, **options), in_pipeline[7])
+    np.testing.assert_allclose(augmentation.augment(images[1], 5, 6, 7, args), in_pipeline[7], atol=1e-3)
+    assert not np.array_equal(augmentation.augment(images[1], 5, 7, 7, args), in_pipeline[7])
 
 
 def test_what_is_drawn_of_one_does_not_depend_on_the_others(photo):
     """The flips and crops of old stay what they were, and no flag changes what another one draws."""
     image = tf.constant(photo, tf.float32)
-    plain, grey = options_of('--flip_augment', '--pad_crop', '3'), options_of('--flip_augment', '--pad_crop', '3',
-                                                                             '--random_gray', '1')
+    plain = args_of('--flip_augment', '--pad_crop', '3')
+    grey = args_of('--flip_augment', '--pad_crop', '3', '--random_gray', '1')
     for slot in range(6):
-        moved = augmentation.augment(image, 1, 2, slot, **plain)
-        np.testing.assert_allclose(augmentation.augment(image, 1, 2, slot, **grey),
+        moved = augmentation.augment(image, 1, 2, slot, plain)
+        np.testing.assert_allclose(augmentation.augment(image, 1, 2, slot, grey),
                                    tf.tile(augmentation.gray(moved), [1, 1, 3]), atol=1e-3)
-    assert np.array_equal(augmentation.augment(image, 1, 2, 0, **options_of()), image)
+    assert np.array_equal(augmentation.augment(image, 1, 2, 0, args_of()), image)
 
 
 def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):

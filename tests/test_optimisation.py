@@ -155,10 +155,10 @@ def test_crops_of_a_small_part_are_warned_of(pre_crop, warned):
 # --- Random erasing ---------------------------------------------------------------------------------------------------
 
 def test_random_erasing():
-    image = tf.zeros([60, 40, 3])
+    image, args = tf.zeros([60, 40, 3]), parsed('--random_erasing', '0.5')
 
     def augmented(step):
-        return augmentation.augment(image, 7, step, 3, False, None, erasing=0.5)
+        return augmentation.augment(image, 7, step, 3, args)
 
     steps = tf.data.Dataset.range(1500)
     areas, aspects, tops, bottoms = [], [], [], []
@@ -182,7 +182,7 @@ def test_random_erasing():
 
 def test_without_erasing_an_image_stays_as_it_is():
     image = tf.random.stateless_uniform([6, 4, 3], (0, 1))
-    np.testing.assert_array_equal(augmentation.augment(image, 7, 1, 3, False, None), image)
+    np.testing.assert_array_equal(augmentation.augment(image, 7, 1, 3, parsed()), image)
 
 
 # --- Nets -------------------------------------------------------------------------------------------------------------

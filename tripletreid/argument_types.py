@@ -85,6 +85,10 @@ class ArgumentParser(argparse.ArgumentParser):
         group.add_argument = lambda *names, needs=(), **options: self._add(add_argument, *names, needs=needs, **options)
         return group
 
+    def names_in_group(self, title):
+        """Return the names of the arguments in a group, a list."""
+        return [action.dest for group in self._action_groups if group.title == title for action in group._group_actions]
+
     def _add(self, add_argument, *names, needs, **options):
         needs_by_value = needs if isinstance(needs, dict) else {None: needs} if needs else {}
         needs_by_value = {value: (each,) if isinstance(each, str) else each for value, each in needs_by_value.items()}

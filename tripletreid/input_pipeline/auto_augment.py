@@ -1,13 +1,14 @@
-"""AutoAugment (Cubuk et al., CVPR 2019): two operations on an image, by the policy that was found for ImageNet.
+"""Apply AutoAugment (Cubuk et al., CVPR 2019): two operations per image, by the policy for ImageNet.
 
-The operations are those of Pillow on images of 8 bits, whole numbers 0..255. Their magnitudes are 0 to 10.
+The operations give the numbers of Pillow on images of 8 bits, whole numbers 0..255. Their magnitudes are 0 to 10.
 """
 import math
 
 import tensorflow as tf
 
-LUMA = (19595, 38470, 7471)  # Of R, G and B in 65536 parts.
-GREY = 128.0  # What comes in from outside of a rotated or sheared image.
+LUMA = (19595, 38470, 7471)  # Weights of R, G and B, in units of 1/65536.
+TOP_LEFT = (-0.5, -0.5)  # The corner of the image in columns and rows, which count centres of pixels.
+GREY = 128.0  # The colour outside of a rotated or sheared image.
 
 # Each sub-policy is two of (operation, its probability, its magnitude from 0 to 10): paper, table 9.
 POLICY = (
@@ -40,7 +41,7 @@ POLICY = (
 
 
 def auto_augment(image, seed):
-    """Rounds an image to whole numbers and changes it by a sub-policy drawn at random.
+    """Round an image to whole numbers and change it by a sub-policy drawn at random.
 
     Args:
         image: [H, W, 3] float32, 0..255.
@@ -66,16 +67,17 @@ def auto_augment(image, seed):
     return image
 
 
-def affine(image, matrix, **fill):
-    """An image whose pixel at p, measured from the centre, is that at `matrix` p of another; bilinear.
+def affine(image, matrix, origin=None, **fill):
+    """Return an image whose pixel at p is the input's pixel at `matrix` p, bilinearly resampled.
 
     Args:
         image: [H, W, 3] float32.
         matrix: two rows of two scalars, for x and y.
-        fill: what is outside, as of `tf.raw_ops.ImageProjectiveTransformV3`.
+        origin: (x, y) from which p is measured, in columns and rows; None: the centre of the image.
+        fill: the arguments of `tf.raw_ops.ImageProjectiveTransformV3` for the outside.
     """
     height, width = image.shape[:2]
-    x, y = (width - 1) / 2, (height - 1) / 2
+    x, y = origin or ((width - 1) / 2, (height - 1) / 2)
     (xx, xy), (yx, yy) = matrix
     transform = tf.stack([xx, xy, x - xx * x - xy * y, yx, yy, y - yx * x - yy * y, 0.0, 0.0])
     return tf.ensure_shape(tf.raw_ops.ImageProjectiveTransformV3(
@@ -83,40 +85,40 @@ def affine(image, matrix, **fill):
         **fill)[0], image.shape)
 
 
-def _on_grey(image, matrix):
-    return tf.round(affine(image, matrix, fill_mode='CONSTANT', fill_value=GREY))
+def _on_grey(image, matrix, origin=None):
+    return tf.round(affine(image, matrix, origin, fill_mode='CONSTANT', fill_value=GREY))
 
 
 def rotate(image, magnitude, sign):
-    """By up to 30 degrees."""
+    """Rotate by up to 30 degrees."""
     angle = sign * magnitude * math.radians(3)
     return _on_grey(image, ((tf.cos(angle), -tf.sin(angle)), (tf.sin(angle), tf.cos(angle))))
 
 
 def shear_x(image, magnitude, sign):
-    """Rows are shifted by up to 0.3 of their distance from the centre."""
-    return _on_grey(image, ((1.0, sign * magnitude * 0.03), (0.0, 1.0)))
+    """Shift rows by up to 0.3 of their distance from the top edge, as the authors' code, timm and torchvision do."""
+    return _on_grey(image, ((1.0, sign * magnitude * 0.03), (0.0, 1.0)), TOP_LEFT)
 
 
 def posterize(image, magnitude, sign):
-    """4 to 8 bits of each number are kept."""
+    """Keep the upper 4 to 8 bits of each number."""
     step = tf.pow(2.0, 4 - tf.floor(magnitude * 4 / 10))
     return tf.floor(image / step) * step
 
 
 def solarize(image, magnitude, sign):
-    """Numbers from 0 to 256 on are inverted."""
+    """Invert the numbers from a threshold on, which is 0 to 256."""
     return tf.where(image < tf.floor(magnitude * 256 / 10), image, 255 - image)
 
 
 def invert(image, magnitude, sign):
-    """All numbers are."""
+    """Invert all numbers."""
     return 255 - image
 
 
 def equalize(image, magnitude, sign):
-    """Each channel has all numbers about equally often, as far as may be."""
-    def of_channel(channel):
+    """Equalise the histogram of each channel."""
+    def equalize_channel(channel):
         counts = tf.math.bincount(tf.cast(tf.reshape(channel, [-1]), tf.int32), minlength=256, maxlength=256)
         last = tf.cast(tf.reduce_max(channel), tf.int32)
         step = (tf.reduce_sum(counts) - counts[last]) // 255
@@ -124,11 +126,11 @@ def equalize(image, magnitude, sign):
         table = tf.cast(tf.minimum(table, 255), tf.float32)
         return tf.where(step > 0, tf.gather(table, tf.cast(channel, tf.int32)), channel)
 
-    return tf.stack([of_channel(channel) for channel in tf.unstack(image, axis=2)], axis=2)
+    return tf.stack([equalize_channel(channel) for channel in tf.unstack(image, axis=2)], axis=2)
 
 
 def auto_contrast(image, magnitude, sign):
-    """The numbers of each channel are stretched to 0..255."""
+    """Stretch the numbers of each channel to 0..255."""
     exact = tf.cast(image, tf.float64)
     low, high = tf.reduce_min(exact, axis=(0, 1)), tf.reduce_max(exact, axis=(0, 1))
     scale = 255 / tf.maximum(high - low, 1)
@@ -137,17 +139,17 @@ def auto_contrast(image, magnitude, sign):
 
 
 def color(image, magnitude, sign):
-    """Towards or away from grey."""
+    """Blend with grey, or away from it."""
     return _blend(luma(image), image, magnitude)
 
 
 def contrast(image, magnitude, sign):
-    """Towards or away from the mean grey."""
+    """Blend with the mean grey, or away from it."""
     return _blend(tf.floor(tf.reduce_mean(luma(image)) + 0.5), image, magnitude)
 
 
 def sharpness(image, magnitude, sign):
-    """Towards or away from an image of weighted means over 3×3 pixels, but for the border."""
+    """Blend with weighted means over 3×3 pixels, or away from them; the border stays."""
     kernel = tf.constant([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     means = tf.nn.depthwise_conv2d(image[None], tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), [1] * 4, 'VALID')[0]
     height, width = image.shape[:2]
@@ -157,15 +159,15 @@ def sharpness(image, magnitude, sign):
 
 
 def luma(image):
-    """The grey values of whole numbers, [H, W, 3] -> [H, W, 1], float32."""
+    """Return the grey values of whole numbers: [H, W, 3] -> [H, W, 1], float32."""
     weighted = tf.reduce_sum(tf.cast(image, tf.int32) * LUMA, axis=2, keepdims=True)
     return tf.cast((weighted + 0x8000) // 0x10000, tf.float32)
 
 
 def _blend(other, image, magnitude):
-    """From 0.1 of an image and 0.9 of another one, to 1.9 of it and -0.9 of the other."""
-    share = tf.cast((10 + 18 * tf.cast(magnitude, tf.float64)) / 100, tf.float32)
-    return tf.floor(tf.clip_by_value(other + share * (image - other), 0.0, 255.0))
+    """Blend an image with another one; its weight is from 0.1 to 1.9, and 1 minus that is the weight of the other."""
+    weight = tf.cast((10 + 18 * tf.cast(magnitude, tf.float64)) / 100, tf.float32)
+    return tf.floor(tf.clip_by_value(other + weight * (image - other), 0.0, 255.0))
 
 
 OPERATIONS = {function.__name__: function for function in (

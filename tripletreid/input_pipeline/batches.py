@@ -32,7 +32,6 @@ def batches(dataset, identities, args, steps, slots=None, part_size=None):
     batch_size = args.batch_p * args.batch_k * args.frames_per_tracklet
     slots = np.arange(batch_size) if slots is None else slots
     part_size = part_size or len(slots)
-    options = augmentation.options(args)
     read = cache.reader(images.paths(dataset, args.image_root), args.cache, args.loading_threads,
                         augmentation.load_size(args), Pixels.from_args(args))
     pid_numbers = tf.constant(identities.pid_numbers)
@@ -41,7 +40,7 @@ def batches(dataset, identities, args, steps, slots=None, part_size=None):
         return tf.data.Dataset.from_tensor_slices((tf.repeat(step, len(slots)), slots, tf.gather(rows, slots)))
 
     def load(step, slot, row):
-        return augmentation.augment(read(row), args.seed, step, slot, **options)
+        return augmentation.augment(read(row), args.seed, step, slot, args)
 
     def whole(step, rows):
         batch = {'rows': tf.ensure_shape(rows, [batch_size]), 'pids': tf.gather(pid_numbers, rows)}

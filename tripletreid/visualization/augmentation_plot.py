@@ -1,18 +1,22 @@
-"""What a net gets to see of some images while training, as a picture."""
+"""Draw some images as a net sees them while training."""
+import argparse
+
 import numpy as np
 import tensorflow as tf
 
+from tripletreid.experiment import train_flags
 from tripletreid.input_pipeline import augmentation, images
 from tripletreid.visualization.figures import new_figure, shortened
 
-FLAGS = ('flip_augment', 'crop_augment', 'pad_crop', 'rotate', 'shear', 'scale', 'color_jitter', 'random_gray', 'blur',
-         'auto_augment', 'random_erasing')
-CELL = 1.1  # Width of an image; all lengths are in inches.
+CELL = 1.1  # Width of an image in inches, as all lengths.
 
 
 def flags_of(args):
-    """The flags of augmentation with which a run was started, one text."""
-    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name)}
+    """Return the flags of augmentation of a run that are not at their defaults, one string."""
+    parser, args = train_flags.make_parser(), argparse.Namespace(**vars(args))
+    names = parser.names_in_group('augmentation')
+    parser.check_needs(args, dict.fromkeys(names, 0), only_warn=True)  # Idle flags get their defaults.
+    given = {name: getattr(args, name) for name in names if getattr(args, name) != parser.idle_value(args, name)}
     return ' '.join(f'--{name}' if value is True else f'--{name} {value}' for name, value in given.items())
 
 
@@ -31,9 +35,7 @@ def drawn_images(paths, args, variants, seed):
         InputError: an image that cannot be read.
     """
     sizes = augmentation.load_size(args), (args.net_input_height, args.net_input_width)
-    options = augmentation.options(args)
-    augment = tf.function(lambda image, step, slot: augmentation.augment(image, seed, step, slot, **options),
-                          autograph=False)
+    augment = tf.function(lambda image, step, slot: augmentation.augment(image, seed, step, slot, args), autograph=False)
     rows = []
     for slot, path in enumerate(paths):
         try:
