@@ -109,6 +109,23 @@ def test_a_resumed_run_is_only_warned(tmp_path):
     assert arguments.load(str(tmp_path))[0].lr_step_factor == 0.5
 
 
+@pytest.mark.parametrize('flags, part', [
+    (['--experiment_root', ''], '--experiment_root has an empty value'),
+    (['--train_set', 'a.csv', ''], '--train_set has an empty'),
+    (['--image_root', '/data/\udcff'], 'is not UTF-8')])
+def test_empty_and_undecodable_values_are_refused(flags, part, capsys):
+    with pytest.raises(SystemExit):
+        train_flags.make_parser().parse_args([*NEEDED, *flags])
+    assert part in capsys.readouterr().err
+
+
+def test_an_empty_checkpoint_is_not_the_newest_one(capsys):
+    with pytest.raises(SystemExit):
+        parser = importlib.import_module('embed').make_parser()
+        parser.parse_args(['--experiment_root', 'a', '--dataset', 'b', '--checkpoint', ''])
+    assert '--checkpoint has an empty value, as from a variable that is not set' in capsys.readouterr().err
+
+
 def parsers_of(parser):
     """Yield a parser and the parsers of its sub-commands."""
     yield parser

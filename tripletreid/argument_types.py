@@ -109,7 +109,20 @@ class ArgumentParser(argparse.ArgumentParser):
             for flag in flags:
                 self._check_flag(flag, names)
         self.given = {names[flag]: position for position, flag in enumerate(flags) if flag in names}
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        self._check_texts(parsed)
+        return parsed, unknown
+
+    def _check_texts(self, parsed):
+        """Refuse empty values, as from a shell variable that is not set, and values that TensorFlow cannot take."""
+        for action in self._actions:
+            values = getattr(parsed, action.dest, None)
+            name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+            for value in filter(lambda value: isinstance(value, str), values if isinstance(values, list) else [values]):
+                if not value:
+                    self.error(f'{name} has an empty value, as from a variable that is not set')
+                if not value.isprintable() and value != value.encode('utf-8', 'replace').decode():
+                    self.error(f'{name} {value!r} is not UTF-8: rename the file or folder')
 
     def _check_flag(self, name, known):
         is_flag = re.fullmatch(r'--?[A-Za-z]\S*', name)  # A negative number such as -1 is not a flag.

@@ -47,7 +47,9 @@ def is_out_of_memory(error):
         return error.errno == errno.ENOMEM
     if isinstance(error, ImportError):  # Of a library that finds no room for its code.
         return 'failed to map segment' in str(error) or os.strerror(errno.ENOMEM) in str(error)
-    # The name, since TensorFlow is not imported for the sake of an error.
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # Its stack does not fit.
+        return True
+    # By name, because TensorFlow is not imported for the sake of an error.
     return isinstance(error, MemoryError) or type(error).__name__ == 'ResourceExhaustedError'
 
 
