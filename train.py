@@ -279,6 +279,8 @@ def train_step(args, state, forward, metric_loss, batch, schedule):
     losses, embs = collectives.gathered(losses), collectives.gathered(embs)
     loss, *means_of_objectives = collectives.total([loss, *(means[name] for name in state.objectives)])
 
+    collectives.agree(state.statistics(schedule.body_is_frozen))
+
     def update():
         state.optimizer.apply(clipped, schedule.learning_rate, schedule.beta1)
         if state.average:

@@ -6,7 +6,7 @@ from losses import _triplets
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
-    """See `losses/batch_hard.py`. The mean over the anchors is the mean over all of their active triplets.
+    """Return losses whose mean over the anchors is the mean over all active triplets; see `losses/batch_hard.py`.
 
     Raises:
         InputError: the margin is 'soft' or 'none', with which every triplet is active.

@@ -5,15 +5,16 @@ from loss import apply_margin, has_triplet, pair_masks
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
-    """
+    """Return one loss per anchor.
+
     Args:
         dists: [B1, B2] float32, column i being anchor i.
         anchor_pids: [B1].
         pids: [B2].
         margin: float, 'soft' or 'none'.
-        seed: int32 [2], of the step's random numbers, for the losses that draw any.
+        seed: int32 [2], of the step's random numbers, for losses that draw any.
 
-    Returns: one loss an anchor, [B1] float32; 0 for an anchor without a positive or without a negative.
+    Returns: [B1] float32; 0 for an anchor without a positive or without a negative.
     """
     positive, negative = pair_masks(anchor_pids, pids)
     furthest_positive = tf.reduce_max(tf.where(positive, dists, 0.0), axis=1)

@@ -5,7 +5,7 @@ from loss import apply_margin, has_triplet, pair_masks
 
 
 def loss(dists, anchor_pids, pids, margin, seed=(0, 0)):
-    """See `losses/batch_hard.py`. What is drawn is a function of the seed alone: all are equally likely."""
+    """Return the losses of triplets drawn uniformly, as a function of the seed alone; see `losses/batch_hard.py`."""
     positive, negative = pair_masks(anchor_pids, pids)
     keys = tf.random.stateless_uniform(tf.shape(dists), seed)
     drawn_positive = tf.argmax(tf.where(positive, keys, -1.0), axis=1)

@@ -6,10 +6,10 @@ from tripletreid.distribute import collectives
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
-    """See `losses/batch_hard.py`. The mean over the anchors is half the mean of [J]₊² over all positive pairs.
+    """Return losses whose mean is half the mean of [J]₊² over all positive pairs; see `losses/batch_hard.py`.
 
-    The second end of a pair may be an anchor of another device, which then tells of its negatives. One that is no anchor
-    anywhere, as those of a memory, tells of none: then the first end's are all that the pair has.
+    The second end of a pair may be an anchor of another device, which contributes its negatives. Embeddings in a memory are
+    not anchors; a pair with such an end has only the negatives of its first end.
 
     Raises:
         InputError: the margin is 'soft' or 'none', for which the square has no sense.
@@ -17,7 +17,7 @@ def loss(dists, anchor_pids, pids, margin, seed=None):
     number_margin('lifted', margin)
     positive, negative = pair_masks(anchor_pids, pids)
     one_end = log_sum_exp(margin - dists, negative)  # [B1]
-    other_end = collectives.own_first(collectives.gather(one_end))  # [B], of all that are anchors somewhere
+    other_end = collectives.own_first(collectives.gather(one_end))  # [B], of the anchors of all devices
     # log(exp(a) + exp(b)) = b + softplus(a - b)
     both_ends = other_end + tf.nn.softplus(one_end[:, None] - other_end)  # [B1, B]
     no_anchors = tf.shape(dists)[1] - tf.shape(other_end)[0]

@@ -1,4 +1,4 @@
-"""The multi-similarity loss (Wang et al., CVPR 2019): pairs that are informative, weighted by all the others."""
+"""The multi-similarity loss (Wang et al., CVPR 2019): informative pairs, weighted by all other pairs."""
 import tensorflow as tf
 
 from loss import log_sum_exp, number_margin, pair_masks
@@ -9,9 +9,10 @@ THRESHOLD = 0.5  # λ of the authors' code; their text has 1.
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
-    """See `losses/batch_hard.py`; the distances are 1 − s, s being the cosine. The margin is the ε of the mining: only
-    negatives more similar than the least similar positive less ε count, and only positives less similar than the most
-    similar negative plus ε. The paper has 0.1; with 2 all pairs count.
+    """Return one loss per anchor; see `losses/batch_hard.py`. The distances are 1 − s, s being the cosine.
+
+    The margin is the ε of the mining: only negatives more similar than the least similar positive minus ε count, and only
+    positives less similar than the most similar negative plus ε. The paper has 0.1; with 2 all pairs count.
 
     Raises:
         InputError: the margin is 'soft' or 'none'.

@@ -1,7 +1,7 @@
-"""No metric loss, for training with the cross-entropy alone."""
+"""No metric loss, for training with cross-entropy only."""
 import tensorflow as tf
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
-    """See `losses/batch_hard.py`. All zeros."""
+    """Return zeros; see `losses/batch_hard.py`."""
     return tf.zeros_like(dists[:, 0])

@@ -45,13 +45,17 @@ class Sampler:
                                 f'{num_identities} identities.')
 
     def draw(self, step):
-        """Draw the identities of a period's steps at its start; return the first step of the next period."""
-        if step % self._period == 0:
+        """Draw the identities of a period's steps at its start; return the first step of the next period.
+
+        A period is drawn again where nothing is drawn for it, because the identities have changed since.
+        """
+        start = step - step % self._period
+        if step == start or not self._drawn[step - start].numpy().any():
             means = tf.convert_to_tensor(self._means).numpy()
-            drawn = draw(means, self._metric, self._parts, self._batch_p, self._seed, step, self._period)
+            drawn = draw(means, self._metric, self._parts, self._batch_p, self._seed, start, self._period)
             self._drawn.assign(agreement.first_worker(self._strategy, drawn))
         self._step.assign(step)
-        return step + self._period - step % self._period
+        return start + self._period
 
     def update(self, embs, pids):
         """Move the means towards the embeddings of a whole batch."""
@@ -92,7 +96,10 @@ def draw(means, metric, parts, batch_p, seed, step, steps):
         per_epoch, rows = len(part) // size, []
         while len(rows) < steps:
             order = epoch_order(seed, (step + len(rows)) // per_epoch, len(part), number if len(parts) > 1 else None)
-            rows += in_groups(part[order.numpy()], means, metric, size)[(step + len(rows)) % per_epoch:]
+            # The epoch's remainder is cut off first, at random: what the groups left over would be the same isolated
+            # identities in each epoch.
+            order = part[order.numpy()[:per_epoch * size]]
+            rows += in_groups(order, means, metric, size)[(step + len(rows)) % per_epoch:]
         columns.append(rows[:steps])
     return np.concatenate(columns, axis=1)
 
@@ -101,11 +108,11 @@ def in_groups(order, means, metric, size):
     """Divide identities into batches of groups: the first remaining identity, and those that look most like it.
 
     Args:
-        order: numbers of the identities, int64 [n].
+        order: numbers of the identities, int64 [n], n being a multiple of the size.
         means, metric: see `draw`; an identity without a mean looks like no other.
         size: of a batch.
 
-    Returns: list of int64 arrays [size], without a remainder.
+    Returns: list of int64 arrays [size].
     """
     means = means[order]
     batches, known, left = [], means.any(axis=1), np.arange(len(order))

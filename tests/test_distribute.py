@@ -190,6 +190,21 @@ def test_a_worker_is_killed_then_all_are_resumed_then_one_is_told_to_stop(people
     assert 'Resuming from' in chief.output and 'Interrupted by another worker' in chief.output, chief.output
 
 
+def test_a_resumed_run_on_two_devices_has_the_same_bits_with_batch_norm(people, tmp_path):
+    """Each device moves the statistics with its own images; a checkpoint stores the value on which they agree."""
+    root, arguments = tmp_path / 'root', train_arguments(people, tmp_path / 'root', 8)
+    arguments[arguments.index('direct')] = 'fc1024'
+    run = Run('train.py', *arguments, '--ema', 0.8, '--distribute', 'mirrored', '--devices', 2)
+    assert run.wait() == 0, run.output
+    undisturbed = left_behind(root, 8)
+    for path in (*root.glob('checkpoint-8.*'), root / 'checkpoint'):
+        path.unlink()
+    run = Run('train.py', '--experiment_root', root, '--resume', '--distribute', 'mirrored', '--devices', 2)
+    assert run.wait() == 0 and 'checkpoint-4' in run.output, run.output
+    resumed = left_behind(root, 8)
+    assert [name for name in undisturbed if name != 'log' and undisturbed[name] != resumed[name]] == []
+
+
 def test_devices_divide_the_images_to_embed(people, one_device):
     embeddings = []
     for name, more in (('one', []), ('two', ['--distribute', 'mirrored', '--devices', 2])):

@@ -18,12 +18,12 @@ def first_worker(strategy, numbers):
     """Return the first worker's array of numbers below 2^24."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return numbers
-    of_replicas = _gathered_from_workers(strategy, tf.constant(numbers[None], tf.float32))
-    return of_replicas.numpy()[0].astype(numbers.dtype)
+    rows = _gathered_from_workers(strategy, tf.constant(numbers[None], tf.float32))
+    return rows.numpy()[0].astype(numbers.dtype)
 
 
 def check_same_on_all_workers(strategy, facts):
-    """Compare what the workers were started with.
+    """Compare the arguments and files of all workers.
 
     Args:
         strategy: a `tf.distribute.MultiWorkerMirroredStrategy`.
@@ -35,8 +35,8 @@ def check_same_on_all_workers(strategy, facts):
     names = sorted(facts)
     # 24 bits of a hash fit into a float32.
     digests = [int(hashlib.sha256(facts[name].encode()).hexdigest()[:6], 16) for name in names]
-    of_replicas = _gathered_from_workers(strategy, tf.constant([digests], tf.float32)).numpy()
-    different = [name for name, column in zip(names, of_replicas.T) if len(set(column)) > 1]
+    rows = _gathered_from_workers(strategy, tf.constant([digests], tf.float32)).numpy()
+    different = [name for name, column in zip(names, rows.T) if len(set(column)) > 1]
     if different:
         raise InputError(f'The workers were started differently: {" and ".join(different)} '
                          f'{"differs" if len(different) == 1 else "differ"} between them. Give all of them the same '

@@ -1,10 +1,10 @@
-"""Combine what the replicas compute, inside of the function that `strategy.run` runs.
+"""Combine the results of the replicas, inside of the function that `strategy.run` runs.
 
 Each replica has the same variables and works on its own part of the batch. The embeddings of all parts are gathered, so
 that every anchor is compared with the whole batch, and the gradients of all replicas are summed. The numbers are therefore
-those of one device that works on the whole batch. The exception is batch norm, whose batch statistics are those of a
-replica's own part. The images of each identity are dealt round the replicas like cards, so that each replica sees many
-identities.
+the numbers of one device that works on the whole batch. The exception is batch norm, which normalises with the statistics
+of a replica's own part; the moving statistics are averaged over the replicas after each step. The images of each identity
+are dealt round the replicas like cards, so that each replica sees many identities.
 """
 import tensorflow as tf
 
@@ -94,6 +94,21 @@ def _turn(tensor, direction, axis):
 def part_of_mean(rows):
     """Return this replica's summand of the mean over the rows of the whole batch: [B / replicas] -> []."""
     return tf.reduce_mean(rows) / tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def agree(variables):
+    """Set variables whose values differ between replicas to their mean over the replicas.
+
+    A checkpoint stores one value. With it, a resumed run has the bits of the undisturbed one only if the replicas of the
+    undisturbed run agree after every step.
+
+    Args:
+        variables: list of Keras variables, of batch norm statistics for example.
+    """
+    replicas = _replicas()
+    if replicas > 1 and variables:
+        for variable, value in zip(variables, total([tf.identity(variable.value) / replicas for variable in variables])):
+            variable.assign(value)
 
 
 def mean(rows):

@@ -73,7 +73,7 @@ def _config_of_slurm():
 
 @contextlib.contextmanager
 def losing_a_worker_is_an_error(strategy):
-    """Turn what TensorFlow raises in this block after another worker has gone into an InputError."""
+    """Turn the errors that TensorFlow raises in this block after another worker has gone into an InputError."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,

@@ -264,12 +264,12 @@ def load_weights(path, variables, weights=None):
     load(path, {name + suffix: variable for name, variable in variables.items()})
 
 
-def load_newest(root, variables, log):
-    """Set variables from the newest checkpoint that is whole; a damaged one is passed over with a warning.
+def load_newest(root, load, log):
+    """Load the newest checkpoint that is complete; a damaged one is skipped with a warning.
 
     Args:
         root: experiment root.
-        variables: dict {TF1 name: variable}.
+        load: function path -> None, which raises DamagedCheckpoint before it changes anything.
         log: logger for the warnings.
 
     Returns: the checkpoint's path.
@@ -279,7 +279,7 @@ def load_newest(root, variables, log):
     """
     for path in newest_first(root):
         try:
-            load(path, variables)
+            load(path)
             return path
         except DamagedCheckpoint as error:
             log.warning('%s Falling back to the one before.', error)

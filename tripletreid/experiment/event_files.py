@@ -2,6 +2,7 @@
 import glob
 import os
 import pathlib
+import re
 import socket
 import struct
 import time
@@ -11,6 +12,8 @@ import numpy as np
 from tripletreid.errors import InputError
 from tripletreid.experiment.train_log import read_iterations
 from tripletreid.files import tensorflow_os_errors
+
+VALIDATION_TAG = 'validation_mAP'
 
 
 class TensorBoard:
@@ -28,7 +31,7 @@ class TensorBoard:
         import tensorflow as tf
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         self._event = Event
-        self._path = os.path.join(root, f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.'
+        self._path = os.path.join(root, f'events.out.tfevents.{_time_after_all(root):010d}.{socket.gethostname()}.'
                                         f'{os.getpid()}')
         with tensorflow_os_errors(self._path):
             self._writer = tf.io.TFRecordWriter(self._path)
@@ -60,13 +63,26 @@ class TensorBoard:
             self._writer.close()
 
 
+def _time_after_all(root):
+    """Return the time in seconds, but later than the time in the name of any event file in a folder.
+
+    TensorBoard reads the files in the order of their names. After the clock was set back it would ignore a new file.
+    """
+    names = map(os.path.basename, glob.glob(os.path.join(glob.escape(root), '*tfevents*')))
+    times = [int(found[1]) for found in (re.search(r'tfevents\.(\d+)', name) for name in names) if found]
+    return max(int(time.time()), max(times, default=0) + 1)
+
+
 def forget_events_after(root, step):
     """Cut event files before the first event of a step after `step`, or the first that was not written to its end.
 
     TensorBoard would void such events when it meets the start of another run; other readers count them twice.
+
+    Returns: steps of the validations that remain, a set.
     """
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
+    validated = set()
     for path in glob.glob(os.path.join(glob.escape(root), '*tfevents*')):
         with open(path, 'r+b') as file:
             kept = 0
@@ -80,7 +96,10 @@ def forget_events_after(root, step):
                 if event.step > step or len(file.read(4)) < 4:
                     break
                 kept = file.tell()
+                if any(value.tag == VALIDATION_TAG for value in event.summary.value):
+                    validated.add(event.step)
             file.truncate(kept)
+    return validated
 
 
 def read_scalars(root):

@@ -53,7 +53,10 @@ def describe(path):
         lines.append(f'average over the steps (--ema): of {len(averaged)} variables')
 
     powers = {'beta1_power', 'beta2_power'}
-    explained = {*variables, 'global_step', *powers, *(f'late_{name}' for name in powers)}
+    if 'identity_names' in held:
+        lines.append(f'training identities: {held["identity_names"][0]}, with their names')
+
+    explained = {*variables, 'global_step', 'identity_names', *powers, *(f'late_{name}' for name in powers)}
     explained |= {f'{name}/{slot}' for name in moments for slot in ('Adam', 'Adam_1')}
     explained |= {f'{name}/Momentum' for name in momenta} | {name + checkpoints.AVERAGE for name in averaged}
     others = [name for name in held if name not in explained]

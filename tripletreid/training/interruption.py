@@ -1,4 +1,4 @@
-"""How a run is interrupted: by signals, after the current iteration."""
+"""Interrupt a run by a signal, after the current iteration."""
 import os
 import signal
 import threading

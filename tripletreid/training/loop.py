@@ -1,4 +1,4 @@
-"""The training loop: steps are computed, told of, stored and validated, until the end or an interruption."""
+"""The training loop: compute, report, store and validate steps until the end or an interruption."""
 import time
 
 import numpy as np
@@ -11,10 +11,10 @@ from tripletreid.training import schedule
 
 
 class Loop:
-    """Runs training steps, and tells of each of them while the next one is computed.
+    """Runs training steps, and reports each step while the next one is computed.
 
-    A GPU is handed a step and computes it by itself. What Python does with the step before, which takes milliseconds
-    (numbers, log lines, the next batch), would have the GPU wait for it otherwise.
+    A GPU computes a step asynchronously. Reporting the step before takes Python milliseconds (numbers, log lines, the next
+    batch), for which the GPU need not wait.
 
     No checkpoint is written after a number that is not finite, and every validation has a checkpoint of its own.
     """
@@ -25,7 +25,7 @@ class Loop:
             args: of `train.py`.
             state: `TrainState`.
             strategy: the `tf.distribute.Strategy` that computes.
-            reporter: `Reporter`; None for the workers that are not the chief, which neither tell nor write.
+            reporter: `Reporter`; None for all workers except the chief, which alone reports and writes.
             validator: `Validation`, or None.
             interruption: `Interruption`.
             fids: file ids of the training set [N].
@@ -68,7 +68,7 @@ class Loop:
             result = train_step(batch, settings)
             self._report(until=started)
             self._unreported = step, settings.learning_rate, result, started
-            if step == self._first_step:  # The sign of life, for which nobody should wait a second step.
+            if step == self._first_step:  # The sign of life comes after one step, not two.
                 self._report()
             self._store_and_validate_where_due(step + 1)
         self._report()
@@ -78,10 +78,10 @@ class Loop:
             raise unreadable
 
     def _report(self, until=None):
-        """Wait for the step that is not told of yet, if any, check its numbers, and tell of it.
+        """Wait for the step that is not reported yet, if any, check its numbers, and report it.
 
         Args:
-            until: when the next step was begun; None: there is none yet, and it lasted until its numbers are there.
+            until: when the next step started; None: no step follows yet, and this one lasts until its numbers exist.
         """
         if self._unreported is None:
             return
@@ -93,11 +93,11 @@ class Loop:
             self._reporter.iteration(step, result['rows'], result, float(learning_rate), seconds)
 
     def _check_finite(self, step, result):
-        """Raises InputError for numbers that are not finite; a step that was left out is only told of."""
+        """Raise InputError for numbers that are not finite; a skipped step is only reported."""
         must_be_finite = ['loss', 'emb', 'gradient_norm']
         if self._state.loss_scale.skipped(result['gradient_norm'], result['loss_scale']):
-            self._log.warning('Iteration %d is left out: its gradients are beyond float16. The loss scale is %g from now '
-                              'on.', step + 1, result['loss_scale'] / 2)
+            self._log.warning('Iteration %d skipped: gradients overflowed float16. Loss scale reduced to %g.', step + 1,
+                              result['loss_scale'] / 2)
             must_be_finite.remove('gradient_norm')
         if not all(np.isfinite(result[name]).all() for name in must_be_finite):
             good = checkpoints.prefix(self._args.experiment_root, self._saved_step)
@@ -108,7 +108,7 @@ class Loop:
                 f'--learning_rate.')
 
     def _store_and_validate_where_due(self, step):
-        """After `step` iterations: a checkpoint, a validation, or neither."""
+        """Write a checkpoint and validate after `step` iterations, if they are due."""
         frequency = self._args.checkpoint_frequency
         validation_is_due = self._validator and self._validator.is_due(step)
         if validation_is_due or frequency and step % frequency == 0:
@@ -118,7 +118,7 @@ class Loop:
                 self._validate()
 
     def _save(self):
-        """Store the state, behind all that was told. All workers have to call this; the chief writes."""
+        """Store the state after all reports. All workers have to call this; the chief writes."""
         step, values = self._state.step, self._state.values()
         if self._reporter:
             self._reporter.flush()
@@ -127,7 +127,7 @@ class Loop:
         self._saved_step = step
 
     def _validate(self):
-        """Validate the weights of the moment, unless an interruption is requested meanwhile; the chief notes it."""
+        """Validate the current weights, unless an interruption is requested meanwhile; the chief stores the result."""
         step = self._state.step
         result = self._validator.evaluate(step, self._state.values(), self._interruption)
         if result and self._reporter:

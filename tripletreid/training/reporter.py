@@ -1,11 +1,12 @@
-"""What a run tells about itself while it goes: the line per iteration, TensorBoard, detailed logs, collapse."""
+"""Report a run while it trains: log lines, TensorBoard, detailed logs, a warning when the embeddings collapse."""
 import collections
 import concurrent.futures
 
 import numpy as np
 
+from tripletreid.experiment import best_checkpoint
 from tripletreid.experiment.detailed_logs import DetailedLogs
-from tripletreid.experiment.event_files import TensorBoard, forget_events_after
+from tripletreid.experiment.event_files import VALIDATION_TAG, TensorBoard, forget_events_after
 from tripletreid.experiment.train_log import VALIDATION, forget_iterations_after, iteration_line
 from tripletreid.input_pipeline import sampling
 from tripletreid.modeling import pretrained
@@ -13,14 +14,14 @@ from tripletreid.training import optimizer
 
 
 def log_data(log, args, train_set, identities, devices):
-    """Log what a run trains on, and warn of identities that a metric loss can use as negatives only.
+    """Log the data of a run, and warn of identities that a metric loss can use as negatives only.
 
     Args:
         log: logger.
         args: of `train.py`.
         train_set: the training `Dataset`.
         identities: its `Identities`.
-        devices: what computes, in words.
+        devices: description of the devices that compute.
     """
     log.info('Training on %d images of %d identities, on %s.', len(train_set), len(identities.names), devices)
     for sentence in sampling.shares_of_sets(identities, train_set, args.batch_p):
@@ -42,9 +43,9 @@ def log_state(log, state):
 
 
 class Reporter:
-    """Tells of each iteration in the log, in TensorBoard and, where asked for, in the detailed logs.
+    """Reports each iteration in the log, in TensorBoard and, with `--detailed_logs`, in arrays.
 
-    TensorBoard's histograms take milliseconds. They are made in a thread of their own while the next iteration runs.
+    TensorBoard's histograms take milliseconds. A thread computes them while the next iteration runs.
     """
 
     def __init__(self, args, log, first_step, fids, pid_numbers, curves=()):
@@ -52,32 +53,35 @@ class Reporter:
         Args:
             args: of `train.py`.
             log: the run's logger.
-            first_step: the step that the run starts or goes on with.
+            first_step: the step from which the run starts or continues.
             fids: file ids of the training set [N].
             pid_numbers: numbers of their identities, int32 [N].
             curves: names of the objectives' means in the results of the training step.
         """
         forget_iterations_after(args.experiment_root, first_step)
-        forget_events_after(args.experiment_root, first_step)
+        validated = forget_events_after(args.experiment_root, first_step)
         self._args = args
         self._log = log
         self._fids = fids
         self._pid_numbers = pid_numbers
         self._curves = curves
         self._board = TensorBoard(args.experiment_root, first_step)
+        for entry in best_checkpoint.results(args.experiment_root):
+            if entry['step'] not in validated:  # A run that was killed had noted it, and not yet written its event.
+                self._write_validation(entry['step'], entry)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._board_is_told = self._thread.submit(lambda: None)
+        self._board_write = self._thread.submit(lambda: None)
         self._details = DetailedLogs(args, fids) if args.detailed_logs else None
         self._watch = CollapseWatch(args.margin)
-        self._seconds = []  # of the iterations since the last line
+        self._seconds = []  # Durations of the iterations since the last line of the log.
 
     def iteration(self, step, rows, result, learning_rate, seconds):
-        """Tell of one iteration.
+        """Report one iteration.
 
         Args:
             step: 0-based.
             rows: of the batch's images in the training set, int64 [B].
-            result: what the training step returned, a dict of NumPy arrays.
+            result: of the training step, a dict of NumPy arrays.
             learning_rate: float.
             seconds: duration of the iteration.
         """
@@ -87,12 +91,12 @@ class Reporter:
                    'active_count': result['active_count'], 'learning_rate': learning_rate, 'secs_per_iter': seconds}
         scalars |= {name: result[name] for name in self._curves}
         self._seconds.append(seconds)
-        # The first line is the sign of life, here and for who asks whether this run has trained anything.
+        # The first line is a sign of life, and the evidence that this run has trained something.
         if step == 0 or (step + 1) % args.log_frequency == 0 or step + 1 == args.train_iterations:
             self._log.info(self._line(step, result, precision))
             self._seconds.clear()
-        self._board_is_told.result()  # Raises what went wrong with the last iteration.
-        self._board_is_told = self._thread.submit(self._tell_board, step, scalars, rows, result)
+        self._board_write.result()  # Raises an error of the last iteration's events.
+        self._board_write = self._thread.submit(self._write_iteration, step, scalars, rows, result)
         if self._details:
             self._details.write(step, result['emb'], result['losses'], self._fids[rows])
         warning = self._watch.warning(result['dists'].mean(), result['loss'])
@@ -100,7 +104,7 @@ class Reporter:
             self._log.warning(warning)
 
     def _line(self, step, result, precision):
-        """The line of an iteration; its duration is the mean since the last line."""
+        """Return the line of an iteration; its duration is the mean since the last line."""
         args = self._args
         seconds = sum(self._seconds) / len(self._seconds)
         eta = seconds * (args.train_iterations - step - 1)
@@ -108,22 +112,27 @@ class Reporter:
         return ', '.join([line, *(f'{name.replace("_", "-")}: {result[name]:.3f}' for name in self._curves)])
 
     def validation(self, step, result):
-        """Tell of a validation after `step` iterations: `result` is what `Validation.evaluate` returns."""
-        self._board_is_told.result()
+        """Report a validation after `step` iterations: a result of `Validation.evaluate`."""
+        self._board_write.result()
         sets = result.get('sets', {})
-        how = f'mean of {len(sets)} sets' if sets else f'embed.py {result["embed_flags"]}'
-        for name, of_set in sets.items():
-            self._tell_validation(step, f'validation of {name}', of_set, f'embed.py {of_set["embed_flags"]}')
-        self._tell_validation(step, 'validation', result, how)
-        scalars = {'validation_mAP': result['mAP'], 'validation_top1': result['top1']}
-        for name, of_set in sets.items():
-            scalars |= {f'validation_mAP/{name}': of_set['mAP'], f'validation_top1/{name}': of_set['top1']}
+        protocol = f'mean of {len(sets)} sets' if sets else f'embed.py {result["embed_flags"]}'
+        for name, scores in sets.items():
+            self._log_validation(step, f'validation of {name}', scores, f'embed.py {scores["embed_flags"]}')
+        self._log_validation(step, 'validation', result, protocol)
+        self._write_validation(step, result)
+        self._board.flush()
+
+    def _log_validation(self, step, subject, scores, protocol):
+        self._log.log(VALIDATION, f'iter:{step:6d}, {subject} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} '
+                                  f'({protocol})')
+
+    def _write_validation(self, step, result):
+        scalars = {VALIDATION_TAG: result['mAP'], 'validation_top1': result['top1']}
+        for name, scores in result.get('sets', {}).items():
+            scalars |= {f'{VALIDATION_TAG}/{name}': scores['mAP'], f'validation_top1/{name}': scores['top1']}
         self._board.write(step, scalars, {})
 
-    def _tell_validation(self, step, what, scores, how):
-        self._log.log(VALIDATION, f'iter:{step:6d}, {what} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} ({how})')
-
-    def _tell_board(self, step, scalars, rows, result):
+    def _write_iteration(self, step, scalars, rows, result):
         with_histograms = step % self._args.summary_frequency == 0
         self._board.write(step + 1, scalars, self._histograms(rows, result) if with_histograms else {})
 
@@ -136,13 +145,14 @@ class Reporter:
                 'embedding_lengths': np.linalg.norm(result['emb_raw'], axis=1)}
 
     def flush(self):
-        """Hand all that was told to the operating system, and detailed logs to the disk."""
-        self._board_is_told.result()
+        """Write all reports to the operating system, and detailed logs to the disk."""
+        self._board_write.result()
         self._board.flush()
         if self._details:
             self._details.flush()
 
     def close(self):
+        """Write all reports and close the files."""
         self._thread.shutdown()
         self._board.close()
         if self._details:
@@ -150,12 +160,12 @@ class Reporter:
 
 
 class CollapseWatch:
-    """Notices when all embeddings become one point while the loss sits at the margin (ln 2 for the soft one).
+    """Detects that all embeddings become one point while the loss stays at the margin (ln 2 for the soft margin).
 
-    Then the distances of positives and negatives are equal, and the gradient that would part them vanishes.
+    Then the distances of positives and negatives are equal, and the gradient that would separate them vanishes.
     """
     steps = 100
-    share_of_start = 0.02
+    fraction_of_start = 0.02
     loss_tolerance = 0.02
 
     def __init__(self, margin):
@@ -165,11 +175,11 @@ class CollapseWatch:
         self._warned = False
 
     def warning(self, mean_distance, loss):
-        """Watch one step: mean distance within the batch, mean loss. Returns the warning's text, once, or None."""
+        """Watch the mean distance within the batch and the mean loss of a step. Return a warning, once, or None."""
         if len(self._start) < self._start.maxlen:
             self._start.append(mean_distance)
             return None
-        small = mean_distance < self.share_of_start * max(self._start)
+        small = mean_distance < self.fraction_of_start * max(self._start)
         stuck = abs(loss - self.stuck_loss) < self.loss_tolerance * max(1.0, abs(self.stuck_loss))
         self._steps = self._steps + 1 if small and stuck else 0
         if self._warned or self._steps < self.steps:

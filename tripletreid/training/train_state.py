@@ -8,6 +8,7 @@ from tripletreid import plugins
 from tripletreid.distribute import agreement
 from tripletreid.experiment import checkpoints
 from tripletreid.modeling import model, pretrained
+from tripletreid.training import identity_rows
 from tripletreid.training.loss_scale import LossScale
 from tripletreid.training.memory import Memory
 from tripletreid.training.optimizer import Optimizer, build_optimizer
@@ -26,6 +27,7 @@ class TrainState:
     objectives: {name: objective}, the choices of objectives/ that have a weight.
     sampler: the choice of samplers/.
     global_step: int64 variable, the number of finished iterations.
+    identity_names: the names of the training identities, a list; an identity's place is its number.
     """
     network: keras.Model
     optimizer: Optimizer
@@ -35,6 +37,7 @@ class TrainState:
     objectives: dict
     sampler: object
     global_step: tf.Variable
+    identity_names: list
 
     @property
     def step(self):
@@ -45,8 +48,8 @@ class TrainState:
     def variables(self):
         """All that a checkpoint stores, {name: variable}."""
         parts = (self.optimizer, self.loss_scale, self.average, self.memory, *self.objectives.values(), self.sampler)
-        of_parts = {name: variable for part in parts if part for name, variable in part.variables.items()}
-        return {**model.named_variables(self.network), **of_parts, 'global_step': self.global_step}
+        stored = {name: variable for part in parts if part for name, variable in part.variables.items()}
+        return {**model.named_variables(self.network), **stored, 'global_step': self.global_step}
 
     @property
     def objective_endpoints(self):
@@ -56,18 +59,28 @@ class TrainState:
     def trained(self, body_is_frozen):
         """Return the variables that a step trains, {TensorFlow 1 name: variable}."""
         variables = self.optimizer.trainable_variables
-        of_body = model.named_variables(self.network.body) if body_is_frozen else ()
-        return {name: variable for name, variable in variables.items() if name not in of_body}
+        body_names = model.named_variables(self.network.body) if body_is_frozen else ()
+        return {name: variable for name, variable in variables.items() if name not in body_names}
+
+    def statistics(self, body_is_frozen):
+        """Return the variables that a step moves without training them: the moving statistics of batch norm, a list."""
+        body_names = model.named_variables(self.network.body) if body_is_frozen else ()
+        return [variable for name, variable in model.named_variables(self.network).items()
+                if not variable.trainable and 'float' in str(variable.dtype) and name not in body_names]
 
     def values(self):
-        """Return the content of a checkpoint, {name: tensor}; with several workers all have to call this.
+        """Return the content of a checkpoint, {name: tensor}; its integers are int32, as the original's.
 
-        For variables that differ between replicas it is the mean over all workers, hence the sorted order. Its integers
-        are int32, as the original's.
+        All replicas agree after a step, so the values of the first one count.
         """
-        variables = self.variables
-        values = {name: tf.convert_to_tensor(variables[name]) for name in sorted(variables)}
-        return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value for name, value in values.items()}
+        values = {name: tf.convert_to_tensor(_first_replica(variable)) for name, variable in self.variables.items()}
+        values = {name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value for name, value in values.items()}
+        return {**values, identity_rows.NAMES: tf.constant(self.identity_names)}
+
+
+def _first_replica(variable):
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return getattr(value, 'values', (value,))[0]
 
 
 def create(args, identities, strategy):
@@ -97,7 +110,8 @@ def create(args, identities, strategy):
     sampler = plugins.load('samplers', args.sampler).Sampler(args, identities, strategy)
     # TensorFlow keeps int32 variables on the host, where a step that XLA compiled for a GPU cannot read them.
     global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-    return TrainState(network, optimizer, loss_scale, average, memory, objectives, sampler, global_step)
+    return TrainState(network, optimizer, loss_scale, average, memory, objectives, sampler, global_step,
+                      [str(name) for name in identities.names])
 
 
 def chosen_objectives(args):
@@ -113,9 +127,11 @@ def restore(state, args, strategy, log):
     Raises:
         InputError: a checkpoint that does not fit, or is damaged.
     """
+    if state.average:
+        state.average.begin()
     # 1. Those of the newest complete checkpoint of the run to be resumed, unless it ended before it wrote any.
     if agreement.any_worker(strategy, args.resume and checkpoints.were_written(args.experiment_root)):
-        restored = checkpoints.load_newest(args.experiment_root, state.variables, log)
+        restored = checkpoints.load_newest(args.experiment_root, lambda path: identity_rows.load(state, path, log), log)
         log.info('Resuming from %s.', restored)
         return True
     # 2. Pre-trained weights in the body, fresh ones in the head.
