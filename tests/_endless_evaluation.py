@@ -20,7 +20,7 @@ PATIENCE = 300  # Seconds; a process that nobody ends would be left by a test th
 
 
 class EndlessExcluder:
-    """As those of excluders/, but what a query ignores is never found."""
+    """An excluder that never finishes the search for the images that a query ignores."""
 
     def __init__(self, folder, gallery_fids):
         self.folder = folder

@@ -9,7 +9,7 @@ from conftest import run_script
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.writer import save_embeddings
 
-# The only query of its identity, and what a file system allows in a name: it must stay text on a page and in an address.
+# The only query of its identity, with a name that a file system allows and a page and an address must treat as text.
 HOSTILE = '0099_c1s1_000000_"\'<img src=x onerror=alert(1)>&%41#?.jpg'
 
 

@@ -9,9 +9,9 @@ DENSE, RESIDUAL, CONFIGS = DENSENET.dense_block, RESNET.stack_residual_blocks_v1
 
 
 def few_units(set_attribute):
-    """Of DenseNet-121, ResNet-50 and ConvNeXt-Tiny from now on. `set_attribute` is `setattr`, or that of a monkeypatch."""
+    """Reduce the units of DenseNet-121, ResNet-50 and ConvNeXt-Tiny; `set_attribute` is `setattr`, or a monkeypatch's."""
     set_attribute(DENSENET, 'dense_block', lambda net, _, name: DENSE(net, 1, name))
-    # The units of the last stage are told apart by resnet50_mid.
+    # resnet50_mid distinguishes the units of the last stage.
     set_attribute(RESNET, 'stack_residual_blocks_v1', lambda net, width, _, stride1=2, name=None: RESIDUAL(
         net, width, 3 if name == 'conv5' else 1, stride1, name))
     set_attribute(CONVNEXT, 'MODEL_CONFIGS', {**CONFIGS, 'tiny': {**CONFIGS['tiny'], 'depths': [1, 1, 1, 1]}})

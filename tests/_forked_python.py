@@ -1,4 +1,4 @@
-"""A `python3` for shell scripts under test: what they run of the project runs in forks, where TensorFlow is imported.
+"""A `python3` for shell scripts under test: the project's commands run in forks with TensorFlow imported.
 
     with forking_python(folder) as environment:
         subprocess.run(['sh', …], env=environment)
@@ -43,7 +43,7 @@ def forking_python(folder, before=None):
 
 
 def _serve(listener, before):
-    """Run what the commands ask for, one after the other, until somebody connects and asks for nothing."""
+    """Run the requested commands one after the other, until a connection without a request."""
     with listener, contextlib.suppress(EOFError):
         while True:
             with listener.accept() as connection:

@@ -32,7 +32,7 @@ def pairs(devices):
     """Fewer: each precision with each family and with each loss, each family with each loss; of all these on several
     devices each family, each precision with and without batch norm, and each loss without.
 
-    A loss is computed in float32 of embeddings in float32, whatever came before. What several devices add to that, batch
+    A loss is computed in float32 of embeddings in float32, in any precision. The additions of several devices, batch
     norm's statistics and gradients of all replicas, is the same code in each precision; only the scale of the losses of
     float16, which all replicas share, and the dtype of batch norm make a difference.
     """
@@ -45,14 +45,14 @@ def pairs(devices):
 
 
 def train_all(strategy, chosen):
-    """Train combinations. Returns {combination: what `three_steps` gives}."""
+    """Train combinations. Returns {combination: result of `three_steps`}."""
     found = {combination: three_steps(strategy, *combination) for combination in chosen}
     model.set_precision('none')
     return found
 
 
 def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags=()):
-    """Losses of all images at each step, float32 [STEPS, P·K], and the state behind it, {name: array}, as it is stored."""
+    """Losses of all images at each step, float32 [STEPS, P·K], and the state after it, {name: array}, as stored."""
     flags = ['--experiment_root', 'nowhere', '--train_set', 'none', '--image_root', 'none', '--head_name',
              'fc1024' if family == 'PyTorch' else 'direct', '--embedding_dim', '8', '--batch_p', str(P),
              '--batch_k', str(K), '--net_input_height', str(SIZE[0]), '--net_input_width', str(SIZE[1]),
@@ -66,13 +66,13 @@ def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags
         state = train_state.create(args, identities_of(P), strategy)
     if state.average:
         state.average.begin()
-    step, told = train.make_train_step(args, state, strategy), []
+    step, outputs = train.make_train_step(args, state, strategy), []
     for number in range(STEPS):
         result = step(_batch(strategy, number), Schedule(tf.constant(1e-4), tf.constant(0.9)))
         if loss == 'cross-entropy':
-            told.append(result['cross_entropy'].numpy()[None])
+            outputs.append(result['cross_entropy'].numpy()[None])
         else:
-            told.append(result['losses'].numpy())
+            outputs.append(result['losses'].numpy())
         assert state.loss_scale.skipped(result['gradient_norm'].numpy(), result['loss_scale'].numpy()) or np.isfinite(
             result['gradient_norm'].numpy()), (precision, family, loss)
     return np.stack(told), {name: value.numpy() for name, value in state.values().items() if value.dtype != tf.string}
@@ -85,13 +85,13 @@ def _batch(strategy, number):
     images = (random.uniform(0, 100, (P * K, *SIZE, 3)) + 30 * pids[:, None, None, None]).astype(np.float32)
     replicas = strategy.num_replicas_in_sync
 
-    def of_replica(context):
+    def images_of_replica(context):
         own = range(context.replica_id_in_sync_group, P * K, replicas)
         return {'images': tf.constant(images[own]), 'pids': tf.constant(pids), 'rows': tf.range(P * K, dtype=tf.int64)}
 
     if replicas == 1:
-        return of_replica(types.SimpleNamespace(replica_id_in_sync_group=0))
-    return strategy.experimental_distribute_values_from_function(of_replica)
+        return images_of_replica(types.SimpleNamespace(replica_id_in_sync_group=0))
+    return strategy.experimental_distribute_values_from_function(images_of_replica)
 
 
 @contextlib.contextmanager

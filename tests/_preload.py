@@ -1,4 +1,4 @@
-"""What the fork server imports once, so that each run of a script starts in a fork of it instead of in seconds.
+"""Imported once by the fork server, so that each run of a script starts as its fork, without seconds of imports.
 
 TensorFlow may be imported before a fork, but not used: nothing here makes a tensor.
 """

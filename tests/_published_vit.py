@@ -108,6 +108,6 @@ def jax_arrays(weights, prefix='', old=False, stacked=False):
 
 
 def written(path, arrays):
-    """The path as text, behind having written the file that it names."""
+    """Write a file of arrays, and return its path as text."""
     np.savez(path, **arrays) if path.suffix == '.npz' else save_file(arrays, path)
     return str(path)

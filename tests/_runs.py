@@ -1,4 +1,4 @@
-"""Runs of the scripts in forks, faults that strike them at a given moment, and what a run leaves behind.
+"""Runs of the scripts in forks, faults that strike them at a given moment, and the files that a run leaves.
 
     run = Run('train.py', '--experiment_root', root, …, fault=Fault(signal.SIGTERM, 'step', 7))
     assert run.wait() == 0
@@ -27,7 +27,7 @@ FORKS = multiprocessing.get_context('forkserver')
 def start_fork_server():
     """Start the process that all runs are forks of, unless it is there; it has TensorFlow imported."""
     FORKS.set_forkserver_preload(['_preload'])
-    # Its preload does not look at sys.path, and keeps silent about what it does not find there.
+    # Its preload ignores sys.path, and reports no missing modules.
     paths_before = os.environ.get('PYTHONPATH')
     os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
     try:
@@ -41,18 +41,18 @@ def start_fork_server():
 class Fault:
     """Something that happens to a run from within: a signal or an exception, at a moment.
 
-    what: number of a signal, an exception, or a function to call instead.
+    action: number of a signal, an exception, or a function to call instead.
     moment: 'start' (before the script has begun), 'time' (place is in seconds after the start), 'step' (the place-th
         training step of this start), 'file' (the place-th time that a file is brought to the disk, renamed or removed),
         'embedding' (the place-th csv file that is embedded; a validation embeds two of each set), 'cache' (a cache is
         about to be filled) or 'batches' (they are about to be made).
     """
 
-    def __init__(self, what, moment, place=None):
-        self.what, self.moment, self.place = what, moment, place
+    def __init__(self, action, moment, place=None):
+        self.action, self.moment, self.place = action, moment, place
 
     def __repr__(self):
-        return f'{self.what!r} at {self.moment} {self.place}'
+        return f'{self.action!r} at {self.moment} {self.place}'
 
     def arm(self):
         """Called in the process that it is to strike."""
@@ -62,7 +62,7 @@ class Fault:
         if self.moment == 'time':
             # Before that Python may swallow an interrupt, in a destructor.
             listens = threading.Event()
-            signal.signal = self._telling(signal.signal, listens)
+            signal.signal = self._announced(signal.signal, listens)
             threading.Thread(target=self._strike_later, args=[listens], daemon=True).start()
             return
         from tripletreid.input_pipeline import batches, cache
@@ -83,12 +83,12 @@ class Fault:
             return function(*args, **options)
         return counting
 
-    def _telling(self, function, event):
-        def telling(*args):
+    def _announced(self, function, event):
+        def announced(*args):
             result = function(*args)
             event.set()
             return result
-        return telling
+        return announced
 
     def _strike_later(self, listens):
         listens.wait()
@@ -96,18 +96,18 @@ class Fault:
         self._strike()
 
     def _strike(self):
-        if isinstance(self.what, BaseException):
-            raise self.what
-        if callable(self.what):
-            self.what()
+        if isinstance(self.action, BaseException):
+            raise self.action
+        if callable(self.action):
+            self.action()
         else:
-            os.kill(os.getpid(), self.what)
+            os.kill(os.getpid(), self.action)
 
 
 class Run:
     """A run of one of the scripts, under way.
 
-    pid: its process. output: what it has written so far, both streams together.
+    pid: its process. output: its text so far, both streams together.
     """
 
     def __init__(self, script, *arguments, fault=None, environment={}):
@@ -118,7 +118,7 @@ class Run:
                                                    environment))
         self._process.start()
         self.pid = self._process.pid
-        # Or the tests would wait at their end for what one of them has left running when it failed.
+        # Otherwise the tests would wait at their end for a run of a failed test.
         atexit.register(self._process.kill)
 
     @property
@@ -205,17 +205,17 @@ def train_arguments(people, root, iterations=20, checkpoint_frequency=4):
             '--decay_start_iteration', iterations // 2, '--deterministic']
 
 
-def left_behind(root, step):
-    """What a run that reached a step is judged by: the bytes of its checkpoint and its detailed logs, its losses."""
+def run_results(root, step):
+    """Return the results of a run at a step: the bytes of its checkpoint and detailed logs, its losses, its curves."""
     root = pathlib.Path(root)
     names = [f'checkpoint-{step}.index', f'checkpoint-{step}.data-00000-of-00001', 'log_embs.npy', 'log_losses.npy',
              'log_fids.npy']
-    told = re.findall(r'iter: *(\d+), (loss min\|avg\|max: .*), ETA', (root / 'train.log').read_text())
-    return {'log': told, 'curves': curves(root), **{name: (root / name).read_bytes() for name in names}}
+    lines = re.findall(r'iter: *(\d+), (loss min\|avg\|max: .*), ETA', (root / 'train.log').read_text())
+    return {'log': lines, 'curves': curves(root), **{name: (root / name).read_bytes() for name in names}}
 
 
 def curves(root):
-    """{tag: [(step, value)]} as TensorBoard shows them, the durations of the iterations left out."""
+    """{tag: [(step, value)]} as TensorBoard shows them, without the durations of the iterations."""
     # TensorBoard's own switch to do without TensorFlow, whose import takes long.
     sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -226,7 +226,7 @@ def curves(root):
 
 
 def tear(path, random):
-    """What a power loss can leave of a file that was not on the disk yet: its beginning, or zeros in its length."""
+    """Damage a file as a power loss before it was flushed can: keep its beginning, or fill its length with zeros."""
     size = path.stat().st_size
     kept = int(random.integers(0, size))
     os.truncate(path, kept)
@@ -236,12 +236,12 @@ def tear(path, random):
 
 def random_fault(random, seconds):
     """A fault at a random moment of a run that takes `seconds`."""
-    what = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, RuntimeError('injected')][random.integers(5)]
+    action = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, RuntimeError('injected')][random.integers(5)]
     moment = ('time', 'step', 'file')[random.integers(3)]
-    if isinstance(what, RuntimeError):
+    if isinstance(action, RuntimeError):
         moment = 'step'
     place = random.uniform(0, seconds) if moment == 'time' else int(random.integers(1, 20))
-    return Fault(what, moment, place)
+    return Fault(action, moment, place)
 
 
 def interrupt_until_done(arguments, root, random, seconds, count):
@@ -254,7 +254,7 @@ def interrupt_until_done(arguments, root, random, seconds, count):
         seconds: how long an undisturbed run takes.
         count: at most this many interruptions.
 
-    Returns: what happened, a list of the faults that struck; 'torn' among them for a checkpoint that lost its end.
+    Returns: the list of the faults that struck; 'torn' among them for a checkpoint that lost its end.
     """
     happened = []
     while True:

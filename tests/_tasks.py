@@ -1,4 +1,4 @@
-"""What the workers of tests/test_dask.py are given to do; they import it."""
+"""Tasks of the workers of tests/test_dask.py, which import this module."""
 import os
 import pathlib
 import signal

@@ -20,11 +20,11 @@ def run_script(script, *arguments, timeout=600, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
 
 
-def wait_until(condition, what, seconds=300):
-    """Wait until `condition()` holds; when it does not in that time, the test fails with `what` it has waited for."""
+def wait_until(condition, event, seconds=300):
+    """Wait until `condition()` holds; fail the test with the name of the `event` if it does not within `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f'waited {seconds} s for {what}'
+        assert time.monotonic() < until, f'waited {seconds} s for {event}'
         time.sleep(0.01)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parent.parent)]
 
-from _runs import Run, interrupt_until_done, left_behind, make_people, train_arguments
+from _runs import Run, interrupt_until_done, make_people, run_results, train_arguments
 from conftest import ROOT
 
 
@@ -43,22 +43,22 @@ def main():
 
 
 def interrupt(people, folder, count, random):
-    """Interrupt runs at random, and compare what each chain of them leaves behind with an undisturbed run."""
+    """Interrupt runs at random, and compare the results of each chain of them with an undisturbed run."""
     Run('train.py', '--help').wait()  # The fork server has started after that.
     started = time.monotonic()
     assert Run('train.py', *train_arguments(people, folder / 'undisturbed')).wait() == 0
     seconds = time.monotonic() - started
-    expected, happened, runs = left_behind(folder / 'undisturbed', 20), [], 0
+    expected, happened, runs = run_results(folder / 'undisturbed', 20), [], 0
     while len(happened) < count:
         root = folder / f'run{runs}'
         struck = interrupt_until_done(train_arguments(people, root), root, random, seconds,
                                       min(count - len(happened), 10))
-        found = left_behind(root, 20)
-        different = [what for what in expected if found[what] != expected[what]]
+        found = run_results(root, 20)
+        different = [name for name in expected if found[name] != expected[name]]
         assert not different, (different, struck)
         happened, runs = happened + struck, runs + 1
         print(f'{len(happened)} interruptions in {runs} runs: the same bits', flush=True)
-    kinds = collections.Counter('torn' if fault == 'torn' else f'{fault.what!r} at a {fault.moment}' for fault in happened)
+    kinds = collections.Counter('torn' if fault == 'torn' else f'{fault.action!r} at a {fault.moment}' for fault in happened)
     for kind, number in kinds.most_common():
         print(f'{number:4d} {kind}')
 
@@ -79,12 +79,12 @@ def interrupt_starts(people, folder, count, random):
                                    stderr=subprocess.PIPE, text=True)
         time.sleep(random.uniform(0, 2))
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=120)[1]
-        own = re.findall(r'File "(.*)", line (.*), in', told) if 'Traceback' in told else []
+        printed = process.communicate(timeout=120)[1]
+        own = re.findall(r'File "(.*)", line (.*), in', printed) if 'Traceback' in printed else []
         # Python runs the first line of a script when it has started; until then nothing can be settled.
         starting = all(name.startswith('<frozen') or name.endswith('site.py') or line == '0' for name, line in own)
         left = script == 'train.py' and (folder / 'started').exists() and set(os.listdir(folder / 'started')) - {'.lock'}
-        ends['left something behind' if left else f'status {process.returncode}' if 'Traceback' not in told else
+        ends['files were left' if left else f'status {process.returncode}' if 'Traceback' not in printed else
              "Python's own start" if starting else 'traceback'] += 1
     for end, number in ends.most_common():
         print(f'{number:4d} {end}')

@@ -65,7 +65,7 @@ def sampled(image, y, x):
 def test_transform_is_one_resampling_about_the_centre(photo, rotate, shear, scale):
     turned, slanted, sized = drawn(3) * (rotate, shear, scale)
     angle = math.radians(turned)
-    # From the image to what is seen: sized, slanted along its rows, turned.
+    # From the image to the result: scaled, sheared along its rows, turned.
     forward = (np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
                @ np.array([[1, -math.tan(math.radians(slanted))], [0, 1]]) * (1 + sized))
     backward = np.linalg.inv(forward)
@@ -141,7 +141,7 @@ def test_blur_is_scipys(photo, largest):
 # --- AutoAugment ------------------------------------------------------------------------------------------------------
 
 def pillows(name, magnitude, sign, image):
-    """What Pillow makes of an image by an operation of AutoAugment."""
+    """Return the image that Pillow makes by an operation of AutoAugment."""
     enhanced = {'color': ImageEnhance.Color, 'contrast': ImageEnhance.Contrast, 'sharpness': ImageEnhance.Sharpness}
     grey, shift = (128, 128, 128), sign * magnitude * 0.03
     operations = {
@@ -168,7 +168,7 @@ def test_operation_of_auto_augment_is_pillows(photo, drawing, name):
             found = operation(tf.constant(pixels, tf.float32), tf.constant(float(magnitude)), tf.constant(sign)).numpy()
             assert np.array_equal(found, found.round()) and found.min() >= 0 and found.max() <= 255
             if name in ('rotate', 'shear_x'):
-                # Pillow does not blend the image's border with what is outside.
+                # Pillow does not blend the image's border with the outside.
                 inside = np.asarray(pillows(name, magnitude, sign, Image.new('RGB', (16, 24), 'white'))) == 255
                 inside = ndimage.binary_erosion(inside[:, :, 0], iterations=2)
                 assert inside.sum() > 90
@@ -180,7 +180,7 @@ def test_operation_of_auto_augment_is_pillows(photo, drawing, name):
 
 
 def test_policy_is_followed(photo):
-    """What comes out is one of what Pillow makes of the image by the policy, and all of that comes."""
+    """Each result is one of the images that Pillow makes by the policy, and each of these images occurs."""
     positions = ('rotate', 'shear_x')
     made = {}
     for number, pair in enumerate(auto_augment.POLICY):
@@ -219,8 +219,8 @@ def test_all_together_are_a_function_of_seed_step_and_slot(photo, drawing):
     assert not np.array_equal(augmentation.augment(images[1], 5, 7, 7, args), in_pipeline[7])
 
 
-def test_what_is_drawn_of_one_does_not_depend_on_the_others(photo):
-    """The flips and crops of old stay what they were, and no flag changes what another one draws."""
+def test_the_random_numbers_of_one_do_not_depend_on_the_others(photo):
+    """The first flips and crops do not change, and no flag changes the random numbers of another one."""
     image = tf.constant(photo, tf.float32)
     plain = args_of('--flip_augment', '--pad_crop', '3')
     grey = args_of('--flip_augment', '--pad_crop', '3', '--random_gray', '1')
@@ -243,12 +243,12 @@ def test_picture_of_what_a_run_sees(photo, drawing, tmp_path):
     args = train_flags.make_parser().parse_args(flags)
     drawn = augmentation_plot.drawn_images([str(tmp_path / f'{name}.png') for name in ('photo', 'drawing')], args, 8, 0)
     assert drawn.shape == (2, 9, 24, 16, 3)
-    for of_image, pixels in zip(drawn, (photo, drawing)):
-        assert np.array_equal(of_image[0], pixels)
+    for variants, pixels in zip(drawn, (photo, drawing)):
+        assert np.array_equal(variants[0], pixels)
         padded = np.pad(pixels, [(2, 2), (2, 2), (0, 0)])
         crops = [padded[top:top + 24, left:left + 16] for top in range(5) for left in range(5)]
         seen = {crop[:, ::way].tobytes() for crop in crops for way in (1, -1)}
-        assert {each.tobytes() for each in of_image[1:]} <= seen and len({each.tobytes() for each in of_image}) > 4
+        assert {each.tobytes() for each in variants[1:]} <= seen and len({each.tobytes() for each in variants}) > 4
 
     (tmp_path / 'run').mkdir()
     arguments.save(argparse.Namespace(**vars(args)))

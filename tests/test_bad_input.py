@@ -101,12 +101,12 @@ def called(tmp_path, monkeypatch, capfd):
     (['search.py', '--experiment_root', 'run', '--gallery', 'a', 'b.jpg', '--fpr', '.1'], ['--threshold_from', '--fpr']),
     (['trinet_embed.py', 'a.txt', 'b.npz', '--batchsize', '3'], ['--batchsize', '--batch_size']),
 ])
-def test_usage_errors_are_a_sentence_that_guesses_what_was_meant(called, command, parts):
-    status, _, told = called(*command)
-    assert status == 2 and told.startswith(command[0]) and len(told.splitlines()) == 2, told
-    assert ': error: ' in told.splitlines()[0] and '--help' in told.splitlines()[1]
+def test_usage_errors_are_a_sentence_that_names_the_intended_flag(called, command, parts):
+    status, _, printed = called(*command)
+    assert status == 2 and printed.startswith(command[0]) and len(printed.splitlines()) == 2, printed
+    assert ': error: ' in printed.splitlines()[0] and '--help' in printed.splitlines()[1]
     for part in parts:
-        assert part in told.splitlines()[0]
+        assert part in printed.splitlines()[0]
 
 
 @pytest.mark.parametrize('command', [
@@ -120,8 +120,8 @@ def test_help_ends_in_an_example_that_the_parser_takes(called, command):
     for line in example.replace('\\\n', ' ').strip().splitlines():
         python, *words = line.split('>')[0].split()
         assert python == 'python' and words[0] == command.split()[0]
-        status, _, told = called(*words)
-        assert status in (0, InputError), told  # Their files are not there, but the command line is right.
+        status, _, printed = called(*words)
+        assert status in (0, InputError), printed  # Their files are not there, but the command line is right.
 
 
 def test_missing_files(small):
@@ -274,7 +274,7 @@ def test_a_training_set_that_was_changed_meanwhile(small):
     assert (small / 'run' / 'log_fids.npy').read_bytes() == logged
 
 
-def test_broken_images_left_out_beside_the_dataset(small):
+def test_broken_images_are_skipped(small):
     run = Run('train.py', *train_flags(small))
     assert run.wait() == 0, run.output
     (small / '1_1.png').write_bytes(b'no image')

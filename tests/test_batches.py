@@ -37,23 +37,23 @@ def test_every_epoch_is_a_fresh_permutation_of_identities_cut_to_a_multiple_of_p
     dataset = make_dataset([5] * 11)
     rows = all_rows(dataset, 7, 0, 3 * 40)
     epochs = collections.defaultdict(list)
-    for step, of_step in rows.items():
-        pids = dataset.pids[of_step].reshape(P, K)
+    for step, step_rows in rows.items():
+        pids = dataset.pids[step_rows].reshape(P, K)
         assert (pids == pids[:, :1]).all()
         epochs[step // 3] += list(pids[:, 0])
     assert all(len(set(pids)) == 9 for pids in epochs.values())
     left_out = collections.Counter(pid for pids in epochs.values() for pid in set(dataset.pids) - set(pids))
     assert len(set(map(tuple, epochs.values()))) == 40
-    assert len(left_out) == 11  # Nobody is left out for ever.
+    assert len(left_out) == 11  # No identity is skipped forever.
 
 
 def test_images_are_drawn_without_replacement_or_repeated_evenly():
     counts = [1, 2, 3, 4, 9, 300]
     dataset = make_dataset(counts)
     for rows in all_rows(dataset, 0, 0, 60, p=6).values():
-        for of_pid in rows.reshape(6, K):
-            count = counts[int(dataset.pids[of_pid[0]])]
-            often = collections.Counter(of_pid).values()
+        for pid_rows in rows.reshape(6, K):
+            count = counts[int(dataset.pids[pid_rows[0]])]
+            often = collections.Counter(pid_rows).values()
             if count == 3:  # Two of each, of which four are drawn.
                 assert max(often) <= 2
             else:
@@ -105,7 +105,7 @@ def test_identities_with_one_image_have_no_positive(counts, lone):
 
 def test_a_lone_tracklet_has_positives_while_it_has_other_frames():
     lengths = {'a': [3], 'b': [2], 'c': [1], 'd': [1, 1]}
-    names = [(pid, f'{pid}{i}') for pid, of_pid in lengths.items() for i, n in enumerate(of_pid) for _ in range(n)]
+    names = [(pid, f'{pid}{i}') for pid, pid_rows in lengths.items() for i, n in enumerate(pid_rows) for _ in range(n)]
     pids, tracklets = (np.array(column, dtype=object) for column in zip(*names))
     dataset = Dataset('made.csv', pids, np.array([f'{row}.png' for row in range(len(pids))], dtype=object), tracklets)
     identities = sampling.Identities(dataset, 2)
@@ -123,10 +123,10 @@ def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
     for _, rows in random_rows(identities, 0, 0, 50, 3, 2, frames=4):
         drawn = dataset.tracklets[rows.numpy()].reshape(3, 2, 4)
         assert (drawn == drawn[:, :, :1]).all()
-        for pid_rows, of_pid in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
-            assert len({name[0] for name in of_pid}) == 1
-            assert len(set(of_pid)) == min(2, len(tracklets[of_pid[0][0]]))
-            for frames, name in zip(pid_rows, of_pid):
+        for its_rows, pid_rows in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
+            assert len({name[0] for name in pid_rows}) == 1
+            assert len(set(pid_rows)) == min(2, len(tracklets[pid_rows[0][0]]))
+            for frames, name in zip(pid_rows, pid_rows):
                 assert len(set(frames)) >= min(4, frame_counts[name]) - (frame_counts[name] == 3)
 
 
@@ -146,7 +146,7 @@ def image_run(tmp_path_factory):
 
 
 def load(args, dataset, first, last):
-    return list(batches.batches_of_steps(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
+    return list(batches.batches_step_rowss(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
 
 
 def test_images_are_flipped_and_cropped_and_the_same_again_on_resume(image_run):
@@ -204,7 +204,7 @@ def test_resize_samples_as_tensorflow_1_eagerly_and_in_tf_data():
 
 
 def joined_sets(*counts):
-    """Datasets of so many images an identity, all of them with identities called alike, and the joined one."""
+    """Return datasets with these numbers of images per identity and equal names of identities, and the joined one."""
     sets = [make_dataset(each) for each in counts]
     return sets, joined(sets, [f'set{number}' for number in range(len(sets))])
 
@@ -226,10 +226,10 @@ def test_joined_sets_do_not_merge():
 def test_a_batch_has_equal_parts_of_the_sets_and_the_same_again_on_resume():
     _, both = joined_sets([3] * 5, [2] * 40)
     identities = sampling.Identities(both, 6, batch_per_set=True)
-    rows = {int(step): of_step.numpy() for step, of_step in random_rows(identities, 3, 0, 60, 6, 2)}
+    rows = {int(step): step_rows.numpy() for step, step_rows in random_rows(identities, 3, 0, 60, 6, 2)}
     seen = [collections.Counter(), collections.Counter()]
-    for step, of_step in rows.items():
-        pids = both.pids[of_step].reshape(6, 2)
+    for step, step_rows in rows.items():
+        pids = both.pids[step_rows].reshape(6, 2)
         assert (pids[:, 0] == pids[:, 1]).all() and len(set(pids[:, 0])) == 6
         assert [pid[:4] for pid in pids[:, 0]] == ['set0'] * 3 + ['set1'] * 3
         for part in (0, 1):
@@ -237,7 +237,7 @@ def test_a_batch_has_equal_parts_of_the_sets_and_the_same_again_on_resume():
     # An epoch of the first set is one batch, with three of its five; one of the second is thirteen, 39 of 40.
     assert len(seen[0]) == 5 and sum(seen[0].values()) == 180
     assert len(seen[1]) == 40 and max(seen[1].values()) <= 5  # The fifth epoch has begun.
-    again = {int(step): of_step.numpy() for step, of_step in random_rows(identities, 3, 37, 60, 6, 2)}
+    again = {int(step): step_rows.numpy() for step, step_rows in random_rows(identities, 3, 37, 60, 6, 2)}
     assert list(again) == list(range(37, 60)) and all(np.array_equal(rows[step], again[step]) for step in again)
 
 

@@ -1,4 +1,4 @@
-"""What every plug-in promises; a new file in one of the folders is tested without touching a test."""
+"""The promises of every plug-in; a new file in one of the folders is tested without touching a test."""
 import inspect
 import re
 
@@ -49,18 +49,18 @@ def test_net(name, photos):
 
 
 def check_stages(stages, names):
-    """What --layer_decay goes by. Variables come in the order in which an image meets them."""
+    """Check the stages of --layer_decay. Variables come in the order in which an image passes them."""
     if stages is None:
         return
-    of_names = [[place for place, stage in enumerate(stages) if re.match(stage, name)] for name in names]
-    assert all(len(places) <= 1 for places in of_names), 'a variable is in two stages'
-    found = [places[0] for places in of_names if places]
+    stages_of_names = [[place for place, stage in enumerate(stages) if re.match(stage, name)] for name in names]
+    assert all(len(places) <= 1 for places in stages_of_names), 'a variable is in two stages'
+    found = [places[0] for places in stages_of_names if places]
     assert found == sorted(found) and set(found) == set(range(len(stages))), 'stages are out of order, or empty'
-    assert all(of_names[:len(found)]), 'a variable in front of the last stage is in none'
+    assert all(stages_of_names[:len(found)]), 'a variable before the last stage is in no stage'
 
 
 def check_kernels(shapes):
-    """What decays with --optimizer adamw goes by names: in these nets all but those of norms, biases and tokens do."""
+    """Check that with --optimizer adamw all variables decay by their names, except norms, biases and tokens."""
     kernels = {name for name in shapes if optimizer.is_kernel(name)}
     assert kernels and all(len(shapes[name]) >= 2 for name in kernels)
     others = [name for name, shape in shapes.items() if len(shape) >= 2 and name not in kernels]
@@ -259,7 +259,7 @@ def test_objective(name):
     results = [step(training_batch(number), settings) for number in range(3)]
     assert np.isfinite([result[objective.curve].numpy() for result in results]).all()
     changed = {key for key, value in states[1].values().items() if not np.array_equal(value, before[key])}
-    assert not added or added & changed, 'what it adds to a checkpoint never changes'
+    assert not added or added & changed, 'its variables in a checkpoint never change'
     # The loss is the sum of the metric loss and of the objective's mean times its weight.
     expected = tf.reduce_mean(results[-1]['losses']) + 0.5 * results[-1][objective.curve]
     np.testing.assert_allclose(results[-1]['loss'], expected, rtol=1e-5)
@@ -279,9 +279,9 @@ def test_classifier(name):
         with tf.GradientTape() as tape:
             tape.watch(outputs)
             logits = classifier.logits(outputs, pids, 16.0, classifier.MARGIN)
-            of_true = tf.gather(logits, pids, batch_dims=1)
+            true_logits = tf.gather(logits, pids, batch_dims=1)
         assert logits.shape == outputs.shape and np.isfinite(logits).all()
-        gradient = tf.gather(tape.gradient(of_true, outputs), pids, batch_dims=1).numpy()
+        gradient = tf.gather(tape.gradient(true_logits, outputs), pids, batch_dims=1).numpy()
         assert np.isfinite(gradient).all() and (gradient >= -1e-4).all(), 'a better output never lowers the true logit'
 
 

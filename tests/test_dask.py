@@ -1,4 +1,4 @@
-"""Work on a Dask cluster: a real scheduler and real workers on loopback, and what may happen to them."""
+"""Work on a Dask cluster: a real scheduler and real workers on loopback, and their faults."""
 import contextlib
 import functools
 import gc
@@ -40,15 +40,15 @@ class Cluster:
         self.workers.append(self._start('worker', '--nthreads', '1', *more))
         return self.workers[-1]
 
-    def _start(self, what, *more):
-        command = [sys.executable, '-m', f'distributed.cli.dask_{what}', '--host', '127.0.0.1', '--no-dashboard',
+    def _start(self, role, *more):
+        command = [sys.executable, '-m', f'distributed.cli.dask_{role}', '--host', '127.0.0.1', '--no-dashboard',
                    '--scheduler-file', self.address, *more]
         paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
         return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                 env={**os.environ, 'PYTHONPATH': paths})
 
     def wait_until_idle(self):
-        """Until no worker is at work any more: what one has begun it ends, also when nobody waits for it."""
+        """Wait until no worker is busy; a worker finishes a task that it has begun even if nobody waits for it."""
         def under_way(dask_worker):
             return len(dask_worker.state.all_running_tasks) + len(dask_worker.state.ready)
 

@@ -92,7 +92,7 @@ def test_one_sentence(tmp_path, content, part):
     assert '\n' not in str(error.value)
 
 
-def test_a_folder_is_told_to_be_one(tmp_path):
+def test_a_folder_is_named_as_such(tmp_path):
     with pytest.raises(InputError, match=f'^{tmp_path} is a folder, where the csv file .* make_dataset.py folder'):
         load_dataset(tmp_path)
 
@@ -204,7 +204,7 @@ def test_file_problems(root):
                 '../1.jpg': 'missing', 'dangling.jpg': 'missing', '3.jpg/x': 'missing', 'A/1.jpg': 'missing',
                 '../root2/4.jpg': 'outside', 'out.jpg': 'outside', 'out/5.jpg': 'outside',
                 f'{root}2/4.jpg': 'outside', '../outside/5.jpg': 'outside'}
-    if (root / 'A').exists():  # A file system that does not tell capitals from small letters.
+    if (root / 'A').exists():  # A file system that ignores case.
         expected['A/1.jpg'] = None
     assert dict(zip(expected, file_problems(list(expected), root))) == expected
     assert file_problems(['a/1.jpg', 'a/9.jpg', 'a/1.jpg', 'a/9.jpg'], root) == [None, 'missing', None, 'missing']

@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from _runs import FORKS, Run, ended_in_one_sentence, left_behind, make_people, start_fork_server, train_arguments
+from _runs import FORKS, Run, ended_in_one_sentence, make_people, run_results, start_fork_server, train_arguments
 from conftest import assert_one_sentence, run_script
 from tripletreid import cluster, plugins
 from tripletreid.errors import InputError
@@ -64,7 +64,7 @@ def all_free(ports):
 
 
 def start_tasks_of_slurm(*arguments, count=2):
-    """The same with what `srun` tells them instead, on free ports that follow each other."""
+    """The same with the environment of `srun` instead, on consecutive free ports."""
     first = next(port for port in np.random.permutation(20000 - count) + 20000 if all_free(range(port, port + count)))
     step = {'SLURM_JOB_ID': str(first - 20000), 'SLURM_STEP_NUM_TASKS': str(count), 'SLURM_STEP_NODELIST': 'localhost',
             'SLURM_STEP_TASKS_PER_NODE': str(count)}
@@ -77,8 +77,8 @@ def assert_same_training(root, other):
         logs = [np.load(each / f'log_{log}.npy') for each in (root, other)]
         np.testing.assert_allclose(*logs, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(*(np.load(each / 'log_fids.npy') for each in (root, other)))
-    told = [left_behind(each, ITERATIONS)['log'] for each in (root, other)]
-    assert len(told[0]) == len(told[1]) == ITERATIONS
+    logs = [run_results(each, ITERATIONS)['log'] for each in (root, other)]
+    assert len(logs[0]) == len(logs[1]) == ITERATIONS
 
 
 @pytest.mark.parametrize('start', [start_workers, start_tasks_of_slurm])
@@ -87,7 +87,7 @@ def test_two_processes_give_the_losses_of_one(people, one_device, start):
     chief, other = start(*train_arguments(people, root, ITERATIONS))
     assert (chief.wait(), other.wait()) == (0, 0), chief.output + other.output
     assert_same_training(one_device, root)
-    assert 'iter:' not in other.output and 'Saved' not in other.output, 'only the chief tells of the run'
+    assert 'iter:' not in other.output and 'Saved' not in other.output, 'only the chief logs the run'
     assert len(json.loads((root / 'provenance.json').read_text())) == 1
 
 
@@ -112,7 +112,7 @@ def test_two_devices_give_the_losses_of_one(one_device, mirrored):
 
 
 def _losses_and_gradients(replicas, to_parent):
-    """Send what each loss is of a batch, one of whose identities is divided between two replicas."""
+    """Send each loss of a batch with one identity that is divided between two replicas."""
     import tensorflow as tf
 
     from loss import cdist
@@ -159,7 +159,7 @@ def test_each_loss_is_the_same_on_two_replicas():
 
 
 def test_checkpoints_are_the_same_for_any_number_of_devices(one_device, mirrored, tmp_path):
-    """What two devices saved after eight of ten steps, one device takes up, and ends where it would have alone."""
+    """One device resumes a checkpoint of two devices after eight of ten steps, and ends as one device alone."""
     root = tmp_path / 'root'
     shutil.copytree(mirrored, root)
     for file in root.glob('checkpoint-10.*'):
@@ -172,7 +172,7 @@ def test_checkpoints_are_the_same_for_any_number_of_devices(one_device, mirrored
     assert_same_training(one_device, root)
 
 
-def test_a_worker_is_killed_then_all_are_resumed_then_one_is_told_to_stop(people, tmp_path):
+def test_a_worker_is_killed_then_all_are_resumed_then_one_gets_a_signal(people, tmp_path):
     """With batch norm, whose statistics differ between the workers and are averaged when they are saved."""
     root = tmp_path / 'root'
     arguments = train_arguments(people, root, 100_000)

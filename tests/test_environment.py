@@ -25,7 +25,7 @@ def people(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(people, tmp_path_factory):
-    """A root with a name that Latin-1 does not have, and what embed.py makes of it in an environment without oddities."""
+    """Return a root with a name outside of Latin-1, and the embeddings of embed.py in a usual environment."""
     root = tmp_path_factory.mktemp('trained') / 'Łódź'
     run = Run('train.py', *train_arguments(people, root, iterations=2))
     assert run.wait() == 0, run.output
@@ -65,7 +65,7 @@ def test_help_without_the_characters_and_without_docstrings():
 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
 def test_closed_streams_are_no_file(tmp_path, closed):
-    """The first file that is opened would have the number of a closed stream, and get what libraries write there."""
+    """The first opened file would have the number of a closed stream, and receive the output of libraries."""
     code = '''
 from tripletreid import startup
 startup.settle()
@@ -165,7 +165,7 @@ def test_bounds_of_the_other_commands(command, flags):
 
 
 def test_a_batch_larger_than_memory_is_as_large_as_there_are_images(people, trained):
-    """94 GB at once, if it were taken for what it says; TensorFlow waited for them for ever."""
+    """The batch would need 94 GB at its nominal size, and TensorFlow hung."""
     run = Run('embed.py', *embed_arguments(people, trained, 'large_batch.h5'), '--batch_size', 10_000_000)
     assert run.wait(60) == 0, run.output
     with h5py.File(trained / 'large_batch.h5') as large, h5py.File(trained / 'plain.h5') as plain:
@@ -179,23 +179,23 @@ def too_large_an_array():
         return error
 
 
-@pytest.mark.parametrize('error, told', [
+@pytest.mark.parametrize('error, sentence', [
     (too_large_an_array, 'There is not enough memory (Unable to allocate 256. PiB for an array with shape '
      '(288230376151711744,) and data type uint8); lower --this.'),
     (MemoryError, 'There is not enough memory; lower --this.'),
     (lambda: OSError(12, 'Cannot allocate memory'), 'There is not enough memory (Cannot allocate memory); lower --this.'),
     (lambda: OSError(28, 'No space left on device', 'a.h5'), 'a.h5: No space left on device.')])
-def test_out_of_memory_is_one_sentence(error, told, capsys):
+def test_out_of_memory_is_one_sentence(error, sentence, capsys):
     def main():
         raise error()
 
     with pytest.raises(SystemExit) as ended:
         errors.exit_with(main, lower='--this')
-    assert ended.value.code == 1 and capsys.readouterr().err == f'error: {told}\n'
+    assert ended.value.code == 1 and capsys.readouterr().err == f'error: {sentence}\n'
 
 
 def test_memory_runs_out_while_images_are_loaded(people, trained):
-    # TensorFlow's own allocator would wait ten seconds for what others may give back, and so for each image.
+    # TensorFlow's own allocator would wait ten seconds per image for memory that others may free.
     run = Run('embed.py', *embed_arguments(people, trained, 'little.h5'), fault=Fault(no_more_memory, 'embedding', 1),
               environment={'TF_ONEDNN_USE_SYSTEM_ALLOCATOR': '1'})
     ended_in_one_sentence(run, 'not enough memory', 'OOM when allocating')

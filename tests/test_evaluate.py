@@ -69,7 +69,7 @@ def arguments(folder, *more):
 
 
 def evaluate(folder, *more):
-    """Standard output and error of a successful run, and what it wrote."""
+    """Return standard output and error of a successful run, and its JSON."""
     done = run_script('evaluate.py', *arguments(folder, *more, '--filename', folder / 'results.json'))
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr, json.loads((folder / 'results.json').read_text())
@@ -255,7 +255,7 @@ def test_workers_end_with_their_parent(large, tmp_path, name, struck, status):
         else:
             # The worker that was started last is the one whose end is most easily overlooked.
             os.kill(process.pid if struck == 'parent' else max(workers), getattr(signal, name))
-        # Whoever still has the pipe open keeps this waiting.
+        # A process that still has the pipe open would block this.
         output, _ = process.communicate(timeout=60)
         assert process.returncode == status and 'Traceback' not in output, output
         assert ('--workers was killed' in output) == (struck == 'worker')
@@ -279,7 +279,7 @@ def workers_at_work(process, folder):
 def is_running(pid):
     try:
         state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):  # The second where it ends while it is looked at.
+    except (FileNotFoundError, ProcessLookupError):  # The second one if it ends during the check.
         return False
     return state != 'Z'
 
@@ -411,7 +411,7 @@ def test_compare_says_what_is_different(market, tmp_path):
                        'Note: rerank_k1 is 12 in the first and 20 in the second.',
                        'Note: rerank_lambda is 0.3 in the first and 0.5 in the second.',
                        'Note: the first and the second are of different galleries.']
-    # Of one that was not re-ranked it says nothing how that would have been; an older file has no hash.
+    # A result without re-ranking has no re-ranking parameters; an older file has no hash.
     del second['gallery_hash']
     second['parameters'].update(rerank=False, use_market_ap=False)
     (tmp_path / 'second.json').write_text(json.dumps(second))
@@ -420,7 +420,7 @@ def test_compare_says_what_is_different(market, tmp_path):
 
 @pytest.mark.parametrize('identities, persons', [(5, 'equal'), (7, 'unequal'), (30, 'unequal')])
 def test_interval_covers_the_truth_as_often_as_it_says(identities, persons):
-    """Scores near 1 and skewed, the queries of a person much alike: the truth is 0.85, and for differences 0.05."""
+    """Scores near 1 and skewed, with similar queries per person: the truth is 0.85, and for differences 0.05."""
     random = np.random.default_rng(identities)
     covered = []
     with mock.patch.object(bootstrap, 'SAMPLES', 400):
@@ -434,12 +434,12 @@ def test_interval_covers_the_truth_as_often_as_it_says(identities, persons):
             (lower, upper), = bootstrap.interval(pids, difference[:, None], lowest=-1)
             assert 0 <= low <= score.mean() <= high <= 1 and -1 <= lower <= difference.mean() <= upper <= 1
             covered.append((low <= 0.85 <= high, lower <= 0.05 <= upper))
-    # Of 300 draws with 95 % inside, 4.5 standard deviations less are 89 %; percentiles reach 77 and 82 % of five persons.
+    # With 300 draws and 95 % inside, 4.5 standard deviations less are 89 %; percentiles reach 77 and 82 % with five persons.
     assert (np.mean(covered, axis=0) > 0.89).all() and (np.mean(covered, axis=0) < 1).all()
 
 
 def test_interval_against_a_loop():
-    """One draw after the other, with standard errors by leaving out one person after the other, which are much the same."""
+    """One draw after the other, with standard errors by the jackknife over persons, which are nearly equal."""
     random = np.random.default_rng(3)
     persons = [random.beta(8, 1, random.integers(1, 9)) for _ in range(30)]
 
@@ -467,7 +467,7 @@ def test_too_few_identities_to_say(tmp_path):
     assert ends([0.1, 0.9, 0.5], [0.2], [0.8], [0.4], [0.7]) != [None]
     assert ends([1, 1], [1], [1], [1], [1], [1]) == [None]
     assert ends(*[[1]] * 500, [0]) == [None], 'that another person would fail is anybody\'s guess'
-    assert ends(*[[0.3, 0.4], [0.4, 0.3]] * 10) == [None], 'no spread but for rounding'
+    assert ends(*[[0.3, 0.4], [0.4, 0.3]] * 10) == [None], 'no spread except rounding'
 
     for noise in (2.0, 1.5):
         write_set(tmp_path, 'query', 3, 1, seed=1, noise=noise)
@@ -519,7 +519,7 @@ def test_gallery_of_other_rows(tmp_path):
         assert part in str(error.value)
 
 
-# --- What cannot be ---------------------------------------------------------------------------------------------------
+# --- Impossible input --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('more, parts', [
     (['--excluder', 'nonsense'], ['--excluder', 'nonsense']),
@@ -589,7 +589,7 @@ def test_embeddings_that_are_too_large(market, tmp_path, metric):
         done = run_script('evaluate.py', *arguments(market, '--metric', metric, f'--{role}_embeddings',
                                                     tmp_path / f'{name}.h5'))
         assert_one_sentence(done, '1e+38', 'too large')
-        assert len(done.stderr.splitlines()) == 1, 'and no warning of NumPy beside it'
+        assert len(done.stderr.splitlines()) == 1, 'and no warning of NumPy'
 
 
 def test_only_files_are_replaced(tmp_path):

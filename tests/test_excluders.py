@@ -1,4 +1,4 @@
-"""What queries ignore: the rules on the benchmarks' own file names, and against a loop over pairs."""
+"""Excluders: the rules on the benchmarks' own file names, compared with a loop over pairs."""
 import os
 import pickle
 import re

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from _runs import Fault, Run, ended_in_one_sentence, make_people, run_results, train_arguments
 from samplers.random import Sampler
 from tripletreid import files
 from tripletreid.dataset import load_dataset
@@ -61,7 +61,7 @@ def small_disk(tmp_path):
 def goes_on_to_the_same_end(root, finished):
     run = Run('train.py', '--experiment_root', root, '--resume')
     assert run.wait() == 0, run.output
-    assert left_behind(root, 20) == left_behind(finished, 20)
+    assert run_results(root, 20) == run_results(finished, 20)
 
 
 def files_stay_small():
@@ -117,7 +117,7 @@ def test_a_second_run_is_refused_and_a_second_signal_ends_at_once(people, tmp_pa
     ended_in_one_sentence(second, 'Another run works in', f'process {first.pid}')
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    # The lock of a dead process is none. And a hanging step, as on a dead network drive, hears the signals too.
+    # The lock of a dead process does not count. A hanging step, as on a dead network drive, receives the signals, too.
     hanging = Run('train.py', '--experiment_root', root, '--resume', fault=Fault(_hang_in_c, 'step', 3))
     hanging.wait_for('hanging')
     os.kill(hanging.pid, signal.SIGTERM)
@@ -182,28 +182,28 @@ def validated(people, tmp_path_factory):
 
 
 def test_validation_changes_nothing_of_the_training(validated, finished):
-    with_validation, without = left_behind(validated[1], 20), left_behind(finished, 20)
-    of_validation = {tag for tag in with_validation['curves'] if tag.startswith('validation_')}
-    assert len(of_validation) == 6
-    for tag in of_validation:
+    with_validation, without = run_results(validated[1], 20), run_results(finished, 20)
+    validation_tags = {tag for tag in with_validation['curves'] if tag.startswith('validation_')}
+    assert len(validation_tags) == 6
+    for tag in validation_tags:
         del with_validation['curves'][tag]
     assert with_validation == without
 
 
-@pytest.mark.parametrize('what, status', [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
-def test_struck_while_validating(validated, tmp_path, what, status):
+@pytest.mark.parametrize('action, status', [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_struck_while_validating(validated, tmp_path, action, status):
     command, undisturbed = validated
     root = tmp_path / 'run'
-    run = Run('train.py', '--experiment_root', root, *command, fault=Fault(what, 'embedding', 7))
+    run = Run('train.py', '--experiment_root', root, *command, fault=Fault(action, 'embedding', 7))
     assert run.wait() == status and 'Traceback' not in run.output, run.output
     assert [entry['step'] for entry in best_checkpoint.results(root)] == [8], 'the second one was not finished'
     run = Run('train.py', '--experiment_root', root, '--resume')
     assert run.wait() == 0, run.output
-    assert left_behind(root, 20) == left_behind(undisturbed, 20)
+    assert run_results(root, 20) == run_results(undisturbed, 20)
     assert (root / best_checkpoint.FILE).read_bytes() == (undisturbed / best_checkpoint.FILE).read_bytes()
 
 
-def kill_behind_the_last_row():
+def kill_after_the_last_row():
     def write_at(file, position, values):
         files.write_at(file, position, values)
         if bytes(values) == (24).to_bytes(writer.COUNT_BYTES, 'little'):
@@ -222,7 +222,7 @@ def test_embedding_interrupted(people, finished, tmp_path):
     assert run.wait() == -signal.SIGINT and 'Traceback' not in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume', fault=Fault(signal.SIGKILL, 'file', 3))
     assert run.wait() == -signal.SIGKILL and 'behind 8 rows' in run.output and not part.exists(), run.output
-    run = Run('embed.py', *arguments, part, '--resume', fault=Fault(kill_behind_the_last_row, 'file', 1))
+    run = Run('embed.py', *arguments, part, '--resume', fault=Fault(kill_after_the_last_row, 'file', 1))
     assert run.wait() == -signal.SIGKILL and 'behind 16 rows' in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume')
     assert run.wait() == 0 and 'behind 24 rows' in run.output, run.output
@@ -231,7 +231,7 @@ def test_embedding_interrupted(people, finished, tmp_path):
 
 
 def test_embedding_in_parts_interrupted(people, finished, tmp_path):
-    """Each part is whole or not there, and those that are there are not made again."""
+    """Each part is complete or absent, and existing parts are not made again."""
     arguments = ['--experiment_root', finished, '--dataset', people / 'people.csv', '--batch_size', 4, '--filename']
     run = Run('embed.py', *arguments, tmp_path / 'whole.h5')
     assert run.wait() == 0, run.output
@@ -277,7 +277,7 @@ def test_full_disk_in_evaluation(people, finished, small_disk):
         filler.write_bytes(bytes(1 << 20))
     run = Run('evaluate.py', *evaluation)
     ended_in_one_sentence(run, 'No space left on device', folder / 'a.json')
-    assert 'mAP: ' in run.output, 'the numbers are told all the same'
+    assert 'mAP: ' in run.output, 'the numbers are still printed'
     assert sorted(os.listdir(folder)) == ['a.h5', 'filler']
     filler.unlink()
     run = Run('evaluate.py', *evaluation)

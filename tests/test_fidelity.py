@@ -1,6 +1,6 @@
 """The project against the original: TF-Slim in TensorFlow 1 (`tf1_oracle.py`), on the same weights and images.
 
-`benchmarks/fidelity.py` prints what these tests reach as a table.
+`benchmarks/fidelity.py` prints the differences of these tests as a table.
 """
 import itertools
 import json
@@ -36,7 +36,7 @@ FIRST_STEPS, STEPS = 3, 9
 
 
 def original_args(folder, **changes):
-    """What the original's args.json held: its flags only, and paths of a machine that may be gone."""
+    """Return the original's args.json: its flags only, and paths of another machine."""
     return {
         'batch_k': 2, 'batch_p': 4, 'checkpoint_frequency': 0, 'crop_augment': True, 'decay_start_iteration': 4,
         'detailed_logs': True, 'embedding_dim': 16, 'experiment_root': '/gone/experiment', 'flip_augment': True,
@@ -113,7 +113,7 @@ def test_net_with_slim_checkpoint(oracle, net, check):
     for size in ('regular', 'odd'):
         images = expected[size]
         output = network.body(images, training=False)['model_output']
-        # Images of noise look alike to a net at random; the test needs them to differ by more than it allows.
+        # A random net maps images of noise to similar features; the test needs a difference above its tolerance.
         assert difference(*expected[f'{size}_output']) > 1e-3
         height, width = images.shape[1:3]
         check(f'{net}, features at {height}×{width}', difference(output, expected[f'{size}_output']), 1e-5)
@@ -161,9 +161,9 @@ def test_training_goes_on_where_the_original_stopped(oracle, check, name):
     resumed = Run('train.py', '--experiment_root', root, '--resume')
     assert resumed.wait() == 0, resumed.output
     expected = dict(np.load(oracle / f'{name}-training.npz'))
-    what = f'{TRAININGS[name]["model_name"]}, {STEPS - FIRST_STEPS} steps of train.py --resume'
+    training = f'{TRAININGS[name]["model_name"]}, {STEPS - FIRST_STEPS} steps of train.py --resume'
     losses = np.load(root / 'log_losses.npy')[FIRST_STEPS:]
-    check(f'{what}: losses', difference(losses, expected.pop('losses')[FIRST_STEPS:]), 1e-4)
+    check(f'{training}: losses', difference(losses, expected.pop('losses')[FIRST_STEPS:]), 1e-4)
 
     reader = checkpoints.open_reader(checkpoints.prefix(root, STEPS))
     assert set(reader.get_variable_to_shape_map()) == {*expected, 'identity_names'}
@@ -172,7 +172,7 @@ def test_training_goes_on_where_the_original_stopped(oracle, check, name):
     statistics = {name for name in reached if 'moving' in name}
     for part, names in (('weights', set(reached) - statistics - state), ('batch norm statistics', statistics),
                         ("Adam's moments, step", state)):
-        check(f'{what}: {part}', max(reached[name] for name in names), 1e-4)
+        check(f'{training}: {part}', max(reached[name] for name in names), 1e-4)
     # It did learn: a run that did nothing would differ by this much.
     before = checkpoints.open_reader(checkpoints.prefix(root, FIRST_STEPS))
     assert difference(before.get_tensor('emb/weights'), expected['emb/weights']) > 1e-3

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
-from _runs import Run, left_behind, make_people, train_arguments
+from _runs import Run, make_people, run_results, train_arguments
 from nets import _resnet
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
@@ -32,8 +32,8 @@ def parsed(*flags):
 
 START = [1.0, -2.0, 0.5]
 GRADIENTS, RATES = [[0.1, -0.3, 2.0], [0.4, 0.2, -1.0], [-0.2, 0.5, 0.25]], [0.1, 0.1, 0.01]
-# What PyTorch 2.13 makes of them in double precision, with a weight decay of 0.05 and, of SGD, a momentum of 0.8.
-OF_PYTORCH = {
+# Results of PyTorch 2.13 in double precision, with a weight decay of 0.05 and, for SGD, a momentum of 0.8.
+PYTORCH_RESULTS = {
     'sgd': [0.9250569625, -1.9404869, 0.22631649375],
     'nesterov': [0.8818092613, -1.9269340968, 0.17600292755],
     'adam': [0.8034176094, -1.8560520324, 0.3692229870],
@@ -59,7 +59,7 @@ def test_optimizers_make_the_steps_of_pytorch(expected, flags, name, factor):
     chosen = optimizer.build_optimizer(args, {name: variable}, names_of_body=[])
     for gradient, rate in zip(GRADIENTS, RATES):
         chosen.apply({name: tf.constant(gradient)}, tf.constant(rate))
-    np.testing.assert_allclose(variable.numpy(), OF_PYTORCH[expected], rtol=2e-6)
+    np.testing.assert_allclose(variable.numpy(), PYTORCH_RESULTS[expected], rtol=2e-6)
 
 
 def test_momentum_in_a_loop():
@@ -100,11 +100,11 @@ def test_flags_that_do_not_fit(flags, part, capsys):
     assert exit_of.value.code == 2 and part in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('iterations, told', [(1000, True), (20000, False)])
-def test_an_average_over_too_few_steps_is_told(iterations, told):
+@pytest.mark.parametrize('iterations, is_noticed', [(1000, True), (20000, False)])
+def test_an_average_over_too_few_steps_is_noticed(iterations, is_noticed):
     notices = flag_checks.notices(parsed('--ema', '0.9998', '--train_iterations', str(iterations), '--decay_start_iteration',
                                        '-1'))
-    assert bool(notices) == told and (not told or '82%' in notices[0])
+    assert bool(notices) == is_noticed and (not is_noticed or '82%' in notices[0])
 
 
 @pytest.mark.parametrize('flags', (['--optimizer', 'sgd'], ['--ema', '0.9'], ['--memory', '9'],
@@ -145,7 +145,7 @@ class Noise(keras.layers.Layer):
 
 
 def random_net():
-    """Of six layers each with noise and batch norm, in front of which it also strides."""
+    """Return a net of six layers with noise and batch norm each, which strides before the norm."""
     images = keras.Input((32, 16, 3), name='images')
     net = images / 255
     for number in range(6):
@@ -193,8 +193,8 @@ def test_a_net_that_cannot_be_cut():
         recompute.recomputing(network, ('emb',))
 
 
-def test_what_recomputing_keeps_is_a_small_part():
-    """Of the activations of ResNet-50: the outputs of its units."""
+def test_recomputing_keeps_a_small_part():
+    """It keeps the outputs of ResNet-50's units, a small part of the activations."""
     network = model.without_values(model.build, 'resnet_v1_50', 'direct', 4, (256, 128, 3))
     shapes = [tuple(cut.shape[1:]) for cut in recompute.cuts_of([network.output['emb']])]
     assert shapes == [*2 * [(64, 32, 256)], (32, 16, 256), *3 * [(32, 16, 512)], (16, 8, 512), *5 * [(16, 8, 1024)],
@@ -241,7 +241,7 @@ def readers_of(root):
 
 
 def test_first_steps_have_rates_of_their_own(run):
-    """Behind the first step of a variable its momentum is its gradient, of which Nesterov's step has 1 + 0.9."""
+    """After the first step of a variable its momentum is its gradient, and Nesterov's step is 1 + 0.9 times it."""
     factors = {'mnist/conv1/weights': 1 / 16, 'mnist/conv2/weights': 1 / 8, 'mnist/fc3/weights': 1 / 4,
                'mnist/fc4/weights': 1 / 2, 'fully_connected/weights': 4, 'emb/weights': 4}
     readers = readers_of(run)
@@ -306,9 +306,9 @@ def test_resuming_gives_the_very_run(run, tmp_path):
     again = Run('train.py', '--experiment_root', resumed, '--resume', '--optimizer', 'adam')
     assert again.wait() == 0 and re.search('Resuming from .*checkpoint-3\\.', again.output), again.output
     assert "optimizer was given as 'adam'" in again.output
-    expected, found = left_behind(run, 6), left_behind(resumed, 6)
-    for what in expected:
-        assert found[what] == expected[what], what
+    expected, found = run_results(run, 6), run_results(resumed, 6)
+    for name in expected:
+        assert found[name] == expected[name], name
 
 
 def test_what_a_checkpoint_of_it_is_good_for(run, monkeypatch):
@@ -332,6 +332,6 @@ def test_raw_weights_of_a_checkpoint_without_others(tmp_path):
         checkpoints.load_weights(path, variables, 'raw')
 
 
-def test_a_gallery_of_other_weights_is_told():
+def test_a_gallery_of_other_weights_is_recognised():
     assert index.difference({'weights': None}, {'weights': 'raw'}) == 'other weights of the checkpoint'
     assert index.difference({}, {'weights': None}) is None

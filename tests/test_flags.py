@@ -1,4 +1,4 @@
-"""Flags that need other flags: what is refused, what is only warned of, and what is stored."""
+"""Flags that need other flags: refused ones, ones with a warning only, and stored ones."""
 import importlib
 import json
 import re

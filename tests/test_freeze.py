@@ -29,18 +29,18 @@ ENDINGS = ['', '.tflite', '.onnx', '.pb']
 
 
 def pictures(count, size, seed):
-    """Images of a few colours, as deep nets tell apart where they do not with noise: [B, H, W, 3] float32."""
+    """Return images of a few colours, which deep nets separate better than noise: [B, H, W, 3] float32."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (count, 4, 2, 3))
     return np.float32(coarse.repeat(size[0] // 4, axis=1).repeat(size[1] // 2, axis=2))
 
 
 def write_experiment(root, net, head, net_size, pre_crop, **options):
-    """An experiment root with a model whose batch norm statistics and offsets are not those of a fresh one."""
+    """An experiment root with a model whose batch norm statistics and offsets differ from the initial ones."""
     root.mkdir()
     network = model.build(net, head, 6, (*net_size, 3), **options)
     random = np.random.default_rng(0)
     for layer in network.layers:
-        layer.momentum = 0  # The statistics become those of the next batch.
+        layer.momentum = 0  # The statistics become the next batch's.
     network(pictures(16, net_size, seed=0), training=True)
     for name, variable in model.named_variables(network).items():
         if name.endswith(('beta', 'biases')):
@@ -81,7 +81,7 @@ def left_in(folder):
 
 @pytest.fixture(scope='module')
 def plain_exports(folder):
-    """Exports in all formats, by the script itself, and what it printed."""
+    """Return exports in all formats, by the script itself, and its output."""
     paths = [folder / f'plain{ending}' for ending in ENDINGS]
     run = Run('freeze.py', '--experiment_root', folder / 'run', '--frozen_model_path', *paths, '--check_dataset',
               folder / 'images.csv', '--benchmark', '--batch_size', 1, 3, '--runs', 2)
@@ -163,7 +163,7 @@ def test_a_constant_from_outside_stays_inside(ending, tmp_path):
 
 @pytest.mark.parametrize('ending', ENDINGS)
 def test_grouped_convolutions_and_gelu(ending, tmp_path):
-    """As in ConvNeXt: the one is a function for XLA in Keras, the other needs what ONNX does not have."""
+    """As in ConvNeXt: the convolution is a function for XLA in Keras, and ONNX lacks an operation of GELU."""
     images = keras.Input((16, 8, 3))
     features = keras.layers.Conv2D(6, 3, groups=3, activation='gelu')(images)
     network = keras.Model(images, {'emb': keras.layers.GlobalAveragePooling2D()(features)})
@@ -202,7 +202,7 @@ def small_resnet(input_shape, last_stride=2, pooling='avg'):
 
 
 def test_a_checkpoint_by_its_name_is_the_net_that_was_trained(folder, tmp_path, monkeypatch, capsys):
-    """Against embed.py: with its args.json beside it, and by flags without one."""
+    """The same embeddings as embed.py: with its args.json next to it, and by flags without one."""
     monkeypatch.setattr(_resnet, 'DEPTHS', (16, 32, 64))
     monkeypatch.setattr(resnet_v1_50, 'body', small_resnet)
     root = write_experiment(folder / 'gem', 'resnet_v1_50', 'direct', (64, 32), (72, 36), pooling='gem', last_stride=1)
@@ -276,7 +276,7 @@ def test_an_export_that_differs_is_not_kept(folder, plain_exports, ending, tmp_p
 
 
 def distances(folder, one, *others):
-    """What the example prints of an image of the folder and each of some others."""
+    """Return the distances that the example prints for an image of the folder and some others."""
     network, _ = inference.from_experiment(str(folder / 'run'))
     embs, = inference.embed_files(network, [str(folder / name) for name in (one, *others)])
     return [f'distance: {np.linalg.norm(embs[0, 0] - other):.4f}\n' for other in embs[0, 1:]]
@@ -357,7 +357,7 @@ def test_the_export_page_embeds_from_python(folder, monkeypatch):
     assert run.stdout == f'{embs[0]}\n'
 
 
-def test_bad_input_is_told_before_tensorflow_is_imported(folder, tmp_path):
+def test_bad_input_is_an_error_before_tensorflow_is_imported(folder, tmp_path):
     (tmp_path / 'mine').mkdir()
     for arguments, parts in [
             ([], ['--experiment_root']),

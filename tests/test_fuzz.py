@@ -47,7 +47,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 
 
 def with_changed_values(good):
-    """JSON texts of a good object some of whose values are replaced by anything else, or left out."""
+    """JSON texts of a good object some of whose values are replaced by anything else, or missing."""
     changes = st.dictionaries(st.sampled_from(sorted(good)), JSON, max_size=3)
     left_out = st.sets(st.sampled_from(sorted(good)), max_size=2)
     return st.builds(lambda new, out: json.dumps({name: value for name, value in {**good, **new}.items()
@@ -90,7 +90,7 @@ GOOD_ARGUMENTS = vars(train_flags.make_parser().parse_args(['--experiment_root',
 @FUZZED
 @given(st.one_of(like(json.dumps(GOOD_ARGUMENTS).encode()), with_changed_values(GOOD_ARGUMENTS)))
 def test_args_json(folder, content):
-    """What is read from args.json, the command line would take: names of files in the folders, and numbers in bounds."""
+    """The command line would accept the values read from args.json: names of files in the folders, numbers in bounds."""
     (folder / 'args.json').write_bytes(content)
     loaded = read_or_refused(arguments.load, str(folder))
     if loaded:

@@ -1,4 +1,4 @@
-"""Batches of identities that look alike: what is drawn, from which means, and that a resumed run draws the same."""
+"""Batches of similar identities: the draws, their means, and that a resumed run draws the same."""
 import types
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from scipy.spatial.distance import cdist
 
-from _runs import Fault, Run, identities_of, left_behind, make_people, train_arguments
+from _runs import Fault, Run, identities_of, make_people, run_results, train_arguments
 from samplers import hard_identity
 from samplers.random import Sampler
 from test_distribute import start_workers
@@ -15,7 +15,7 @@ from tripletreid.input_pipeline import sampling
 
 METRICS = 'cityblock', 'cosine', 'euclidean', 'sqeuclidean'  # Those that a test has a formula of its own for.
 
-DRAWN_AGAIN, ITERATIONS = 16, 20  # What is drawn first knows of no means.
+DRAWN_AGAIN, ITERATIONS = 16, 20  # The first draws have no means yet.
 
 
 def draw_often():
@@ -108,13 +108,13 @@ def pids_of_batches(root):
     return [[fid.decode().split('_')[0] for fid in fids[::2]] for fids in np.load(root / 'log_fids.npy')]
 
 
-def test_batches_are_those_that_the_means_tell(people, whole):
+def test_batches_follow_from_the_means(people, whole):
     """The means are made again from the embeddings that the detailed log has."""
     embs, names = np.load(whole / 'log_embs.npy'), sorted(str(pid) for pid in range(13))
     means = np.zeros([13, 4], np.float32)
-    for fids, of_step in list(zip(pids_of_batches(whole), embs))[:DRAWN_AGAIN]:
+    for fids, step_embs in list(zip(pids_of_batches(whole), embs))[:DRAWN_AGAIN]:
         for place, name in enumerate(fids):
-            number, mean = names.index(name), of_step[2 * place:2 * place + 2].mean(axis=0)
+            number, mean = names.index(name), step_embs[2 * place:2 * place + 2].mean(axis=0)
             means[number] = (means[number] + mean) / 2 if means[number].any() else mean
     order = sampling.epoch_order(0, DRAWN_AGAIN // 4, 13).numpy()
     expected = naive_batches(order[:12], means, 'euclidean', 3)
@@ -123,14 +123,14 @@ def test_batches_are_those_that_the_means_tell(people, whole):
 
 @pytest.mark.parametrize('step', [8, DRAWN_AGAIN])
 def test_a_resumed_run_has_the_same_bits(whole, step):
-    before = left_behind(whole, ITERATIONS)
+    before = run_results(whole, ITERATIONS)
     for path in whole.glob('checkpoint*'):
         number = path.name.partition('-')[2].partition('.')[0]
         if not number or number.isdigit() and int(number) > step:
             path.unlink()
     run = Run('train.py', '--experiment_root', whole, '--resume', fault=DRAWING_OFTEN)
     assert run.wait() == 0 and f'checkpoint-{step}' in run.output, run.output
-    after = left_behind(whole, ITERATIONS)
+    after = run_results(whole, ITERATIONS)
     assert all(before[name] == after[name] for name in before if name != 'log')
 
 

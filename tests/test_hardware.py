@@ -1,4 +1,4 @@
-"""What runs into GPUs and several devices first: where variables live, which images a replica sees, the loop."""
+"""Typical faults on GPUs and several devices: places of variables, images of a replica, the loop."""
 import json
 import os
 import sys
@@ -35,7 +35,7 @@ def parsed(people, *more):
 def in_child(function, *given):
     """Start a function (…, connection) in a process of its own, in which TensorFlow has not computed yet.
 
-    Returns: a function that waits for what it sends.
+    Returns: a function that waits for its results.
     """
     start_fork_server()
     from_child, to_parent = FORKS.Pipe(duplex=False)
@@ -56,7 +56,7 @@ def in_child(function, *given):
 
 @pytest.mark.parametrize('precision', ['none', 'float16'])
 def test_no_int32_variable_is_part_of_a_step(people, precision):
-    """TensorFlow keeps those on the host, where what XLA compiled for a GPU cannot read them."""
+    """TensorFlow keeps them on the host, where code that XLA compiled for a GPU cannot read them."""
     args = parsed(people, '--mixed_precision', precision)
     strategy = tf.distribute.get_strategy()
     state = train_state.create(args, identities_of(6), strategy)
@@ -67,7 +67,7 @@ def test_no_int32_variable_is_part_of_a_step(people, precision):
     dtypes = {variable.dtype for variable in step.graph.variables}
     assert tf.float32 in dtypes and tf.int64 in dtypes and tf.int32 not in dtypes
     stored = {name: value.dtype for name, value in state.values().items() if value.dtype.is_integer}
-    assert set(stored.values()) == {tf.int32}, 'checkpoints hold what the original wrote'
+    assert set(stored.values()) == {tf.int32}, "checkpoints have the original's types"
 
 
 def test_tf32_is_off_but_for_a_training_that_asks_for_it(people, tmp_path, monkeypatch):
@@ -110,14 +110,14 @@ def test_depthwise_convolutions_have_no_deterministic_gradient_on_a_gpu(monkeypa
 # --- Several devices --------------------------------------------------------------------------------------------------
 
 def _overflowing_step(folder, to_parent):
-    """Send what the loss scale and the log make of a step on two devices whose gradients overflow float16."""
+    """Send the loss scale and the log after a step on two devices whose gradients overflow float16."""
     strategy = strategies.create('mirrored', 2)
     args = parsed(folder, '--mixed_precision', 'float16', '--experiment_root', folder / 'run', '--train_iterations', 1)
     state = train_state.create(args, identities_of(6), strategy)
     state.loss_scale.scale.assign(2.0 ** 120)
     weights = {name: value.numpy() for name, value in state.values().items() if 'loss_scale' not in name}
-    told = []
-    log = types.SimpleNamespace(warning=lambda *parts: told.append(parts[0] % parts[1:]), info=lambda *_: None)
+    printed = []
+    log = types.SimpleNamespace(warning=lambda *parts: printed.append(parts[0] % parts[1:]), info=lambda *_: None)
     train_set = load_dataset(folder / 'people.csv')
     identities = sampling.Identities(train_set, args.batch_p)
     data = iter(feeding.data(strategy, args, lambda *parts: batches.batches_of_steps(
@@ -126,7 +126,7 @@ def _overflowing_step(folder, to_parent):
     loop.run(train.make_train_step(args, state, strategy), data, None)
     after = state.values()
     changed = [name for name in weights if name != 'global_step' and (weights[name] != after[name].numpy()).any()]
-    to_parent.send((told, changed, float(after['loss_scale']), int(after['global_step'])))
+    to_parent.send((printed, changed, float(after['loss_scale']), int(after['global_step'])))
 
 
 def test_an_overflow_of_float16_on_two_devices_leaves_the_step_out(people):
@@ -136,7 +136,7 @@ def test_an_overflow_of_float16_on_two_devices_leaves_the_step_out(people):
 
 
 def _dealt_images(folder, frames, to_parent):
-    """Send which identities each of four replicas sees of a batch, and what comes back in the batch's own order."""
+    """Send the identities of a batch that each of four replicas sees, and the values gathered in the batch's order."""
     strategy = strategies.create('mirrored', 4)
     args = parsed(folder, '--batch_p', 2, '--batch_k', 4, '--frames_per_tracklet', frames, '--train_set', folder / 'set.csv')
     train_set = load_dataset(folder / 'set.csv')
@@ -172,7 +172,7 @@ def test_images_are_dealt_round_the_replicas(people, frames):
     assert found['pids'][3].tolist() == batch.tolist()
     items = batch[::frames]
     assert (found['dists'][2] == items[:, None] * 100 + items).all()
-    # The images that a replica got are those of its slots: their means, in the batch's order, are those of the files.
+    # A replica received the images of its slots: their means, in the batch's order, are the files' means.
     fids = load_dataset(people / 'set.csv').fids[rows]
     images = {fid: tf.image.decode_png((people / fid).read_bytes()).numpy().mean() for fid in set(fids)}
     np.testing.assert_allclose(found['means'][0], [images[fid] for fid in fids], rtol=1e-5)
@@ -242,7 +242,7 @@ def test_matrix_is_deterministic(matrix):
 
 
 def test_matrix_of_fine_tuning(matrix):
-    """In 16 bits and on several devices too, what is recomputed is what is kept; checkpoints fit any number of these."""
+    """Recomputed activations equal kept ones, also in 16 bits and on several devices; checkpoints fit any number of them."""
     forms = []
     for *_, ((losses, state), (losses_again, state_again)) in matrix.values():
         np.testing.assert_allclose(losses_again, losses, rtol=0.02)
@@ -258,7 +258,7 @@ def test_matrix_of_fine_tuning(matrix):
 # --- The loop ---------------------------------------------------------------------------------------------------------
 
 class Device:
-    """Stands in for a training step, and for the reporter: notes what happens in which order, and how long steps take."""
+    """A stand-in for a training step and for the reporter, which records the order of events and the time of steps."""
 
     def __init__(self, interruption=None):
         self.happened, self.seconds, self.step, self.interruption = [], [], 0, interruption
@@ -294,22 +294,22 @@ def run_on(device, people, root, *more):
     return device.happened
 
 
-def test_a_step_is_told_of_while_the_next_one_is_computed(people, tmp_path):
+def test_a_step_is_logged_while_the_next_one_is_computed(people, tmp_path):
     device = Device()
     happened = run_on(device, people, tmp_path / 'run', '--train_iterations', 5, '--checkpoint_frequency', 3)
     assert happened == ['dispatch 1', 'tell 1', 'dispatch 2', 'dispatch 3', 'tell 2', 'tell 3', 'flush', 'Saved',
                         'dispatch 4', 'dispatch 5', 'tell 4', 'tell 5', 'flush', 'Saved']
-    assert min(device.seconds) >= 0.01, 'also of a step that is told of at once, before a checkpoint'
+    assert min(device.seconds) >= 0.01, 'also for a step that is logged at once, before a checkpoint'
 
 
-def test_an_interruption_ends_behind_the_step_that_is_under_way(people, tmp_path):
+def test_an_interruption_ends_after_the_current_step(people, tmp_path):
     device = Device(types.SimpleNamespace(requested=None))
     happened = run_on(device, people, tmp_path / 'run', '--train_iterations', 9, '--checkpoint_frequency', 0)
     assert happened[-6:] == ['dispatch 4', 'tell 3', 'tell 4', 'Interrupted', 'flush', 'Saved']
     assert (tmp_path / 'run' / 'checkpoint-4.index').exists()
 
 
-def test_nothing_is_stored_behind_a_step_that_is_not_finite(people, tmp_path):
+def test_nothing_is_stored_after_a_step_that_is_not_finite(people, tmp_path):
     device = Device()
     whole = device.train_step
 
@@ -329,7 +329,7 @@ def test_nothing_is_stored_behind_a_step_that_is_not_finite(people, tmp_path):
 # --- A start ----------------------------------------------------------------------------------------------------------
 
 def test_a_run_that_fails_before_its_first_step_is_as_if_never_started(people, tmp_path):
-    """A wrong cache is only noticed behind checkpoint-0."""
+    """A wrong cache is only noticed after checkpoint-0."""
     root, wrong = tmp_path / 'run', tmp_path / 'other'
     wrong.mkdir()
     (wrong / 'precious.txt').write_text('')
@@ -344,14 +344,14 @@ def test_the_log_has_lines_at_intervals_and_tensorboard_all(people, tmp_path):
     """The first line, which is the sign of life, every third, and the last."""
     run = Run('train.py', *train_arguments(people, tmp_path / 'run', 8), '--log_frequency', 3)
     assert run.wait() == 0, run.output
-    told = train_log.read_iterations(tmp_path / 'run')
+    printed = train_log.read_iterations(tmp_path / 'run')
     losses, seconds = ([value for _, value in sorted(event_files.read_scalars(str(tmp_path / 'run'))[tag].items())]
                        for tag in ('loss', 'secs_per_iter'))
-    assert list(told['loss']) == [1, 3, 6, 8] and len(losses) == 8
-    assert list(told['loss'].values()) == pytest.approx([losses[step - 1] for step in told['loss']], abs=1e-3)
+    assert list(printed['loss']) == [1, 3, 6, 8] and len(losses) == 8
+    assert list(printed['loss'].values()) == pytest.approx([losses[step - 1] for step in printed['loss']], abs=1e-3)
     # The duration is the mean since the line before.
     means = [seconds[0], np.mean(seconds[1:3]), np.mean(seconds[3:6]), np.mean(seconds[6:])]
-    assert list(told['secs_per_iter'].values()) == pytest.approx(means, abs=0.01)
+    assert list(printed['secs_per_iter'].values()) == pytest.approx(means, abs=0.01)
     assert len(np.load(tmp_path / 'run' / 'log_losses.npy')) == 8
 
 
@@ -390,8 +390,8 @@ def test_a_run_becomes_longer_and_its_detailed_logs_grow(people, tmp_path):
 
 
 def test_devices_without_several(people, tmp_path):
-    told = run_script('train.py', *train_arguments(people, tmp_path / 'run'), '--devices', 8)
-    assert_one_sentence(told, '--devices', '--distribute mirrored', status=2)
+    printed = run_script('train.py', *train_arguments(people, tmp_path / 'run'), '--devices', 8)
+    assert_one_sentence(printed, '--devices', '--distribute mirrored', status=2)
 
 
 @pytest.mark.parametrize('flags, sentence', [
@@ -402,9 +402,9 @@ def test_devices_without_several(people, tmp_path):
     (['--decay_beta1', 0.5, '--decay_start_iteration', 30], 'will not fall and --decay_beta1 has no effect'),
     (['--lr_schedule', 'step', '--lr_steps', '5', '--decay_beta1', 0.5, '--decay_start_iteration', 30],
      'iteration 30, after the end of the run at 20: --decay_beta1 has no effect')])
-def test_a_decay_behind_the_end_is_told_of(people, flags, sentence):
-    told = flag_checks.notices(parsed(people, *flags))
-    assert sentence in told[0] if sentence else told == []
+def test_a_decay_after_the_end_is_noticed(people, flags, sentence):
+    printed = flag_checks.notices(parsed(people, *flags))
+    assert sentence in printed[0] if sentence else printed == []
 
 
 def _line_of_gpu_benchmark(flags, to_parent):
@@ -413,7 +413,7 @@ def _line_of_gpu_benchmark(flags, to_parent):
 
 
 def test_the_benchmark_of_gpus_works(monkeypatch, capsys):
-    """On the CPU, with what it would start as processes in forks."""
+    """On the CPU, with its processes as forks."""
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
     import gpu
 
@@ -425,9 +425,9 @@ def test_the_benchmark_of_gpus_works(monkeypatch, capsys):
     monkeypatch.setattr(gpu, 'in_process', lambda args, _, *flags: in_child(_line_of_gpu_benchmark, flags)())
     monkeypatch.setattr(sys, 'argv', ['gpu.py', '--tiny'])
     gpu.main()
-    told = capsys.readouterr().out
-    assert '2 combinations of precision, net, loss and XLA train' in told and 'ends in the same bits' in told
-    assert 'Embeddings are those of the CPU' in told
-    lines = [line.split('|')[1:-1] for line in told.splitlines() if line.startswith('| float32')]
+    printed = capsys.readouterr().out
+    assert '2 combinations of precision, net, loss and XLA train' in printed and 'ends in the same bits' in printed
+    assert 'Embeddings agree with the CPU' in printed
+    lines = [line.split('|')[1:-1] for line in printed.splitlines() if line.startswith('| float32')]
     assert [line[:3] for line in lines] == [[' float32 ', ' no ', ' 18×4 '], [' float32 ', ' yes ', ' 18×4 ']]
     assert all(float(number.strip(' %')) > 0 for line in lines for number in line[3:6])

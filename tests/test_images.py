@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from _runs import Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from _runs import Run, ended_in_one_sentence, make_people, run_results, train_arguments
 from tripletreid import pictures
 from tripletreid.errors import InputError
 from tripletreid.pictures import Pixels
@@ -91,7 +91,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize('name', ACCEPTED)
 def test_accepted(name):
-    """The default has the bits of `decode_jpeg`, --jpeg accurate has those of Pillow, which `pictures.decode` returns."""
+    """The default has the bits of `decode_jpeg`, --jpeg accurate has Pillow's bits, which `pictures.decode` returns."""
     import tensorflow as tf
     content = ACCEPTED[name]
     image = decoded(content)
@@ -192,15 +192,15 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
 
 
 def test_turned_and_dark_pictures_are_warned_of(tmp_path):
-    of_12_bits = encoded(Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 16), 'PNG')
-    contents = (rotated_by_exif(), ACCEPTED['png'], of_12_bits, ACCEPTED['png, 16 bits'], b'no picture')
+    with_12_bits = encoded(Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 16), 'PNG')
+    contents = (rotated_by_exif(), ACCEPTED['png'], with_12_bits, ACCEPTED['png, 16 bits'], b'no picture')
     for number, content in enumerate(contents):
         (tmp_path / f'{number}.jpg').write_bytes(content)
     turned, dark = pictures.doubts_of_files(range(5), lambda number: tmp_path / f'{number}.jpg')
     assert '1 of 5 images' in turned and 'turned by EXIF' in turned and '0.jpg' in turned and '--convert' in turned
     assert '1 of 5 images' in dark and 'almost black' in dark and '2.jpg' in dark
     assert pictures.doubts_of_files([1, 1], lambda number: tmp_path / f'{number}.jpg') == []
-    assert decoded(of_12_bits).max() < 16
+    assert decoded(with_12_bits).max() < 16
 
 
 def test_the_name_does_not_matter(tmp_path):
@@ -225,7 +225,7 @@ def test_broken_images_of_a_run(tmp_path):
     (people / '2_1.png').write_bytes(good)
     goes_on = Run('train.py', '--experiment_root', tmp_path / 'stops', '--resume')
     assert goes_on.wait() == 0, goes_on.output
-    assert left_behind(tmp_path / 'stops', 20) == left_behind(tmp_path / 'good', 20)
+    assert run_results(tmp_path / 'stops', 20) == run_results(tmp_path / 'good', 20)
 
     (people / '2_1.png').write_bytes(b'')
     skips = Run('train.py', *train_arguments(people, tmp_path / 'skips', iterations=6), '--skip_broken_images',

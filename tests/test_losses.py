@@ -28,7 +28,7 @@ def hinge(difference, margin):
 
 
 def naive(name, dists, anchor_pids, pids, margin, fixed=None):
-    """The loss of a batch: what the mean over its anchors has to be; `fixed` are distances for what has no gradient."""
+    """Return the mean loss over the anchors of a batch; `fixed` are the distances for terms without a gradient."""
     fixed = dists if fixed is None else fixed
     anchors = range(len(anchor_pids))
     positives = {a: [p for p in range(len(pids)) if p != a and pids[p] == anchor_pids[a]] for a in anchors}
@@ -63,9 +63,9 @@ def naive(name, dists, anchor_pids, pids, margin, fixed=None):
         mean = 0.0
         for a in with_triplet:
             hardest, nearest = max(dists[a, p] for p in positives[a]), min(dists[a, n] for n in negatives[a])
-            of_positives = [math.exp(-2 * (0.5 - dists[a, p])) for p in positives[a] if dists[a, p] > nearest - margin]
-            of_negatives = [math.exp(50 * (0.5 - dists[a, n])) for n in negatives[a] if dists[a, n] < hardest + margin]
-            mean += (math.log1p(sum(of_positives)) / 2 + math.log1p(sum(of_negatives)) / 50) / len(anchors)
+            positive_terms = [math.exp(-2 * (0.5 - dists[a, p])) for p in positives[a] if dists[a, p] > nearest - margin]
+            negative_terms = [math.exp(50 * (0.5 - dists[a, n])) for n in negatives[a] if dists[a, n] < hardest + margin]
+            mean += (math.log1p(sum(positive_terms)) / 2 + math.log1p(sum(negative_terms)) / 50) / len(anchors)
         return mean
     if name == 'supervised_contrastive':
         mean = 0.0
@@ -122,11 +122,11 @@ def loss_and_gradient(name, dists, anchor_pids, pids, margin):
     return losses.numpy().astype(np.float64), gradient.numpy().astype(np.float64)
 
 
-def test_every_loss_tells_for_what_margin_and_metric_it_is_not_defined():
+def test_every_loss_refuses_undefined_margins_and_metrics():
     undefined = {(name, margin) for name in plugins.choices('losses') for margin in MARGINS
                  if not is_defined(name, margin)}
-    of_numbers = ('batch_all_nonzero', 'lifted', 'circle', 'multi_similarity')
-    assert undefined == {*itertools.product(of_numbers, ('soft', 'none')), ('supervised_contrastive', 0.2),
+    with_number = ('batch_all_nonzero', 'lifted', 'circle', 'multi_similarity')
+    assert undefined == {*itertools.product(with_number, ('soft', 'none')), ('supervised_contrastive', 0.2),
                          ('supervised_contrastive', 1.0)}
     for name in plugins.choices('losses'):
         checks.check_metric(name, 'cosine')
@@ -198,11 +198,11 @@ def test_batch_sample_draws_every_positive_and_negative_alike_by_the_seed():
         counts[0, np.arange(9), positive] += 1
         counts[1, np.arange(9), negative] += 1
     same = pids[:, None] == pids
-    for of_kind, kind in zip(counts, (same & ~np.eye(9, dtype=bool), ~same)):
-        assert not of_kind[~kind].any()
+    for count, kind in zip(counts, (same & ~np.eye(9, dtype=bool), ~same)):
+        assert not count[~kind].any()
         probability = 1 / kind.sum(axis=1, keepdims=True)
         five_sigma = 5 * np.sqrt(draws * probability * (1 - probability))
-        assert (np.abs(of_kind - draws * probability) < five_sigma)[kind].all()
+        assert (np.abs(count - draws * probability) < five_sigma)[kind].all()
 
 
 def test_batch_sample_takes_the_margin_and_leaves_anchors_without_a_triplet():
@@ -210,7 +210,7 @@ def test_batch_sample_takes_the_margin_and_leaves_anchors_without_a_triplet():
     dists = np.random.default_rng(2).uniform(0, 2, (7, 7)).astype(np.float32)
     losses_of = plugins.load('losses', 'batch_sample').loss
     losses = {margin: losses_of(dists, anchor_pids, pids, margin, seed=(3, 4)).numpy() for margin in MARGINS}
-    assert not any(of_margin[[0, 3]].any() for of_margin in losses.values())
+    assert not any(losses_with_margin[[0, 3]].any() for losses_with_margin in losses.values())
     for margin in MARGINS:
         expected = [hinge(difference, margin) for difference in losses['none'][[1, 2, 4, 5, 6]]]
         np.testing.assert_allclose(losses[margin][[1, 2, 4, 5, 6]], expected, rtol=1e-5)
@@ -250,9 +250,9 @@ def test_distances_of_equal_and_of_zero_embeddings(metric):
         dists = loss.cdist(embs, embs, metric)
         total = tf.reduce_sum(dists)
     # An embedding of zeros has no direction: its cosine is 0 to every embedding, itself included.
-    of_zeros = 1 if metrics.load(metric).is_normalized else 0
-    assert np.diag(dists) == pytest.approx([of_zeros, of_zeros, 0, 0], abs=2e-6)
-    if of_zeros:
+    zero_distance = 1 if metrics.load(metric).is_normalized else 0
+    assert np.diag(dists) == pytest.approx([zero_distance, zero_distance, 0, 0], abs=2e-6)
+    if zero_distance:
         assert dists[0].numpy() == pytest.approx(np.ones(4)) and float(dists[2, 0]) == pytest.approx(1)
     assert (dists.numpy() >= 0).all()
     assert np.isfinite(tape.gradient(total, embs)).all()

@@ -49,7 +49,7 @@ def root(tmp_path):
 
 
 def ignored(name, query, gallery):
-    """What the excluder answers for a query, as the list of gallery images ignored."""
+    """Return the list of gallery images that an excluder ignores for a query."""
     answer = exclusion.load(name)(np.array(gallery, dtype=object))(np.array([query], dtype=object))
     return [fid for fid, no in zip(gallery, answer[0]) if no]
 
@@ -347,7 +347,7 @@ def test_omniglot_by_alphabets(root, capsys):
     output = capsys.readouterr()
     assert output.err.count('warning') == 1 and 'than 20: 2 (Latin/character01, Latin/character02)' in output.err
     assert output.out.splitlines()[1].split()[:5] == ['train', '1', '20', '-', '20']
-    # Another character by the same drawer is looked at: that drawers are told apart within an alphabet only is no harm.
+    # Another character by the same drawer counts, although drawers are only numbered within an alphabet.
     gallery = ['0394_01.png', '0394_02.png', '0395_01.png']
     assert ignored('omniglot', 'Greek/character01/0394_01.png', gallery) == ['0394_01.png']
 
@@ -527,7 +527,7 @@ def test_folder_with_cameras(root, capsys, options):
     assert 'these are seen by one camera, and are for the test set only: 1 (carl).' in output.err
     assert [line.split()[1:5] for line in output.out.splitlines()[1:3]] == [['2', '6', '-', cameras_in(csv['query'])],
                                                                            ['4', '10', '-', '3']]
-    # What is printed finds, for each query, images of its identity in other cameras, and leaves strangers.
+    # The printed excluder leaves, for each query, images of its identity in other cameras, and other identities.
     [name] = re.findall(r"--excluder '(.*)'\.$", output.out, re.MULTILINE)
     gallery = [line.split(',')[1] for line in csv['test']]
     for line in csv['query']:
@@ -671,14 +671,14 @@ RED, GREEN, WHITE, GREY = (200, 30, 30), (20, 180, 40), (255, 255, 255), (125, 1
 
 
 def put_pictures(root):
-    """Pictures of many kinds, red beside green; returns what a viewer shows of each: width, height, colours of both."""
+    """Write pictures of many kinds, red next to green; return each as a viewer shows it: width, height, both colours."""
     picture = colours(32, RED, GREEN)
     turned = Image.Exif()
     turned[0x0112] = 6  # To be turned by 90° clockwise.
     alpha = picture.copy()
     alpha.putalpha(Image.fromarray(np.repeat(np.repeat(np.array([[255, 0]], np.uint8), 16, 1), 16, 0)))
     palette = picture.quantize(4)
-    behind = palette.getpixel((31, 0))
+    hidden = palette.getpixel((31, 0))
     sixteen = Image.fromarray(np.full((16, 32), 125 * 256 + 99, np.uint16))
     for folder in ('röt', 'with blank/inner'):
         (root / folder).mkdir(parents=True)
@@ -702,7 +702,7 @@ def put_pictures(root):
     put_one('with blank/inner/turned.png', picture.transpose(Image.Transpose.ROTATE_90), exif=turned)
     put_one('with blank/inner/alpha.png', alpha, seen=(32, 16, RED, WHITE))
     put_one('with blank/inner/alpha.webp', alpha, seen=(32, 16, RED, WHITE), lossless=True)
-    put_one('with blank/inner/palette.png', palette, seen=(32, 16, RED, WHITE), transparency=behind)
+    put_one('with blank/inner/palette.png', palette, seen=(32, 16, RED, WHITE), transparency=hidden)
     put_one('with blank/inner/cmyk.jpg', picture.convert('CMYK'), quality=95)
     put_one('with blank/inner/sixteen.png', sixteen, seen=(32, 16, GREY, GREY))
     put_one('with blank/inner/sixteen.tif', sixteen, seen=(32, 16, GREY, GREY))
@@ -725,7 +725,7 @@ def test_convert(root, tmp_path):
     assert sorted(path.relative_to(tmp_path / 'new/jpegs').as_posix() for path in (tmp_path / 'new').rglob('*.*')
                   if path.is_file()) == sorted(copies.values())
     for fid, (width, height, left, right) in shown.items():
-        # Training's own decoder, which heeds neither EXIF nor transparency, sees what a viewer shows of the original.
+        # Training's own decoder, which ignores EXIF and transparency, reads the copy as a viewer shows the original.
         content = (tmp_path / 'new/jpegs' / copies[fid]).read_bytes()
         pixels = images.decode(content).numpy()
         assert content.startswith(b'\xff\xd8\xff') and pixels.shape == (height, width, 3), fid
@@ -802,7 +802,7 @@ def test_convert_on_a_full_disk(root, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['root']
 
 
-NAMES = [' blank', 'blank behind ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße',
+NAMES = [' blank', 'blank hidden ', 'comma,', 'quote"', '"quoted"', "it's", 'new\nline', 'return\r', 'Grüße',
          '人', '#', 'NA', '\ttab']
 
 
@@ -1085,7 +1085,7 @@ def test_check_guesses_why_images_are_missing(check, root, tmp_path):
 
 @pytest.fixture
 def sets(tmp_path):
-    """a.csv and b.csv, whose identities and paths are called alike, and images/a and images/b."""
+    """Write a.csv and b.csv, with equal names of identities and paths, and images/a and images/b."""
     for name, last in (('a', 'p,2/x.png'), ('b', 'q,3/x.png')):
         (tmp_path / f'{name}.csv').write_text(f'p,1/x.png\n{last}\n')
         put_picture(tmp_path / 'images' / name, *(line.split(',')[1] for line in ('p,1/x.png', last)), colour=ord(name))
@@ -1104,10 +1104,10 @@ def test_join(sets):
         process.stderr)
 
 
-def test_join_tells_of_copies(sets, capsys):
+def test_join_warns_of_copies(sets, capsys):
     csv_files = [(name, str(sets / f'{name}.csv')) for name in 'ab']
     make_dataset.join(str(sets / 'both.csv'), csv_files, str(sets / 'images'))
-    assert 'same content' not in capsys.readouterr().err  # The two images of each set are alike, but in one set.
+    assert 'same content' not in capsys.readouterr().err  # The two images of each set are equal, but in one set.
     os.replace(sets / 'images' / 'a' / '1' / 'x.png', sets / 'images' / 'b' / '3' / 'x.png')
     put_picture(sets / 'images' / 'a', '1/x.png', colour=3)
     make_dataset.join(str(sets / 'both.csv'), csv_files, str(sets / 'images'))

@@ -1,4 +1,4 @@
-"""One spelling per path and name: what differs only in spelling is equal, or is warned of."""
+"""One spelling per path and name: names that differ only in spelling are equal, or there is a warning."""
 import argparse
 import hashlib
 import os
@@ -42,7 +42,7 @@ def test_blanks_around_a_name_are_not_part_of_it(spelled):
     assert canonical_name(spelled) == 'Anna'
 
 
-@pytest.mark.parametrize('one, other, alike', [
+@pytest.mark.parametrize('one, other, equal', [
     ('7', '07', True), ('0', '000', True), ('c1', 'c01', True), ('cam 1_7', 'cam 01_007', True), ('Bob', 'bob', True),
     ('José', 'Jose\u0301', True), ('A B', 'a\u00a0 b', True), ('Straße', 'STRASSE', True),
     ('7', '70', False), ('1.5', '1.05', False), ('-1', '1', False), ('a', 'á', False), ('0000', '0002', False),

@@ -1,4 +1,4 @@
-"""Batch norm against plain NumPy; nets and heads against what the papers and the original say of them."""
+"""Batch norm against plain NumPy; nets and heads compared with the papers and the original."""
 import math
 
 import keras
@@ -84,7 +84,7 @@ def test_batch_norm_in_mixed_precision(dtype):
     assert outputs.dtype == dtype
     assert {variable.dtype for variable in layer.variables} == {'float32'}
     np.testing.assert_allclose(tf.cast(outputs, tf.float32), exact(inputs, training=True), atol=0.05)
-    # The statistics are those of the rounded inputs, exactly.
+    # The statistics are exactly the rounded inputs' ones.
     rounded = tf.cast(tf.cast(inputs, dtype), tf.float32).numpy()
     np.testing.assert_allclose(layer.moving_mean, 0.9 * moving_mean + 0.1 * rounded.mean(axis=0), rtol=1e-5)
 
@@ -97,9 +97,9 @@ def _average_over_replicas():
         layer = BatchNorm()
         layer.build((None, 1))
     inputs = np.arange(8, dtype=np.float32).reshape(2, 4, 1) ** 2
-    of_replica = strategy.experimental_distribute_values_from_function(
+    replica_inputs = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(inputs[context.replica_id_in_sync_group]))
-    tf.function(lambda: strategy.run(lambda batch: layer(batch, training=True), (of_replica,)), autograph=False)()
+    tf.function(lambda: strategy.run(lambda batch: layer(batch, training=True), (replica_inputs,)), autograph=False)()
     np.testing.assert_allclose(layer.moving_mean.numpy(), [0.1 * inputs.mean()], rtol=1e-5)
     variances = inputs.var(axis=1, ddof=1)
     np.testing.assert_allclose(layer.moving_variance.numpy(), [0.9 + 0.1 * variances.mean()], rtol=1e-5)
@@ -120,7 +120,7 @@ def body_without_values(name, *args, **options):
 
 
 def test_without_values_nothing_gets_any_later():
-    """As Keras would do behind the next scope of its kind, of which the building of most nets has many."""
+    """Keras would assign values after the next scope of its kind, and most nets enter many while they are built."""
     valued = []
 
     def initial(shape, dtype=None):
@@ -147,7 +147,7 @@ def strided_convolutions(body):
 def test_resnet_strides(last_stride, last_size):
     body = body_without_values('resnet_v1_50', (65, 41, 3), last_stride=last_stride)
     sizes = [body.output[f'block{block}'].shape[1:3] for block in (1, 2, 3, 4)]
-    # 65×41 is 33×21 behind conv1 and 17×11 behind the pooling; each block but the last strides in its last unit.
+    # 65×41 is 33×21 after conv1 and 17×11 after the pooling; each block except the last strides in its last unit.
     assert sizes == [(9, 6), (5, 3), last_size, last_size]
     units = ['block1.unit_3', 'block2.unit_4', *(['block3.unit_6'] if last_stride == 2 else [])]
     inside = {f'resnet_v1_50.{unit}.bottleneck_v1.conv2' for unit in units}
@@ -226,7 +226,7 @@ def test_mixed_precision(policy):
 
 @pytest.mark.parametrize('name, application', [('resnet50', 'ResNet50'), ('densenet121', 'DenseNet121')])
 def test_nets_of_keras_have_this_batch_norm_and_the_numbers_of_keras(name, application, monkeypatch):
-    """Under Keras's names; before training the statistics are not those of any images, so both are given some."""
+    """Under Keras's names; before training the statistics describe no images, so both nets get some."""
     few_units(monkeypatch.setattr)
     body = model.build(name, 'direct', 4, (32, 32, 3)).body
     kinds = {type(layer) for layer in body.layers}

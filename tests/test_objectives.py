@@ -1,4 +1,4 @@
-"""What stands beside the metric loss: a memory of earlier batches, classifiers with a margin, the centre loss."""
+"""Additions to the metric loss: a memory of earlier batches, classifiers with a margin, the centre loss."""
 import math
 import types
 
@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist as scipy_cdist
 
 import loss
 import train
-from _runs import Run, ended_in_one_sentence, identities_of, left_behind, make_people, train_arguments
+from _runs import Run, ended_in_one_sentence, identities_of, make_people, run_results, train_arguments
 from objectives import center, xent
 from tripletreid import plugins
 from tripletreid.errors import InputError
@@ -34,7 +34,7 @@ def gradient_by_differences(function, array, width=1e-6):
 # --- Classifiers ------------------------------------------------------------------------------------------------------
 
 def naive_entropy(cosines, pids, kind, scale, margin, fixed):
-    """The mean cross-entropy, one logit after the other; `fixed` are cosines for what has no gradient."""
+    """The mean cross-entropy, one logit after the other; `fixed` are the cosines for terms without a gradient."""
     total = 0.0
     for row, constants, pid in zip(cosines, fixed, pids):
         logits = []
@@ -82,7 +82,7 @@ def test_classifier_at_the_ends_has_a_finite_gradient(kind):
     assert np.isfinite(mean) and np.isfinite(tape.gradient(mean, cosines)).all()
 
 
-def test_classifier_of_cosines_is_beside_the_head():
+def test_classifier_of_cosines_is_separate_from_the_head():
     args = train_flags.make_parser().parse_args(['--experiment_root', 'none', '--classifier', 'arcface'])
     network = model.with_endpoints(model.build('mnist', 'direct', 4, (28, 28, 3)), [xent.Objective(args, 7).endpoints])
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (3, 28, 28, 3)).astype(np.float32))
@@ -118,13 +118,13 @@ def test_distances_to_a_memory_and_their_gradient(metric):
 
 
 def test_memory_holds_the_newest():
-    memory, told = Memory(7, 2), []
+    memory, newest = Memory(7, 2), []
     for number in range(4):
         embs = np.random.default_rng(number).normal(size=(3, 2)).astype(np.float32)
-        told = [*zip(embs.tolist(), range(3 * number, 3 * number + 3)), *told]
+        newest = [*zip(embs.tolist(), range(3 * number, 3 * number + 3)), *newest]
         memory.remember(tf.constant(embs), tf.range(3 * number, 3 * number + 3))
     embs, pids = memory.content()
-    assert list(zip(embs.numpy().tolist(), pids.numpy())) == told[:7]
+    assert list(zip(embs.numpy().tolist(), pids.numpy())) == newest[:7]
 
 
 def batch_hard(batch, batch_pids, rest, rest_pids, margin):
@@ -141,8 +141,8 @@ def batch_hard(batch, batch_pids, rest, rest_pids, margin):
 
 
 @pytest.mark.parametrize('precision, frames, start', [('none', 1, None), ('float16', 1, 4), ('bfloat16', 2, None)])
-def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
-    """The embeddings that each step tells of are the memory of those behind it; what is watched is the batch alone."""
+def test_loss_with_a_memory_equals_a_loop(precision, frames, start):
+    """The embeddings of each step are the memory of the steps after it; the logged values cover the batch only."""
     args = train_flags.make_parser().parse_args([
         '--experiment_root', 'none', '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', '4', '--batch_p',
         '3', '--batch_k', '2', '--net_input_height', '12', '--net_input_width', '12', '--margin', '0.5', '--memory', '9',
@@ -154,24 +154,24 @@ def test_loss_with_a_memory_is_that_of_a_loop(precision, frames, start):
         embs, pids, with_memory = np.zeros([0, 4], np.float32), np.zeros([0], int), 0
         for number in range(6):
             random = np.random.default_rng(number)
-            of_batch = np.repeat(random.permutation(6)[:3], 2)
+            batch_pids = np.repeat(random.permutation(6)[:3], 2)
             batch = {'images': tf.constant(random.uniform(0, 255, (6 * frames, 12, 12, 3)).astype(np.float32)),
-                     'pids': tf.constant(np.repeat(of_batch, frames), tf.int32),
+                     'pids': tf.constant(np.repeat(batch_pids, frames), tf.int32),
                      'rows': tf.range(6 * frames, dtype=tf.int64)}
             used = number >= flag_checks.memory_start(args)
             result = step(batch, Schedule(tf.constant(1e-3), tf.constant(0.9), memory_is_used=used))
             emb = result['emb'].numpy()
             rest = (embs[:9], pids[:9]) if used else (embs[:0], pids[:0])
-            expected = batch_hard(emb, of_batch, *rest, 0.5)
+            expected = batch_hard(emb, batch_pids, *rest, 0.5)
             np.testing.assert_allclose(result['losses'], expected, rtol=1e-4, atol=1e-4)
             if used:
                 with_memory += 1
                 assert len(rest[0]) == 9
-                assert not np.allclose(expected, batch_hard(emb, of_batch, embs[:0], pids[:0], 0.5), rtol=1e-4)
+                assert not np.allclose(expected, batch_hard(emb, batch_pids, embs[:0], pids[:0], 0.5), rtol=1e-4)
             assert result['dists'].shape == (6, 6)
             nearest = [np.argsort(row)[1] for row in scipy_cdist(emb, emb)]
-            assert result['batch_top1'] == np.mean(of_batch[nearest] == of_batch)
-            embs, pids = np.concatenate([emb, embs]), np.concatenate([of_batch, pids])
+            assert result['batch_top1'] == np.mean(batch_pids[nearest] == batch_pids)
+            embs, pids = np.concatenate([emb, embs]), np.concatenate([batch_pids, pids])
         assert with_memory == (2 if start else 4)
     finally:
         model.set_precision('none')
@@ -222,7 +222,7 @@ def one_device(people, tmp_path_factory):
 
 
 def test_a_resumed_run_has_the_same_bits(one_device, tmp_path):
-    before = left_behind(one_device, ITERATIONS)
+    before = run_results(one_device, ITERATIONS)
     held = tf.train.load_checkpoint(str(one_device / 'checkpoint-8'))
     assert held.get_variable_to_shape_map()['memory_embs'] == [20, 4]
     assert held.get_tensor('memory_pids').dtype == np.int32
@@ -233,7 +233,7 @@ def test_a_resumed_run_has_the_same_bits(one_device, tmp_path):
     (one_device / 'checkpoint').unlink()
     run = Run('train.py', '--experiment_root', one_device, '--resume')
     assert run.wait() == 0 and 'checkpoint-4' in run.output, run.output
-    after = left_behind(one_device, ITERATIONS)
+    after = run_results(one_device, ITERATIONS)
     assert all(before[name] == after[name] for name in before if name != 'log')
 
 

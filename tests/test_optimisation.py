@@ -147,8 +147,8 @@ def test_roots_of_before_keep_their_pre_crop_size(stored, tmp_path):
 def test_crops_of_a_small_part_are_warned_of(pre_crop, warned):
     flags = ['--net_input_height', '32', '--net_input_width', '32', '--pre_crop_height', str(pre_crop[0]),
              '--pre_crop_width', str(pre_crop[1])]
-    told = [notice for notice in flag_checks.notices(parsed(*flags, '--crop_augment')) if 'Crops' in notice]
-    assert bool(told) == warned and (not warned or f'{pre_crop[0]}x{pre_crop[1]}' in told[0] and '36x36' in told[0])
+    notices = [notice for notice in flag_checks.notices(parsed(*flags, '--crop_augment')) if 'Crops' in notice]
+    assert bool(notices) == warned and (not warned or f'{pre_crop[0]}x{pre_crop[1]}' in notices[0] and '36x36' in notices[0])
     assert not any('Crops' in notice for notice in flag_checks.notices(parsed(*flags)))
 
 
@@ -187,7 +187,7 @@ def test_without_erasing_an_image_stays_as_it_is():
 
 # --- Nets -------------------------------------------------------------------------------------------------------------
 
-# Parameters with the top as published, without those of the classifier of 1000.
+# Number of parameters as published, without the classifier of 1000 classes.
 NETS = {
     'resnet50': ({}, 2048, 25_636_712 - 2049 * 1000),
     'resnet50_mid': ({}, 3072, 25_636_712 - 2049 * 1000 + 4096 * 1024 + 4 * 1024),
@@ -324,7 +324,7 @@ def body_and_more(root, *more):
     return str(root)
 
 
-def test_what_a_checkpoint_holds_beside_the_body(tmp_path):
+def test_other_contents_of_a_checkpoint_are_listed(tmp_path):
     slim = ('global_step', 'mean_rgb', 'mnist/mean_rgb', 'mnist/logits/biases', 'mnist/Logits/Conv2d_1c_1x1/weights')
     slots = [f'mnist/conv1/weights/{slot}' for slot in ('RMSProp', 'RMSProp_1', 'Momentum', 'ExponentialMovingAverage')]
     ours = ('mnist/conv1/biases/Adam', 'beta1_power', 'loss_scale', 'classifier/weights', 'classifier/weights/Adam_1')
@@ -346,7 +346,7 @@ def test_a_variable_of_another_body_is_refused(name, tmp_path):
         np.testing.assert_array_equal(variable, value)
 
 
-def test_the_exponent_of_an_earlier_pooling_is_taken_and_told(tmp_path, monkeypatch):
+def test_the_exponent_of_an_earlier_pooling_is_taken_and_logged(tmp_path, monkeypatch):
     earlier = model.build('mobilenet_v1_1_224', 'direct', 2, (32, 32, 3), pooling='gem')
     earlier.get_layer('gem').p.assign(4.5)
     later, fresh = (model.build('mobilenet_v1_1_224', 'direct', 2, (32, 32, 3), pooling='gem') for _ in range(2))
@@ -414,15 +414,15 @@ def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
         network, [str(digits / fid) for fid in images_of.fids], (32, 32))]) for images_of in sets)
     dists = np.linalg.norm(query[:, None].astype(np.float64) - gallery[None], axis=2)
     same = sets[0].pids[:, None] == sets[1].pids
-    precisions = [average_precision_score(of_query, -row) for of_query, row in zip(same, dists)]
+    precisions = [average_precision_score(query_matches, -row) for query_matches, row in zip(same, dists)]
     assert np.mean(precisions) == pytest.approx(noted['mAP'], abs=1e-6)
     nearest = same[np.arange(len(same)), dists.argmin(axis=1)]
     assert nearest.mean() == pytest.approx(noted['top1'])
 
 
 def test_embedding_with_the_noted_flags_gives_the_noted_score(digits, tmp_path):
-    """Of a run with --crop_augment, where embed.py's default gives another one, and names the flag; mirrored images
-    and a metric of their own beside that."""
+    """A run with --crop_augment, where embed.py's default gives another score and names the flag; in addition mirrored
+    images and another metric."""
     root = tmp_path / 'cropped'
     run = train(digits, root, '--model_name', 'mnist', '--crop_augment', '--pre_crop_height', 48, '--pre_crop_width',
                 48, '--train_iterations', 2, '--eval_frequency', 2, '--freeze_body_iterations', 0, '--eval_flip',
@@ -463,14 +463,14 @@ def test_notes_without_flags_are_read_and_kept(tmp_path):
     assert best_checkpoint.best_step(str(tmp_path)) == 1
 
 
-def test_notes_of_several_sets(tmp_path):
+def test_notes_several_sets_sets(tmp_path):
     flags = '--checkpoint checkpoint-4'
     sets = {'day': {'mAP': 0.75, 'top1': 1.0, 'embed_flags': flags},
             'night': {'mAP': 0.25, 'top1': 0.5, 'embed_flags': f'{flags} --pool_tracklets mean'}}
-    of_several = {'mAP': 0.5, 'top1': 0.75, 'sets': sets}
-    best_checkpoint.note(str(tmp_path), 4, of_several)
+    several_sets = {'mAP': 0.5, 'top1': 0.75, 'sets': sets}
+    best_checkpoint.note(str(tmp_path), 4, several_sets)
     best_checkpoint.note(str(tmp_path), 8, {'mAP': 0.25, 'top1': 0.5, 'embed_flags': '--checkpoint checkpoint-8'})
-    assert best_checkpoint.results(str(tmp_path))[0] == {'step': 4, **of_several}
+    assert best_checkpoint.results(str(tmp_path))[0] == {'step': 4, **several_sets}
     noted = json.loads((tmp_path / 'checkpoint-best').read_text())
     assert noted['sets'] == sets and noted['checkpoint'] == 'checkpoint-4'
     for damage in ('[]', '{"day": 1}', '{"day": {"mAP": 1}}'):
@@ -528,8 +528,8 @@ def test_a_frozen_body_stays_as_it_is_and_then_trains(run):
     assert 'classifier/weights' in names
     for name in names:
         start, frozen, trained = (reader.get_tensor(name) for reader in readers)
-        of_body = name.startswith('MobilenetV1/')
-        assert np.array_equal(start, frozen) == (of_body or name == 'bnneck/BatchNorm/beta'), name
+        is_body = name.startswith('MobilenetV1/')
+        assert np.array_equal(start, frozen) == (is_body or name == 'bnneck/BatchNorm/beta'), name
         if name.endswith(('weights', 'moving_mean')):
             assert not np.array_equal(frozen, trained), name
 
@@ -574,7 +574,7 @@ def test_the_best_checkpoint_is_never_removed(tmp_path):
         best_checkpoint.best_step(str(tmp_path))
 
 
-def test_queries_without_any_match_are_told_before_anything_is_written(digits, tmp_path):
+def test_queries_without_any_match_are_an_error_before_anything_is_written(digits, tmp_path):
     (tmp_path / 'query.csv').write_text('nobody,digits/0000.png\n')
     run = train(digits, tmp_path / 'root', '--eval_query', tmp_path / 'query.csv')
     ended_in_one_sentence(run, 'query.csv', 'has a match')

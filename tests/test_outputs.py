@@ -22,8 +22,8 @@ from tripletreid.dataset import Dataset
 from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 
-SETS = [f'--{role}_{what}={role}.{ending}' for role in ('query', 'gallery')
-        for what, ending in (('dataset', 'csv'), ('embeddings', 'h5'))]
+SETS = [f'--{role}_{kind}={role}.{ending}' for role in ('query', 'gallery')
+        for kind, ending in (('dataset', 'csv'), ('embeddings', 'h5'))]
 EVALUATE = ['--excluder', 'diagonal', '--metric', 'euclidean', *SETS]
 EMBED = ['--experiment_root', 'root', '--dataset', 'root/set.csv', '--image_root', '.']
 SEARCH = ['--experiment_root', 'root', '--gallery', 'gallery.h5', 'mine.png']

@@ -20,7 +20,7 @@ ITERATIONS = 60
 
 @pytest.fixture(scope='module')
 def people(tmp_path_factory):
-    """A folder in Market-1501's layout with its csv files beside it."""
+    """Write a folder in Market-1501's layout with its csv files next to it."""
     root = tmp_path_factory.mktemp('people')
     write_market1501(root / 'images', identities=40, images_per_camera=4)
     made = run_script('make_dataset.py', 'market1501', root / 'images', '--out', root)
@@ -112,7 +112,7 @@ def test_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one(run, interru
         assert np.array_equal(*logged)
 
 
-def test_log_and_events_tell_of_each_iteration_once(run, interrupted_run):
+def test_log_and_events_contain_each_iteration_once(run, interrupted_run):
     def iterations(root):
         lines = (root / 'train.log').read_text().splitlines()
         return [line.split('iter:')[1].split(', ETA')[0] for line in lines if 'iter:' in line]
@@ -161,7 +161,7 @@ def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
     from tripletreid.modeling import model
     network = model.build('resnet_v1_50', 'fc1024', 128, (256, 128, 3))
     checkpoints.save(tmp_path, 0, model.named_variables(network.body))
-    # In another folder, since the script makes its csv files beside itself.
+    # In another folder, because the script writes its csv files to its own folder.
     project = tmp_path / 'project'
     for name in ('data', 'recipes'):
         (project / name).mkdir(parents=True)

@@ -97,7 +97,7 @@ def brute_force(distances, matches, valid):
         return 0, np.nan, np.nan, 0, 0
     hits = matches[np.argsort(distances, kind='stable')]
     ranks = np.flatnonzero(hits) + 1
-    # The order of distances and no more: scikit-learn looks at scores in float32 precision here and there.
+    # Only the order of distances, because scikit-learn compares scores in float32 precision in some places.
     scores = -np.unique(distances, return_inverse=True)[1]
     return len(ranks), average_precision_score(matches, scores), market_ap(hits), ranks[0], ranks[-1]
 
@@ -274,7 +274,7 @@ def test_many_matches_of_a_query_and_images_far_longer_than_others(metric, dim):
 
 
 def pairs_measured(queries, query_set, gallery, gallery_set, metric='euclidean'):
-    """How many pairs of images are measured exactly, beside the matches."""
+    """Count the pairs of images, in addition to the matches, that are measured exactly."""
     excluder = exclusion.load('diagonal')
     with mock.patch.object(Distances, 'exact', autospec=True, side_effect=Distances.exact) as exact:
         ranks = ranking.rank(Retrieval(queries, query_set, gallery, gallery_set, excluder, metric))
@@ -290,7 +290,7 @@ def test_one_embedding_far_longer_than_the_others_leaves_them_decided(metric, fa
     usual = pairs_measured(queries, sets[0], gallery, sets[1], metric)
     gallery[1234] *= factor
     assert 0 < pairs_measured(queries, sets[0], gallery, sets[1], metric) < 1.1 * usual
-    # That of one query costs this query alone.
+    # An outlier query costs this query alone.
     queries[7] *= factor
     assert pairs_measured(queries, sets[0], gallery, sets[1], metric) < 1.3 * usual + 3000
 
@@ -402,7 +402,7 @@ def dense_reranking(queries, gallery, metric, k1, k2, weight):
     encodings = np.stack([encodings[order[image, :k2]].mean(axis=0) for image in range(len(images))])
     smaller = np.minimum(encodings[:len(queries), None], encodings[None, len(queries):]).sum(axis=2)
     # The sum of the larger ones, as the authors compute it. An image that is not among its own neighbours, for as many
-    # others are the same, has no encoding; but for that it is the same.
+    # others are equal, has no encoding; otherwise the sums are equal.
     larger = 2 - smaller
     return weight * distances[:len(queries), len(queries):] + (1 - weight) * (1 - smaller / larger)
 
@@ -434,7 +434,7 @@ def test_reranking_agrees_with_its_dense_form(problem, k1, k2, weight):
                         for q, pid in enumerate(problem['query_set'].pids)]
             np.testing.assert_allclose(as_rows(ranks), expected, rtol=0, atol=1e-12)
 
-    # So do neighbours, also those of some queries in a part of the gallery.
+    # So do neighbours, also the neighbours of some queries in a part of the gallery.
     random = np.random.default_rng(len(gallery))
     some, part = random.permutation(len(queries))[:2], random.permutation(len(gallery))[:7]
     found = neighbours.nearest(Retrieval(queries[some], problem['query_set'].take(some), gallery[part],
@@ -463,7 +463,7 @@ def test_nearest_and_furthest_are_those_of_brute_force(problem, k, at_once):
 
 
 def as_bits(learnt):
-    """All that a `Reranking` knows, as arrays to be compared to the last bit."""
+    """Return the contents of a `Reranking` as arrays, to be compared to the last bit."""
     encodings = [array for encoding in (learnt.query_encodings, learnt.gallery_encodings)
                  for array in (encoding.data, encoding.indices, encoding.indptr)]
     return [learnt.furthest, *encodings]
@@ -494,16 +494,16 @@ def test_jaccard_distances_are_those_of_each_pair(at_once):
     learnt = k_reciprocal(queries, gallery, 'euclidean')
     with mock.patch.object(reranking, 'PAIRS_AT_ONCE', at_once):
         distances = learnt.applied_to(Distances(queries, 'euclidean'), slice(0, 20))
-    of_gallery = [{} for _ in range(300)]
+    gallery_encodings = [{} for _ in range(300)]
     for row, column, value in zip(*learnt.gallery_encodings.nonzero(), learnt.gallery_encodings.tocoo().data):
-        of_gallery[row][column] = value
+        gallery_encodings[row][column] = value
     expected = {}
     for query in range(20):
         entries = slice(*learnt.query_encodings.indptr[query:query + 2])
         for column, value in zip(learnt.query_encodings.indices[entries], learnt.query_encodings.data[entries]):
             for row in range(300):
-                if column in of_gallery[row]:
+                if column in gallery_encodings[row]:
                     pair = query * 300 + row
-                    expected[pair] = expected.get(pair, 0.0) + min(value, of_gallery[row][column])
+                    expected[pair] = expected.get(pair, 0.0) + min(value, gallery_encodings[row][column])
     assert distances.pairs[:-1].tolist() == sorted(expected)
     assert distances.jaccard[:-1].tolist() == [1 - expected[pair] / (2 - expected[pair]) for pair in sorted(expected)]

@@ -22,8 +22,8 @@ from tripletreid.modeling import model
 RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('[!_]*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--net_input_height', '32', '--net_input_width',
          '32']
-# What a recipe starts from; those that only differ in the loss from another one run with a smaller net. ResNets have few
-# units here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
+# The initial weights of each recipe; a recipe that differs from another one only in the loss runs with a smaller net.
+# ResNets have few units here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
 STARTS_FROM = {
     'lunet_market1501.sh': None,
     'two_tricks_market1501.sh': 'resnet_v1_50',
@@ -113,7 +113,7 @@ def test_there_is_a_test_of_every_recipe():
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_recipe_tells_how_it_is_used(name, run_recipe):
+def test_recipe_prints_its_usage(name, run_recipe):
     process = run_recipe(name)
     assert process.returncode == 1 and 'Usage:' in process.stderr and 'IMAGE_ROOT' in process.stderr
 
@@ -144,16 +144,16 @@ def test_slurm_starts_all_tasks_and_goes_on_when_it_is_submitted_again(project, 
     (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / 'srun').chmod(0o755)
     environment = {**os.environ, 'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'}
-    told = []
+    printed = []
     for _ in range(2):
         recipe = project / 'recipes/cluster/slurm_train.sh'
         process = subprocess.run(['sh', recipe, tmp_path / 'run', '--train_set', 'a.csv'],
                                  capture_output=True, text=True, timeout=60, env=environment, check=True)
-        told.append(process.stdout.split())
+        printed.append(process.stdout.split())
         (tmp_path / 'run').mkdir(exist_ok=True)
         (tmp_path / 'run' / 'args.json').write_text('{}')
     start = ['python3', 'train.py', '--experiment_root', str(tmp_path / 'run'), '--distribute', 'multi_worker']
-    assert told == [[*start, '--train_set', 'a.csv'], [*start, '--resume']]
+    assert printed == [[*start, '--train_set', 'a.csv'], [*start, '--resume']]
 
 
 def write_idx(path, array):

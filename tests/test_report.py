@@ -1,4 +1,4 @@
-"""The report in a browser: what a reader sees, and does with mouse and keyboard."""
+"""The report in a browser, with mouse and keyboard."""
 import base64
 import io
 import json
@@ -121,7 +121,7 @@ def lists_by_hand(root, run='new'):
 def rows(page):
     """File ids of the listed queries; the list of the tests is short enough to be drawn as a whole."""
     page.set_viewport_size({'width': 1280, 'height': 4000})
-    # The browser tells a page of its new size just before it draws the next frame.
+    # The browser reports its new size to a page just before it draws the next frame.
     page.wait_for_function('innerHeight === 4000')
     page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
     return page.locator('.row .name').evaluate_all('all => all.map(one => one.title)')
@@ -212,7 +212,7 @@ def test_an_identity_in_full_or_a_part(named, look):
 
 @pytest.mark.parametrize('width', [390, 1280])
 def test_long_names(named, look, width):
-    """They are cut in their middle to what has room, are whole on hover, and push nothing aside."""
+    """They are shortened in their middle to the available space, complete on hover, and displace nothing."""
     page = look(named / 'named.html', width=width)
     dataset = load_dataset(named / 'query.csv')
     cut = set()

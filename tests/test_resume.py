@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from _runs import Run, ended_in_one_sentence, interrupt_until_done, left_behind, make_people, train_arguments
+from _runs import Run, ended_in_one_sentence, interrupt_until_done, make_people, run_results, train_arguments
 
 # Others at each run of the tests; soak.py has as many as one likes.
 INTERRUPTIONS = 6
@@ -18,13 +18,13 @@ def people(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def undisturbed(people, tmp_path_factory):
-    """(what an undisturbed run leaves behind, how many seconds it takes)."""
+    """Return the results of an undisturbed run and its seconds."""
     root = tmp_path_factory.mktemp('undisturbed') / 'run'
     Run('train.py', '--help').wait()  # The fork server has started after that.
     started = time.monotonic()
     run = Run('train.py', *train_arguments(people, root))
     assert run.wait() == 0, run.output
-    return left_behind(root, 20), time.monotonic() - started
+    return run_results(root, 20), time.monotonic() - started
 
 
 def test_interrupted_runs_end_in_the_same_bits(people, undisturbed, tmp_path):
@@ -37,13 +37,13 @@ def test_interrupted_runs_end_in_the_same_bits(people, undisturbed, tmp_path):
         root, runs = tmp_path / str(runs), runs + 1
         happened += interrupt_until_done(train_arguments(people, root), root, random, seconds,
                                          INTERRUPTIONS - len(happened))
-        found = left_behind(root, 20)
-        for what in expected:
-            assert found[what] == expected[what], (what, happened)
+        found = run_results(root, 20)
+        for name in expected:
+            assert found[name] == expected[name], (name, happened)
 
 
-def test_what_a_resumed_run_cannot_take_is_not_kept(people, tmp_path):
-    """A run of a version without the flag, whose checkpoints lack what it needs, goes on without it afterwards."""
+def test_a_flag_that_a_resumed_run_cannot_use_is_not_stored(people, tmp_path):
+    """A run of a version without the flag, whose checkpoints lack its variables, continues without it."""
     root = tmp_path / 'run'
     assert Run('train.py', *train_arguments(people, root, 4)).wait() == 0
     stored = json.loads((root / 'args.json').read_text())

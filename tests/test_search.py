@@ -1,4 +1,4 @@
-"""search.py: the index of a gallery, what is found in it and in which order, and bad input."""
+"""search.py: the index of a gallery, its results and their order, and bad input."""
 import contextlib
 import errno
 import fcntl
@@ -33,7 +33,7 @@ DIM = 3
 
 
 class Maker:
-    """In place of a net: an embedding is made of the bytes of a file, and what begins with 'broken' is no image."""
+    """A stand-in for a net: an embedding depends on the bytes of a file, and a file beginning with 'broken' is no image."""
 
     def __init__(self, checkpoint='one', batch=2, interrupted_at=None):
         self.made_by = {'checkpoint_sha256': checkpoint, 'flip_augment': False}
@@ -139,7 +139,7 @@ def test_an_interrupted_embedding_goes_on_whatever_became_of_the_folder(folder):
     (folder / 'a.png').unlink()
     (folder / 'c.png').write_bytes(b'changed')
     (folder / 'k.png').write_bytes(b'new')
-    # Those of sub/ come last; `a` and `c` to `g` were done.
+    # The images of sub/ come last; `a` and `c` to `g` were done.
     embedded, sentences = update(folder)
     assert embedded == names('bchijk')
     assert '10 images, 5 new, 1 changed, 1 gone; 4 were embedded before an interruption.' in sentences
@@ -266,7 +266,7 @@ def test_each_flipped_bit_is_noticed(folder):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(random.integers(0, 7))]) + whole[place + 1:])
         embedded, sentences = update(folder)
         assert len(embedded) == 1 and '1 damaged' in sentences
-    for place in random.integers(100, len(whole), 40):  # Behind the header.
+    for place in random.integers(100, len(whole), 40):  # After the header.
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(random.integers(0, 8))]) + whole[place + 1:])
         for aside in folder.parent.glob('*.damaged*'):
             aside.unlink()
@@ -457,14 +457,14 @@ def test_what_a_folder_holds(tmp_path):
         odd = False  # A file system that has only names in UTF-8.
     found, sentences = image_files.in_folder(root)
     assert found.fids == taken and found.stamps.shape == (5, 2)
-    told = ' '.join(sentences)
+    printed = ' '.join(sentences)
     for sentence in ('Links to files outside the folder are skipped: 1 (outside.png).',
                      'Links to folders are skipped: 1 (linked).',
                      'Links to files that do not exist are skipped: 1 (nowhere.png).', '1 .txt',
                      'Links that lead in a circle are skipped: 2 (circle.png, loop)',
                      'Pipes, sockets and devices are skipped: 2 (pipe.png, tty\\x1b[2J\\n.png)'):
-        assert sentence in told, (sentence, told)
-    assert ('udcff' in told) == odd and told.isprintable()
+        assert sentence in printed, (sentence, printed)
+    assert ('udcff' in printed) == odd and printed.isprintable()
     found, _ = image_files.in_folder(root, allow_outside_root=True)
     assert found.fids == sorted([*taken, 'outside.png'])
     (tmp_path / 'empty').mkdir()
@@ -488,7 +488,7 @@ def search(root, *flags, gallery='gallery'):
 def test_the_order_is_that_of_evaluate(trained, tmp_path):
     """With an image twice in the gallery, of another name the second time: they are as near, to the last bit.
 
-    And what a threshold makes of it, and several photos together.
+    Also with a threshold, and with several photos together.
     """
     augmented = ['--flip_augment', '--aggregator', 'mean']
     for subset in ('query', 'test'):

@@ -89,7 +89,8 @@ def test_a_photo_is_dropped_on_the_page_and_found(tmp_path, look):
     photo = root / 'photos' / '3_0.png'
     run = Run('search.py', *flags, photo, root / 'gallery' / '2_1.png', '--filename', root / 'found.json', '--count', 5)
     assert run.wait() == 0, run.output
-    of_photo, of_image = ([each['fid'] for each in one['results']] for one in json.loads((root / 'found.json').read_text()))
+    found = json.loads((root / 'found.json').read_text())
+    photo_results, image_results = ([each['fid'] for each in one['results']] for one in found)
 
     run = Run('search.py', *flags, '--serve', '--port', 0, '--count', 5, '--threshold', 1e-9)
     run.wait_for('until Ctrl+C')
@@ -97,7 +98,7 @@ def test_a_photo_is_dropped_on_the_page_and_found(tmp_path, look):
     shown = look(address)
     shown.evaluate(DROP, [base64.b64encode(photo.read_bytes()).decode(), '3_0.png'])
     shown.wait_for_selector('#found:not([hidden])')
-    assert names(shown) == of_photo
+    assert names(shown) == photo_results
     assert shown.locator('#verdict').inner_text().startswith('Nobody: the nearest is at a distance of')
     assert shown.evaluate('document.activeElement.id') == 'name'
     # Not by a function to wait for, which the page's policy refuses to make of a text.
@@ -109,29 +110,29 @@ def test_a_photo_is_dropped_on_the_page_and_found(tmp_path, look):
     shown.keyboard.press('End')
     assert shown.locator('#found .match').count() == 5
     assert shown.locator('#verdict').inner_text() == 'The same identity in 5 of the 5 nearest.'
-    assert shown.locator('#found .ranked img').first.get_attribute('alt') == f'rank 1, the same identity: {of_photo[0]}'
+    assert shown.locator('#found .ranked img').first.get_attribute('alt') == f'rank 1, the same identity: {photo_results[0]}'
 
     # A picture of the list is searched with by keys: the image itself is not found.
-    shown.get_by_role('button', name=of_photo[0]).focus()
+    shown.get_by_role('button', name=photo_results[0]).focus()
     shown.keyboard.press('Enter')
-    shown.locator('#name').get_by_text(of_photo[0], exact=True).wait_for()
-    assert of_photo[0] not in names(shown) and len(names(shown)) == 5
+    shown.locator('#name').get_by_text(photo_results[0], exact=True).wait_for()
+    assert photo_results[0] not in names(shown) and len(names(shown)) == 5
     assert shown.locator('#visit button').count() == 2
     shown.locator('#visit button').last.click()
-    assert names(shown) == of_photo
+    assert names(shown) == photo_results
 
-    # What is no image is said, and what was found before stays.
+    # A file that is no image is reported, and the previous results stay.
     shown.set_input_files('#file', {'name': 'notes.txt', 'mimeType': 'text/plain', 'buffer': b'no image'})
     shown.wait_for_selector('#failure:not([hidden])')
     assert 'notes.txt: The photo cannot be read: it is no JPEG' in shown.locator('#failure').inner_text()
-    assert names(shown) == of_photo
+    assert names(shown) == photo_results
 
-    # On a telephone; the photo is chosen there, and is another one of what is in the gallery.
+    # On a telephone, where another photo of a gallery identity is chosen.
     narrow = look(address, width=390)
     narrow.set_input_files('#file', root / 'gallery' / '2_1.png')
     narrow.wait_for_selector('#found:not([hidden])')
     assert narrow.evaluate('document.documentElement.scrollWidth') == 390
-    assert names(narrow) == of_image
+    assert names(narrow) == image_results
 
     # Ctrl+C, while somebody is sending a photo.
     sending = socket.create_connection(('127.0.0.1', int(address.split(':')[2].strip('/'))), timeout=60)
@@ -295,7 +296,7 @@ def test_uploads_are_bounded(serving, monkeypatch):
 def test_a_hundred_requests_at_once_are_all_answered(serving):
     port = serving()
     stalled = [socket.create_connection(('127.0.0.1', port), timeout=60) for _ in range(server.UPLOADS_AT_ONCE - 1)]
-    for each in stalled:  # Who never sends what was announced must not keep the others waiting.
+    for each in stalled:  # An upload that never sends its announced bytes must not block the others.
         each.sendall(b'POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n')
     with concurrent.futures.ThreadPoolExecutor(100) as pool:
         answers = list(pool.map(lambda n: ask(port, 'POST', '/search', photo(n, n)), range(100)))

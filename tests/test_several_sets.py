@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 
-from _runs import Fault, Run, ended_in_one_sentence, left_behind, make_people, train_arguments
+from _runs import Fault, Run, ended_in_one_sentence, make_people, run_results, train_arguments
 from tripletreid.copies import warn_of_shared_images
 from tripletreid.dataset import load_sets
 from tripletreid.errors import InputError
@@ -17,9 +17,9 @@ STEPS = 4
 
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
-    """Two folders with identities and images of the same names, and the csv files ours.csv and theirs.csv beside them.
+    """Write two folders with equal names of identities and images, and the csv files ours.csv and theirs.csv next to them.
 
-    One image of ours is broken; that of the same name of theirs is not.
+    One image of ours is broken; the image of theirs with the same name is not.
     """
     folder = tmp_path_factory.mktemp('sets')
     for name, identities in (('ours', 4), ('theirs', 9)):
@@ -57,14 +57,14 @@ def test_joint_training_is_resumed_in_the_same_bits_and_validated_on_both(sets, 
     # Which set a row is of.
     fids = np.load(whole / 'log_fids.npy')
     assert fids.shape == (STEPS, 8)
-    assert all([fid.split(b'/')[0] for fid in of_step] == 4 * [b'ours'] + 4 * [b'theirs'] for of_step in fids)
+    assert all([fid.split(b'/')[0] for fid in step_fids] == 4 * [b'ours'] + 4 * [b'theirs'] for step_fids in fids)
 
     assert Run('train.py', *joint(sets, stopped), fault=Fault(signal.SIGTERM, 'step', 2)).wait() == 0
     assert (stopped / 'checkpoint-2.index').exists()
     run = Run('train.py', '--experiment_root', stopped, '--resume')
     assert run.wait() == 0, run.output
-    expected, found = left_behind(whole, STEPS), left_behind(stopped, STEPS)
-    assert all(found[what] == expected[what] for what in expected)
+    expected, found = run_results(whole, STEPS), run_results(stopped, STEPS)
+    assert all(found[name] == expected[name] for name in expected)
 
     mirrored = tmp_path / 'mirrored'
     run = Run('train.py', *joint(sets, mirrored, '--distribute', 'mirrored', '--devices', 2))
@@ -115,7 +115,7 @@ def test_where_the_images_of_a_validation_are_has_to_be_said(sets, tmp_path, cap
     assert 'say with --eval_image_root where' in capsys.readouterr().err
 
 
-def test_images_that_are_missing_are_told_with_their_set(sets, tmp_path):
+def test_missing_images_are_reported_with_their_set(sets, tmp_path):
     roots = [str(sets / 'theirs'), str(sets / 'ours')]
     both = load_sets([str(sets / 'ours.csv'), str(sets / 'theirs.csv')])
     check_files(both, roots[::-1])

@@ -58,7 +58,7 @@ def test_an_evaluation_of_parts_is_that_of_the_whole(evaluated):
     parts = evaluate(evaluated, 'whole', *flags, '--batch_size', '256')
     assert without_paths(parts) == without_paths(whole)
     assert len(parts['parameters']['query_embeddings']) == 4
-    # What was evaluated in parts is looked at in parts.
+    # An evaluation of shards is drawn from shards.
     drawn = run_script('visualize.py', 'rankings', evaluated / 'whole.json', '--count', '2')
     assert drawn.returncode == 0, drawn.stderr
     drawn = run_script('visualize.py', 'embeddings', *shard_names(evaluated / 'gallery_part.h5', 4))

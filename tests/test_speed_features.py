@@ -1,4 +1,4 @@
-"""What makes it faster and changes no number, or only as far as it says: 16 bits, XLA, cached images, flat memory."""
+"""Faster with equal numbers, or with a stated tolerance: 16 bits, XLA, cached images, constant memory."""
 import concurrent.futures
 import os
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from _memory import peak_memory
-from _runs import Run, left_behind, make_people, train_arguments
+from _runs import Run, make_people, run_results, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid import pictures, plugins
 from tripletreid.dataset import load_dataset
@@ -51,12 +51,12 @@ def test_float16_is_near_float32_and_resumed_exactly(people, plain, tmp_path):
     # Adam's first steps hardly depend on the size of a gradient, so rounding shows later on.
     np.testing.assert_allclose(losses(root)[:2], losses(plain)[:2], atol=0.005)
     assert not np.array_equal(losses(root), losses(plain))
-    before = left_behind(root, ITERATIONS)
+    before = run_results(root, ITERATIONS)
     for name in ('checkpoint-8.index', 'checkpoint-8.data-00000-of-00001', 'checkpoint'):
         (root / name).unlink()
     run = Run('train.py', '--experiment_root', root, '--resume')
     assert run.wait() == 0 and 'checkpoint-4' in run.output, run.output
-    after = left_behind(root, ITERATIONS)
+    after = run_results(root, ITERATIONS)
     assert all(before[name] == after[name] for name in before if name != 'log')
     reader = tf.train.load_checkpoint(str(root / 'checkpoint-8'))
     assert reader.get_tensor('loss_scale') == 2 ** 15 and reader.get_tensor('loss_scale_good_steps') == ITERATIONS
@@ -139,7 +139,7 @@ def test_a_cache_that_does_not_fit_into_memory_is_refused_before_it_is_filled(pe
 
 @pytest.mark.parametrize('left', [['.pixels.bin.0123abcd.partial'], ['pixels.bin'],
                                   ['pixels.bin', '.index.npz.0123abcd.partial']])
-def test_a_cache_that_a_killed_run_has_begun_is_filled_anew(people, tmp_path, left):
+def test_a_cache_that_a_killed_run_has_begun_is_filled_again(people, tmp_path, left):
     paths = images.paths(load_dataset(people / 'people.csv'), people)
     for name in left:
         (tmp_path / name).write_bytes(b'half')

@@ -1,4 +1,4 @@
-"""The house: what stands where, what may import what, and that nothing goes round in a circle."""
+"""The structure of the code: places of files, allowed imports, and no circle among them."""
 import ast
 import os
 import shutil
@@ -15,7 +15,7 @@ COMMANDS = {'train', 'embed', 'evaluate', 'compare', 'make_dataset', 'visualize'
 PLUGINS = ('nets', 'heads', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances', 'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
           'signals', 'startup', 'dask_cluster', 'pictures'}
-# Each level imports from itself and from the levels in front of it. What is not named here is a folder of tripletreid/.
+# Each level imports from itself and from the levels before it. Other names are folders of tripletreid/.
 LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
            'input_pipeline'}, {'evaluation'}, {'clustering', 'experiment'}, {'modeling'},
@@ -88,8 +88,8 @@ def test_arrows_go_down_only():
             if name in COMMANDS:
                 assert imported not in COMMANDS, arrow
             elif folder in PLUGINS:
-                of_ground = imported.startswith('tripletreid.') and level(imported) == 0
-                assert of_ground or imported.split('.')[0] == folder or imported in ALLOWED_IN_PLUGINS[folder], arrow
+                is_ground = imported.startswith('tripletreid.') and level(imported) == 0
+                assert is_ground or imported.split('.')[0] == folder or imported in ALLOWED_IN_PLUGINS[folder], arrow
             elif folder == 'tripletreid' and imported.startswith('tripletreid.'):
                 assert level(imported) <= level(name), arrow
             elif folder == 'tripletreid':
@@ -148,10 +148,10 @@ def test_what_needs_no_tensorflow_imports_none(name):
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path):
-    """Of the folder above tripletreid/, with + where a file was changed, and of no checkout that happens to lie above."""
+    """The commit belongs to the folder above tripletreid/, has a + if a file was changed, and is None elsewhere."""
     code = 'from tripletreid import plugins, provenance; print(provenance.git_commit(), len(plugins.choices("nets")) > 5)'
 
-    def told(folder):
+    def printed_commit(folder):
         return subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, timeout=120,
                               check=True).stdout.strip()
 
@@ -162,16 +162,16 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
 
     for folder in ('tripletreid', *PLUGINS):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
-    assert told(tmp_path) == 'None True'
+    assert printed_commit(tmp_path) == 'None True'
     git('init', '-q')
     git('add', '.')
     git('commit', '-q', '-m', 'all')
-    assert told(tmp_path) == f'{git("rev-parse", "HEAD")} True'
+    assert printed_commit(tmp_path) == f'{git("rev-parse", "HEAD")} True'
     with open(tmp_path / 'tripletreid' / 'errors.py', 'a', encoding='utf-8') as file:
         file.write('\n')
-    assert told(tmp_path) == f'{git("rev-parse", "HEAD")}+ True'
+    assert printed_commit(tmp_path) == f'{git("rev-parse", "HEAD")}+ True'
     inside = tmp_path / 'vendored'
     inside.mkdir()
     for folder in ('tripletreid', *PLUGINS):
         os.rename(tmp_path / folder, inside / folder)
-    assert told(inside) == 'None True'
+    assert printed_commit(inside) == 'None True'

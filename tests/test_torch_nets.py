@@ -54,7 +54,7 @@ def osnet_shapes(channels):
 
 
 def resnet_shapes(instance_norm, unit_counts):
-    """torchvision's, or that of the authors of IBN-Net, with the classifier."""
+    """Return the shapes of torchvision's ResNet, or of the IBN-Net authors' one, with the classifier."""
     shapes, before = conv_shapes('conv1', 3, 64, 7) | norm_shapes('bn1', 64), 64
     for stage, units in enumerate(unit_counts, start=1):
         inside = 32 * 2 ** stage
@@ -187,7 +187,7 @@ def saved(path, weights, prefix=''):
 
 
 def loaded(path, body):
-    """Load a file into a body. Returns names of what is beside it."""
+    """Load a file into a body. Returns the names of its other contents."""
     return pretrained.load_published(path, model.named_variables(body), _torch_weights)
 
 
@@ -211,8 +211,8 @@ def small_osnet():
 
 def test_osnet(small_osnet, tmp_path):
     weights = random_weights(osnet_shapes((16, 64, 96, 128)))
-    beside = loaded(saved(tmp_path / 'a.safetensors', weights, 'module.'), small_osnet)
-    assert beside == [f'module.{name}' for name in (
+    others = loaded(saved(tmp_path / 'a.safetensors', weights, 'module.'), small_osnet)
+    assert others == [f'module.{name}' for name in (
         'classifier.bias', 'classifier.weight', 'fc.0.bias', 'fc.0.weight', 'fc.1.bias', 'fc.1.running_mean',
         'fc.1.running_var', 'fc.1.weight')]
     check(small_osnet, functools.partial(osnet, weights), (64, 32), (65, 37))
@@ -246,7 +246,7 @@ def test_weights_that_do_not_fit(small_osnet, tmp_path):
             'lacks conv2.0.gate.fc2.bias, .* and 9 more')
 
 
-def test_what_files_tell(tmp_path):
+def test_options_of_files(tmp_path):
     path = saved(tmp_path / 'a.safetensors', {'conv1.weight': np.zeros((64, 3, 7, 7), np.float32)})
     for name in ('osnet_x1_0', 'osnet_x0_25', 'resnet50_ibn', 'resnet50_torch'):
         assert pretrained.published_options(name, path) == {'pixels': 'imagenet'}
@@ -273,7 +273,7 @@ PARAMETERS = {
 def test_parameters(name):
     body = model.without_values(plugins.load('nets', name).body, (256, 128, 3))
     assert sum(np.prod(variable.shape) for variable in body.trainable_variables) == PARAMETERS[name]
-    # One tensor goes on behind each residual unit, and what is in front of it need not be kept.
+    # A single tensor continues after each residual unit, so the tensors before it need not be kept.
     units = {'osnet_x1_0': 6, 'resnet50_ibn': 16, 'resnet50_torch': 16}[name]
     assert len(recompute.cuts_of([body.output['model_output']])) == units
 
@@ -289,7 +289,7 @@ def test_sizes_of_images():
 
 
 def test_instance_norm():
-    """Of so little variance that PyTorch's epsilon counts."""
+    """The variance is so small that PyTorch's epsilon counts."""
     inputs = np.random.default_rng(0).normal(0, 0.003, (2, 8, 4, 3)).astype(np.float32)
     layer = _torch_resnet.InstanceNorm()
     layer.build(inputs.shape)
@@ -301,7 +301,7 @@ def test_instance_norm():
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_instance_norm_in_mixed_precision(dtype):
-    """It rounds once: what it computes of the inputs is exact to half a unit in the last place of 16 bits."""
+    """It rounds once: its result is exact to half a unit in the last place of 16 bits."""
     inputs = tf.cast(np.random.default_rng(0).normal(100, 1, (2, 8, 4, 3)), dtype)
     layer = _torch_resnet.InstanceNorm(dtype=f'mixed_{dtype}')
     outputs = layer(inputs)

@@ -133,7 +133,7 @@ def test_trinet_embed(weights, reference, tmp_path, record_property):
     names = ['grey.png', 'colour.jpg', 'broken.jpg']
     (tmp_path / 'files.txt').write_text('\n'.join(names) + '\n')
     process = run_script('trinet_embed.py', 'files.txt', weights, '--batch_size', '2', cwd=tmp_path)
-    # What comes before the batch of the image that does not load is there.
+    # The embeddings before the batch of the broken image are printed.
     assert_one_sentence(process, 'broken.jpg', status=1)
     lines = [line.split(',') for line in process.stdout.splitlines()]
     assert [line[0] for line in lines] == names[:2]
@@ -151,7 +151,7 @@ def test_trinet_embed(weights, reference, tmp_path, record_property):
     assert reached < 1e-5
 
 
-# Checksums of what cv2.resize (OpenCV 4.10 and 5.0, the same bits) makes of images at random.
+# Checksums of random images resized by cv2.resize (OpenCV 4.10 and 5.0, equal bits).
 OPENCV = {(128, 64): 1198557756, (288, 144): 3752016720, (576, 288): 3376235241, (100, 50): 2295065507,
           (300, 77): 3360954263, (1, 1): 3611424863, (2, 3): 2410702348, (1000, 301): 2685812241}
 

@@ -67,7 +67,7 @@ def test_verification_is_that_of_scikit_learn(problem):
     result = verification.verification(found, query_pids)
     impostors = int((~same).sum())
     assert result['genuine_pairs'] == same.sum() and result['impostor_pairs'] == impostors
-    # The order of distances and no more: scikit-learn looks at scores in float32 precision here and there.
+    # Only the order of distances, because scikit-learn compares scores in float32 precision in some places.
     level, scores = np.unique(distances, return_inverse=True)
     assert result['auc'] == pytest.approx(roc_auc_score(same, -scores), abs=1e-12)
     fpr, tpr, at_level = roc_curve(same, -scores, drop_intermediate=False)
@@ -180,7 +180,7 @@ def test_a_sample_that_misleads_costs_another_pass_and_no_digit():
 
 
 @pytest.mark.parametrize('bottom', [0.0, 3.0])
-def test_a_bin_of_float32_tells_the_side_of_a_level(bottom):
+def test_a_bin_of_float32_gives_the_side_of_a_level(bottom):
     """For distances as inexact as can be tolerated, beyond the bins too."""
     random = np.random.default_rng(0)
     for top in random.uniform(4, 2000, 200):
@@ -252,7 +252,7 @@ def test_a_threshold_applied_elsewhere(market, verified, tmp_path):
 
 
 def test_a_threshold_of_embeddings_that_were_made_differently(market, verified, tmp_path):
-    """Is told; what a file does not say is no difference."""
+    """The difference is reported; a missing property of a file is no difference."""
     content = verified[1]
     assert verification.doubt(market / 'verified.json', {'checkpoint_sha256': 'a', 'weights': None}) is None
     made = {'checkpoint_sha256': 'a', 'weights': None, 'crop_augment': 'five', 'filename': 'x.h5'}

@@ -67,16 +67,16 @@ def test_pooled_rows_are_the_mean_of_the_frames(mars, trained):
     frames = embed(mars, trained, 'test', 'frames.h5', *augmentation)
     pooled = embed(mars, trained, 'test', 'pooled.h5', *augmentation, '--pool_tracklets', 'mean')
     dataset = load_dataset(mars / 'test.csv')
-    with h5py.File(frames) as of_frames, h5py.File(pooled) as of_tracklets:
+    with h5py.File(frames) as frame_file, h5py.File(pooled) as tracklet_file:
         keys = list(dict.fromkeys(zip(dataset.pids, dataset.tracklets)))
-        assert of_tracklets['emb'].shape == (12, 8) and of_tracklets['emb_aug'].shape == (2, 12, 8)
-        assert list(of_tracklets['tracklets'].asstr()) == [tracklet for _, tracklet in keys]
+        assert tracklet_file['emb'].shape == (12, 8) and tracklet_file['emb_aug'].shape == (2, 12, 8)
+        assert list(tracklet_file['tracklets'].asstr()) == [tracklet for _, tracklet in keys]
         for row, (pid, tracklet) in enumerate(keys):
             chosen = (dataset.pids == pid) & (dataset.tracklets == tracklet)
-            np.testing.assert_allclose(of_tracklets['emb'][row], of_frames['emb'][chosen].mean(0), atol=1e-6)
-            np.testing.assert_allclose(of_tracklets['emb_aug'][:, row], of_frames['emb_aug'][:, chosen].mean(1),
+            np.testing.assert_allclose(tracklet_file['emb'][row], frame_file['emb'][chosen].mean(0), atol=1e-6)
+            np.testing.assert_allclose(tracklet_file['emb_aug'][:, row], frame_file['emb_aug'][:, chosen].mean(1),
                                        atol=1e-5)
-            assert of_tracklets['fids'].asstr()[row] == dataset.fids[chosen][0]
+            assert tracklet_file['fids'].asstr()[row] == dataset.fids[chosen][0]
 
 
 def test_tracklets_are_evaluated_as_rows(mars, trained):
@@ -100,23 +100,23 @@ def test_without_tracklets_in_the_csv_there_is_nothing_to_pool(mars, trained):
                               '--image_root', mars, '--frames_per_tracklet', '2'), 'third column')
 
 
-class TellDevices:
-    """Lets a run print on how many devices it embeds."""
+class PrintDevices:
+    """Lets a run print the number of devices on which it embeds."""
 
     def __call__(self):
         from tripletreid.modeling import inference
         embed_files = inference.embed_files
 
-        def telling(*args, strategy, **options):
+        def printing(*args, strategy, **options):
             print(f'embeds on {strategy.num_replicas_in_sync} devices')
             return embed_files(*args, strategy=strategy, **options)
 
-        inference.embed_files = telling
+        inference.embed_files = printing
 
 
 @pytest.mark.parametrize('devices', (1, 2))
-def test_validation_of_tracklets_and_of_images(mars, tmp_path, devices):
-    """Two sets, one of them of tracklets, with mirror images: the numbers are those of embed.py and evaluate.py, which
+def test_validation_tracklet_file_and_of_images(mars, tmp_path, devices):
+    """Two sets, one of them of tracklets, with mirror images: the numbers equal those by embed.py and evaluate.py, which
     compute on one device."""
     for subset in ('query', 'test'):
         lines = (mars / f'{subset}.csv').read_text().splitlines()
@@ -131,32 +131,32 @@ def test_validation_of_tracklets_and_of_images(mars, tmp_path, devices):
               '--learning_rate', '1e-3', '--eval_frequency', 2, '--eval_query', *queries, '--eval_gallery', *galleries,
               '--eval_excluder', *excluders, '--eval_flip', '--eval_metric', 'cityblock',
               *(['--distribute', 'mirrored', '--devices', 2] if devices == 2 else []),
-              fault=Fault(TellDevices(), 'start'))
+              fault=Fault(PrintDevices(), 'start'))
     assert run.wait() == 0, run.output
     assert run.output.count(f'embeds on {devices} devices') == 8 == run.output.count('embeds on')
 
     noted = json.loads((root / 'checkpoint-best').read_text())
     assert [entry['step'] for entry in noted['validations']] == [2, 4] and 'embed_flags' not in noted
-    step, told = noted['step'], curves(root)
+    step, scalars = noted['step'], curves(root)
     assert noted['mAP'] == max(entry['mAP'] for entry in noted['validations'])
     for score in ('mAP', 'top1'):
-        assert noted[score] == pytest.approx(np.mean([of_set[score] for of_set in noted['sets'].values()]))
+        assert noted[score] == pytest.approx(np.mean([scores[score] for scores in noted['sets'].values()]))
         for tag, value in ((f'validation_{score}', noted[score]),
                            *((f'validation_{score}/{name}', noted['sets'][name][score]) for name in sets)):
-            assert dict(told[tag])[step] == np.float32(value).tobytes(), tag
+            assert dict(scalars[tag])[step] == np.float32(value).tobytes(), tag
     log = (root / 'train.log').read_text()
     assert (f'iter:{step:6d}, validation mAP: {noted["mAP"]:.2%}, top-1: {noted["top1"]:.2%} (mean of 2 sets)') in log
 
     for name, (query, gallery, excluder) in sets.items():
-        of_set = noted['sets'][name]
+        scores = noted['sets'][name]
         flags = f'--checkpoint checkpoint-{step} --flip_augment --aggregator mean'
-        assert of_set['embed_flags'] == flags + ' --pool_tracklets mean' * (name == 'query')
-        assert (f'iter:{step:6d}, validation of {name} mAP: {of_set["mAP"]:.2%}, top-1: {of_set["top1"]:.2%} '
-                f'(embed.py {of_set["embed_flags"]})') in log
-        if devices == 2 and name == 'frames_query':  # One device has shown how images are told from tracklets.
+        assert scores['embed_flags'] == flags + ' --pool_tracklets mean' * (name == 'query')
+        assert (f'iter:{step:6d}, validation of {name} mAP: {scores["mAP"]:.2%}, top-1: {scores["top1"]:.2%} '
+                f'(embed.py {scores["embed_flags"]})') in log
+        if devices == 2 and name == 'frames_query':  # Tested on one device.
             continue
         for csv in (query, gallery):
-            embedding = Run('embed.py', '--experiment_root', root, '--dataset', csv, *of_set['embed_flags'].split())
+            embedding = Run('embed.py', '--experiment_root', root, '--dataset', csv, *scores['embed_flags'].split())
             assert embedding.wait() == 0, embedding.output
         evaluated = Run('evaluate.py', '--excluder', excluder, '--metric', 'cityblock', '--query_dataset', query,
                         '--query_embeddings', root / f'{query.stem}_embeddings.h5', '--gallery_dataset', gallery,
@@ -165,8 +165,8 @@ def test_validation_of_tracklets_and_of_images(mars, tmp_path, devices):
         scores = json.loads((root / 'it.json').read_text())
         assert (scores['counts']['queries'] == 6) == (name == 'query')
         tolerance = 1e-9 if devices == 1 else 1e-6
-        assert of_set['mAP'] == pytest.approx(scores['mAP'], abs=tolerance)
-        assert of_set['top1'] == pytest.approx(scores['CMC'][0], abs=tolerance)
+        assert scores['mAP'] == pytest.approx(scores['mAP'], abs=tolerance)
+        assert scores['top1'] == pytest.approx(scores['CMC'][0], abs=tolerance)
 
 
 def test_a_validation_set_that_was_changed_meanwhile(mars, tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of rankings, embeddings and training curves, and what visualize.py says of files that do not fit."""
+"""Pictures of rankings, embeddings and training curves, and messages of visualize.py about wrong files."""
 import io
 import json
 import shutil
@@ -31,7 +31,7 @@ def bare_machine(tmp_path_factory):
 
     A t-SNE has one thread: its threads wait for one another by spinning, a minute long where other tests have the cores.
     """
-    import sklearn.manifold  # noqa: F401  # Only threads of what is loaded can be limited.
+    import sklearn.manifold  # noqa: F401  # Only threads of loaded libraries can be limited.
     from threadpoolctl import threadpool_limits
     folder = tmp_path_factory.mktemp('modules')
     (folder / 'tensorflow.py').write_text('raise AssertionError("nothing of this needs TensorFlow")')
@@ -160,7 +160,7 @@ def embeddings_of(root, name):
 
 @pytest.fixture(scope='module')
 def protocols(root):
-    """The evaluations `reranked` and `multi` beside `run`: their distances [Q, G] by the definition."""
+    """Return the distances [Q, G] of the evaluations `reranked` and `multi` by their definition."""
     queries, gallery = embeddings_of(root, 'query'), embeddings_of(root, 'gallery')
     _evaluated.evaluate(root, 'run', '--rerank', '--rerank_k1', 9, '--rerank_k2', 3, '--rerank_lambda', 0.4,
                         '--filename', root / 'reranked.json')
@@ -306,7 +306,7 @@ def test_a_font_that_has_the_characters(fonts, tmp_path):
     assert figures.use_fonts_for(['0012\n']) == [] and matplotlib.rcParams['font.family'] == ['sans-serif']
 
 
-def test_characters_without_a_font_are_told_once(root, copy, fonts, monkeypatch, capfd):
+def test_characters_without_a_font_are_reported_once(root, copy, fonts, monkeypatch, capfd):
     letter = only_in('STIXGeneral')
     (copy / 'gallery.csv').write_text((copy / 'gallery.csv').read_text().replace('0012,', f'{letter}12,')
                                       .replace('0013,', f'{letter}13,'))
@@ -344,7 +344,7 @@ def test_images_moved_away(copy, tmp_path):
 
 
 def test_a_folder_where_a_file_is_expected(root, copy):
-    """It is named what it is, with the files in it that may be meant."""
+    """The error says that it is a folder, and names the files in it that may be meant."""
     experiment = copy / 'images'
     for name in ('args.json', 'provenance.json', 'new.json', *(f'{i}.h5' for i in range(7))):
         (experiment / name).write_text('{}')
@@ -421,7 +421,7 @@ def test_parameters_that_evaluate_cannot_have_had(root, tmp_path, parameters, pa
 
 
 def test_collapsed_embeddings(tmp_path):
-    """All images in one point: every rank is a tie, and the lists are those of the evaluation all the same."""
+    """All images in one point: every rank is a tie, and the lists still equal the evaluation's."""
     _evaluated.write_files(tmp_path)
     for name in ('query', 'gallery'):
         dataset = load_dataset(tmp_path / f'{name}.csv')
@@ -491,7 +491,7 @@ def test_size_of_a_report_is_estimated_before_its_pictures(root, tmp_path, monke
 
 
 def test_estimate_of_many_pictures(tmp_path):
-    """Not all of them are looked at, and it is right all the same; a missing one takes no room."""
+    """It reads a sample only and is still right; a missing picture counts 0 bytes."""
     random = np.random.default_rng(0)
     paths = []
     for number in range(300):
@@ -526,7 +526,7 @@ def test_two_dimensions_stay_as_they_are():
 
 
 def test_names_of_a_scatter_plot():
-    """A legend tells all names where they are few, shortened; in the midst of their points only short ones stand."""
+    """A legend lists all names if they are few, shortened; only short names are drawn among their points."""
     long = 'a-very-long-product-name-running-shoes-men-black-2024-size-42'
     points = np.random.default_rng(0).normal(size=(40, 2))
     for names, written in ((['1', '_2', '0345'], True), (['1', '_2', long], False), (list(map(str, range(31))), False)):
@@ -577,7 +577,7 @@ def test_some_identities():
 
 
 def test_projector(root, tmp_path):
-    """TensorBoard's projector finds the vectors; names and thumbnails are those of their rows."""
+    """TensorBoard's projector finds the vectors; names and thumbnails belong to their rows."""
     from google.protobuf import text_format
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
     folder = tmp_path / 'projector'
@@ -665,7 +665,7 @@ def test_scalars_of_tensorflow1_events(tmp_path):
 
 
 def test_event_file_cut_anywhere(tmp_path):
-    """A run may be at work, or have been killed: what is whole is read, and nothing else is an error."""
+    """A run may be active, or have been killed: complete records are read, and the rest is no error."""
     path = write_events(tmp_path, {'loss': {step: step / 8 for step in range(1, 9)}})
     whole = path.read_bytes()
     counts = []

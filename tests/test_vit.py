@@ -102,15 +102,15 @@ def naively_resized(grid, height, width):
 # The formats.
 
 def loaded(path, input_shape, **options):
-    """A tiny transformer with the weights of a file: (body, options that the file told of, what is beside it)."""
-    told = _vit_weights.options(weight_files.shapes(path)) | options
+    """Return a tiny transformer with the weights of a file: (body, options of the file, names of its other contents)."""
+    file_options = _vit_weights.options(weight_files.shapes(path)) | options
     layer_scale = any('ls1' in name for name in weight_files.shapes(path))
-    body = tiny(input_shape, layer_scale=layer_scale, **told)
-    return body, told, pretrained.load_published(path, model.named_variables(body), _vit_weights)
+    body = tiny(input_shape, layer_scale=layer_scale, **file_options)
+    return body, file_options, pretrained.load_published(path, model.named_variables(body), _vit_weights)
 
 
-BESIDE_TORCH = {'head.weight': np.zeros((2, WIDTH), np.float32), 'mask_token': np.zeros((1, 1, WIDTH), np.float32)}
-# What is loaded: kind of weights; file, how it is laid out, and what is beside; size of the images; options.
+OTHERS_IN_TORCH = {'head.weight': np.zeros((2, WIDTH), np.float32), 'mask_token': np.zeros((1, 1, WIDTH), np.float32)}
+# Cases: kind of weights; file, its layout, and its other contents; size of the images; options.
 CASES = {
     'augreg, square': ({'grid': (4, 4)}, 'a.npz', {}, {'head/kernel': np.zeros((WIDTH, 2))}, (16, 16), {}),
     'of 2020, resampled, odd size': ({'grid': (4, 4)}, 'a.npz', {'old': True, 'prefix': 'opt/target/'},
@@ -120,7 +120,7 @@ CASES = {
                         {'params/t': np.zeros(1), 'params/txt/Embed_0/embedding': np.zeros((3, 2))}, (32, 12), {}),
     'big_vision, mean of the patches': ({'grid': (3, 3), 'class_token': False}, 'a.npz', {'prefix': 'params/'}, {},
                                         (12, 12), {}),
-    'timm': ({'grid': (4, 4)}, 'a.safetensors', {}, BESIDE_TORCH, (16, 16), {}),
+    'timm': ({'grid': (4, 4)}, 'a.safetensors', {}, OTHERS_IN_TORCH, (16, 16), {}),
     'timm, its overlapping patches': ({'grid': (4, 4)}, 'a.safetensors', {}, {}, (20, 13), {'patch_stride': 3}),
     'people, not resampled': ({'grid': (8, 4)}, 'a.safetensors', {'prefix': 'base.'},
                               {'base.sie_embed': np.zeros((6, 1, WIDTH), np.float32),
@@ -139,38 +139,38 @@ CASES = {
 
 @pytest.mark.parametrize('case', CASES)
 def test_published_weights(case, tmp_path):
-    kind, file, layout, beside, size, options = CASES[case]
+    kind, file, layout, others, size, options = CASES[case]
     weights = random_weights(**kind)
     lay_out = jax_arrays if file.endswith('.npz') else torch_arrays
-    path = written(tmp_path / file, {**lay_out(weights, **layout), **beside})
-    body, told, left = loaded(path, (*size, 3), **options)
-    assert sorted(left) == sorted(beside)
+    path = written(tmp_path / file, {**lay_out(weights, **layout), **others})
+    body, file_options, left = loaded(path, (*size, 3), **options)
+    assert sorted(left) == sorted(others)
     images = np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
     outputs = body(images, training=False)
     for number, image in enumerate(images):
-        expected = forward(weights, image, told['gelu'] == 'tanh', told['pixels'] == 'half',
+        expected = forward(weights, image, file_options['gelu'] == 'tanh', file_options['pixels'] == 'half',
                            options.get('patch_stride', PATCH))
         expected['model_output'] = expected[{'cls': 'class_token', 'avg': 'patch_mean', 'map': 'map'}[
-            told.get('pooling', 'cls')]]
+            file_options.get('pooling', 'cls')]]
         assert set(outputs) <= set(expected)
         for name, output in outputs.items():
             error = abs(output[number].numpy() - expected[name]).max()
             assert error < 1e-5 * abs(expected[name]).max(), name
 
 
-def test_what_files_tell():
-    told = {}
+def test_options_of_files():
+    file_options = {}
     for case, (kind, file, layout, _, _, _) in CASES.items():
         lay_out = jax_arrays if file.endswith('.npz') else torch_arrays
         held = {name: array.shape for name, array in lay_out(random_weights(**kind), **layout).items()}
-        told[case] = ' '.join(f'{name}={value}' for name, value in _vit_weights.options(held).items())
-    of_jax, of_torch = 'registers=0 gelu=tanh pixels=half', 'gelu=exact pixels=imagenet'
-    assert told['augreg, square'] == told['of 2020, resampled, odd size'] == f'class_token=yes {of_jax}'
-    assert told['SigLIP, stacked'] == f'class_token=no {of_jax} pooling=map'
-    assert told['big_vision, mean of the patches'] == f'class_token=no {of_jax} pooling=avg'
-    assert told['people, resampled'] == told['timm'] == f'class_token=yes registers=0 {of_torch}'
-    assert told['DINOv2 with registers'] == f'class_token=yes registers=3 {of_torch}'
-    assert told['timm, SigLIP'] == 'class_token=no registers=0 gelu=exact pixels=half pooling=map'
+        file_options[case] = ' '.join(f'{name}={value}' for name, value in _vit_weights.options(held).items())
+    jax_options, torch_options = 'registers=0 gelu=tanh pixels=half', 'gelu=exact pixels=imagenet'
+    assert file_options['augreg, square'] == file_options['of 2020, resampled, odd size'] == f'class_token=yes {jax_options}'
+    assert file_options['SigLIP, stacked'] == f'class_token=no {jax_options} pooling=map'
+    assert file_options['big_vision, mean of the patches'] == f'class_token=no {jax_options} pooling=avg'
+    assert file_options['people, resampled'] == file_options['timm'] == f'class_token=yes registers=0 {torch_options}'
+    assert file_options['DINOv2 with registers'] == f'class_token=yes registers=3 {torch_options}'
+    assert file_options['timm, SigLIP'] == 'class_token=no registers=0 gelu=exact pixels=half pooling=map'
 
 
 @pytest.mark.parametrize('shape', [(4, 4, 8, 3), (16, 9, 5, 9), (1, 2, 3, 1), (37, 37, 18, 9)])
@@ -181,10 +181,10 @@ def test_position_embeddings_are_resampled(shape):
 
 
 def test_a_checkpoint_of_images_of_another_size(tmp_path):
-    of_run, larger = (model.named_variables(tiny(size)) for size in ((32, 16, 3), (48, 20, 3)))
-    checkpoints.save(str(tmp_path), 3, {name: tf.convert_to_tensor(variable) for name, variable in of_run.items()})
+    run_variables, larger = (model.named_variables(tiny(size)) for size in ((32, 16, 3), (48, 20, 3)))
+    checkpoints.save(str(tmp_path), 3, {name: tf.convert_to_tensor(variable) for name, variable in run_variables.items()})
     pretrained.load_checkpoint(checkpoints.find(str(tmp_path)), larger, _vit_weights)
-    for name, variable in of_run.items():
+    for name, variable in run_variables.items():
         expected = naively_resized(variable.numpy(), 12, 5) if name == 'tiny/tokens/positions' else variable
         np.testing.assert_allclose(larger[name], expected, atol=1e-6 * name.endswith('positions'))
     with pytest.raises(InputError, match=r'other shapes for tiny/tokens/positions \[12, 5, 16\] \(there: \[8, 4, 16\]\)'):
@@ -283,7 +283,7 @@ def test_stochastic_depth_leaves_out_whole_images_at_its_rate():
         again = layer(ones, training=True).numpy()
         other_branch = StochasticDepth(0.25, 4)(ones, training=True).numpy()
         assert (layer(ones, training=False).numpy() == 1).all()
-        # Two devices, each with every second image, draw what one draws.
+        # Two devices, each with every second image, draw the numbers of one device.
         for own in (tf.range(0, 4000, 2), tf.range(1, 4000, 2)):
             with Step(tf.constant([1, 2]), own, 4000):
                 np.testing.assert_array_equal(layer(ones[:2000], training=True), found[own.numpy()])
@@ -293,7 +293,7 @@ def test_stochastic_depth_leaves_out_whole_images_at_its_rate():
     assert (found == found[:, :1, :1]).all()
     for each in (found, next_step, other_branch):
         assert abs((each[:, 0, 0] == 0).mean() - 0.25) < 0.03
-    for other in (next_step, other_branch):  # Drawn anew: both are zero as often as it happens.
+    for other in (next_step, other_branch):  # Independent draws: both are zero with the product of the probabilities.
         assert abs(((other == 0) & (found == 0))[:, 0, 0].mean() - 0.25 ** 2) < 0.02
 
 
@@ -382,8 +382,8 @@ def test_what_is_recomputed_skips_the_same_branches(monkeypatch):
 
 @pytest.mark.parametrize('precision', ('bfloat16', 'float16'))
 @pytest.mark.parametrize('pooling', ('cls', 'map'))
-def test_what_is_recomputed_in_16_bits_is_what_is_kept(precision, pooling):
-    """What goes on from block to block is float32, also from where a part of the network begins."""
+def test_recomputed_activations_in_16_bits_equal_kept_ones(precision, pooling):
+    """Tensors between blocks are float32, also where a part of the network begins."""
     model.set_precision(precision)
     try:
         network = tiny((16, 8, 3), pooling=pooling)

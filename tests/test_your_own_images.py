@@ -15,7 +15,7 @@ MANUAL = ROOT / 'docs' / 'your_own_images.md'
 
 @pytest.fixture
 def folder(tmp_path):
-    """The commands, and beside them `products`: 20 identities, 4 pictures of each of its own colours."""
+    """Write links to the commands, and the folder `products`: 20 identities, 4 pictures of each of its own colours."""
     for command in ROOT.glob('*.py'):
         (tmp_path / command.name).symlink_to(command)
     random = np.random.default_rng(0)

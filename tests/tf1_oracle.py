@@ -9,7 +9,7 @@ FOLDER/NAME-batches.npz (the images and pids of all steps), and writes, of weigh
     FOLDER/slim/NET-v2.ckpt.*   the same in the format of today
     FOLDER/slim/NET.npz         images of two sizes, and the net's output for them
     FOLDER/NET-FAMILY/          checkpoint-25000 as the original left it, of the heads FAMILY and FAMILY_normalize;
-                                of the largest net those of fc1024 alone
+                                for the largest net only with fc1024
     FOLDER/NET-HEAD.npz         embeddings of the dataset, one array for each variant of its images
     FOLDER/NAME-training/       checkpoint-FIRST_STEPS as the original left it, with the optimizer's state
     FOLDER/NAME-training.npz    all losses, and all variables at the end of the training
@@ -92,7 +92,7 @@ def random_value(variable):
     name, kind = variable.op.name, variable.op.name.split('/')[-1]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     value = rng.standard_normal(variable.shape.as_list(), np.float32)
-    # Behind the first convolution of a ResNet, which sees pixels of 0..255, all is about a hundred times larger.
+    # After the first convolution of a ResNet, which sees pixels of 0..255, everything is about a hundred times larger.
     scale = 100 if '/conv1/BatchNorm' in name and 'block' not in name else 1
     if kind == 'gamma':
         # The branches of residual units stay small, or their sums would grow from unit to unit.
@@ -108,7 +108,7 @@ def random_value(variable):
 
 
 def write_slim_checkpoints(folder, net, session):
-    """What the released checkpoints hold, next to the net: logits, a step, slots of optimizer and moving averages."""
+    """Write the contents of the released checkpoints: the net, logits, a step, slots of optimizer and moving averages."""
     variables = tf1.global_variables()
     scope, first = variables[0].op.name.split('/')[0], variables[0].op.name
     others = [tf1.get_variable(name, shape) for name, shape in (
