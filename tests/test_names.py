@@ -47,9 +47,9 @@ def test_blanks_around_a_name_are_not_part_of_it(spelled):
     ('José', 'Jose\u0301', True), ('A B', 'a\u00a0 b', True), ('Straße', 'STRASSE', True),
     ('7', '70', False), ('1.5', '1.05', False), ('-1', '1', False), ('a', 'á', False), ('0000', '0002', False),
 ])
-def test_lookalikes(one, other, alike):
-    assert (spelling_key(one) == spelling_key(other)) == alike
-    assert lookalikes([one, other, 'else']) == ([sorted([one, other])] if alike else [])
+def test_lookalikes(one, other, equal):
+    assert (spelling_key(one) == spelling_key(other)) == equal
+    assert lookalikes([one, other, 'else']) == ([sorted([one, other])] if equal else [])
 
 
 def dataset(path, *rows):
