@@ -75,7 +75,7 @@ def three_steps(strategy, precision, family, loss, jit_compile=False, more_flags
             outputs.append(result['losses'].numpy())
         assert state.loss_scale.skipped(result['gradient_norm'].numpy(), result['loss_scale'].numpy()) or np.isfinite(
             result['gradient_norm'].numpy()), (precision, family, loss)
-    return np.stack(told), {name: value.numpy() for name, value in state.values().items() if value.dtype != tf.string}
+    return np.stack(outputs), {name: value.numpy() for name, value in state.values().items() if value.dtype != tf.string}
 
 
 def _batch(strategy, number):

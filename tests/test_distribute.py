@@ -196,12 +196,12 @@ def test_a_resumed_run_on_two_devices_has_the_same_bits_with_batch_norm(people, 
     arguments[arguments.index('direct')] = 'fc1024'
     run = Run('train.py', *arguments, '--ema', 0.8, '--distribute', 'mirrored', '--devices', 2)
     assert run.wait() == 0, run.output
-    undisturbed = left_behind(root, 8)
+    undisturbed = run_results(root, 8)
     for path in (*root.glob('checkpoint-8.*'), root / 'checkpoint'):
         path.unlink()
     run = Run('train.py', '--experiment_root', root, '--resume', '--distribute', 'mirrored', '--devices', 2)
     assert run.wait() == 0 and 'checkpoint-4' in run.output, run.output
-    resumed = left_behind(root, 8)
+    resumed = run_results(root, 8)
     assert [name for name in undisturbed if name != 'log' and undisturbed[name] != resumed[name]] == []
 
 
