@@ -110,8 +110,7 @@ def main():
         warn(doubt)
     embs = []
     for path in args.photos:
-        with open(path, 'rb') as file:
-            content = file.read()
+        content = photos.read(path)
         embs.append(model.photo(content, path))
         for doubt in photos.doubts(content, model.size):
             warn(f'{path} {doubt}.')

@@ -22,7 +22,7 @@ from PIL import Image
 
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
-from conftest import ROOT, run_script
+from conftest import ROOT
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
@@ -617,29 +617,73 @@ def test_photos_whose_shape_or_marks_promise_nothing_good(trained, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'wide.png')
     exif = Image.Exif()
-    exif[photos.ORIENTATION] = 6
+    exif[0x0112] = 6
     Image.fromarray(pixels[:, :64]).save(tmp_path / 'turned.jpg', exif=exif)
     output = search(trained, tmp_path / 'wide.png', tmp_path / 'turned.jpg', trained / 'photos' / '0_0.png')
     assert f'Warning: {tmp_path / "wide.png"} is 128 pixels wide and 64 high' in output
-    assert f'Warning: {tmp_path / "turned.jpg"} is marked as turned (EXIF)' in output
+    assert f'Warning: {tmp_path / "turned.jpg"} is turned by EXIF, which the net does not see' in output
     assert output.count('Warning') == 2
     wide = (tmp_path / 'wide.png').read_bytes()
     for size, is_far in (((64, 128), False), ((48, 64), False), ((64, 64), True), ((256, 128), True), ((32, 128), True)):
         assert bool(photos.doubts(wide, size)) == is_far, size
-    assert photos.pixels(wide) == 128 * 64
-    assert photos.doubts(b'no image', (64, 128)) == [] and photos.pixels(b'no image') is None
+    assert photos.doubts(b'no image', (64, 128)) == []
 
 
-def test_photos_are_cut_by_boxes_of_a_csv_file(tmp_path):
+@pytest.fixture
+def crop_boxes(tmp_path, monkeypatch):
+    """A function that writes boxes.csv and crops photos/a.png, of 40 x 30 pixels, and other photos."""
+    sys.path.insert(0, str(ROOT / 'examples'))
+    import crop_by_boxes
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     (tmp_path / 'photos' / 'day 1').mkdir(parents=True)
     Image.fromarray(pixels).save(tmp_path / 'photos' / 'day 1' / 'a.png')
-    (tmp_path / 'boxes.csv').write_text('day 1/a.png,1,2,11,22\n"day 1/a.png",20.4,0,30,9.6\n')
-    done = run_script('examples/crop_by_boxes.py', tmp_path / 'boxes.csv', tmp_path / 'photos', tmp_path / 'crops')
-    assert done.returncode == 0, done.stderr
-    for name, box in (('a_1.png', np.s_[2:22, 1:11]), ('a_2.png', np.s_[0:10, 20:30])):
-        with Image.open(tmp_path / 'crops' / name) as crop:
-            np.testing.assert_array_equal(np.asarray(crop), pixels[box])
+
+    def crop(text):
+        (tmp_path / 'boxes.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
+        paths = [str(tmp_path / name) for name in ('boxes.csv', 'photos', 'crops')]
+        monkeypatch.setattr(sys, 'argv', ['crop_by_boxes.py', *paths])
+        crop_by_boxes.main()
+        return {path.name: np.asarray(Image.open(path)) for path in (tmp_path / 'crops').iterdir()}
+
+    yield crop, pixels, tmp_path / 'photos'
+    sys.path.remove(str(ROOT / 'examples'))
+
+
+def test_photos_are_cut_by_boxes_of_a_csv_file(crop_boxes, capsys):
+    crop, pixels, photos = crop_boxes
+    crops = crop('\ufeffimage,left,top,right,bottom,class\nday 1/a.png,1,2,11,22,person\n\n"day 1/a.png",20.4,0,30,9.6\n'
+                 'day 1/a.png,-5,-5,10,10\n')
+    assert sorted(crops) == ['a_2.png', 'a_4.png', 'a_5.png']
+    np.testing.assert_array_equal(crops['a_2.png'], pixels[2:22, 1:11])
+    np.testing.assert_array_equal(crops['a_4.png'], pixels[0:10, 20:30])
+    np.testing.assert_array_equal(crops['a_5.png'], pixels[:10, :10])
+    assert 'line 5: the box is clipped' in capsys.readouterr().err
+
+
+def test_boxes_are_those_of_the_upright_photo_in_the_pixels_of_the_net(crop_boxes):
+    crop, pixels, photos = crop_boxes
+    for orientation in range(1, 9):
+        upright = Image.fromarray(pixels)
+        inverse = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+        from crop_by_boxes import UPRIGHT
+        stored = upright if inverse == 1 else upright.transpose(UPRIGHT[inverse])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored.save(photos / f'{orientation}.png', exif=exif)
+        np.testing.assert_array_equal(crop(f'{orientation}.png,4,3,30,20')[f'{orientation}_1.png'], pixels[3:20, 4:30])
+    deep = (np.arange(20 * 10, dtype=np.uint16) * 300).reshape(20, 10)
+    Image.fromarray(deep).save(photos / 'deep.png')
+    np.testing.assert_array_equal(crop('deep.png,0,0,10,20')['deep_1.png'], np.repeat((deep >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize('text, match', [
+    ('day 1/a.png,9,9,8,20', 'line 1: the box .* is empty'), ('day 1/a.png,40,0,50,10', 'line 1: the box .* is outside'),
+    ('day 1/a.png,1,2,3,4\nday 1/a.png,nan,2,3,4', 'line 2: "day 1/a.png,nan,2,3,4" is not photo,left'),
+    ('person,day 1/a.png,1,2,3,4', 'line 1: .* is not photo,left'), ('day 1/a.png,1,2,3', 'line 1: .* is not photo,left'),
+    ('none.png,1,2,3,4', 'none.png'), ('\n\n', 'has no boxes'), (b'\xff\xfe', 'UTF-8')])
+def test_a_box_that_cannot_be_cut_is_one_sentence(crop_boxes, text, match):
+    with pytest.raises(InputError, match=match):
+        crop_boxes[0](text)
 
 
 def test_words_about_what_is_found():

@@ -4,6 +4,7 @@
 same pixels as the net's decoder with `--jpeg accurate`: no EXIF rotation, transparency ignored, the upper 8 of 16 bits.
 """
 import io
+import math
 import multiprocessing.pool
 import os
 import struct
@@ -17,6 +18,7 @@ from tripletreid.errors import InputError
 
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs, about 13,000 x 13,000.
 MAX_SCANS = 100  # A progressive JPEG has about 10 scans. Each scan costs as much time as decoding a picture.
+MAX_SEGMENTS = 1 << 16  # Pieces of a JPEG before its pixels; a camera writes a dozen, a panorama some hundred.
 MAX_BYTES = 1 << 30  # A picture of MAX_PIXELS without compression takes half of this.
 ORIENTATION = 0x0112  # EXIF tag; 1 means upright.
 FULL_RANGE = 1 << 12  # A 16-bit picture without a pixel above this value shows as almost black.
@@ -80,7 +82,7 @@ def decode(content):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of odd metadata and of large pictures.
-            with Image.open(io.BytesIO(content), formats=['JPEG', 'PNG', 'GIF']) as image:
+            with Image.open(io.BytesIO(_lean(content)), formats=['JPEG', 'PNG', 'GIF']) as image:
                 return _first_frame(image) if image.format == 'GIF' else _upper_bits(image).convert('RGB')
     except MemoryError:
         raise
@@ -105,35 +107,46 @@ def _first_frame(image):
     return Image.fromarray(frame)
 
 
-def complaint(content):
+def complaint(content, max_pixels=MAX_PIXELS):
     """Return why the header of a picture forbids decoding it, without a subject and a full stop; '' if nothing does.
 
     The number of pixels and of scans is checked here, before memory and time are spent on them.
 
     Args:
         content: bytes of the file.
+        max_pixels: the largest number of pixels.
     """
     if not content:
         return 'it is empty'
-    if content.startswith(JPEG):
-        sides, scans = _jpeg_sides(content), content.count(b'\xff\xda')  # In compressed data 0 follows each 255.
-        if scans > MAX_SCANS:
-            return too_many_scans()
-    elif content.startswith(PNG):
-        sides = struct.unpack('>II', content[16:24].ljust(8, b'\0'))
-    elif content.startswith(GIF):
-        frames = _gif_frames(content)
-        if len(frames) > 1:
-            return 'it is an animated GIF'
-        sides = max(frames, default=(0, 0), key=lambda sides: sides[0] * sides[1])
-    else:
+    if not content.startswith((JPEG, PNG, GIF)):
         return 'it is neither a JPEG, a PNG nor a GIF'
-    return too_large() if sides[0] * sides[1] > MAX_PIXELS else ''
+    if content.startswith(JPEG) and content.count(b'\xff\xda') > MAX_SCANS:  # In compressed data 0 follows each 255.
+        return too_many_scans()
+    if content.startswith(GIF) and len(_gif_frames(content)) > 1:
+        return 'it is an animated GIF'
+    try:
+        width, height = header_sides(content)
+    except InputError as error:
+        return str(error)
+    return too_large(max_pixels) if width * height > max_pixels else ''
 
 
-def too_large():
+def header_sides(content):
+    """Return the (width, height) of a picture, by its header alone; (0, 0) where that has none.
+
+    Args:
+        content: bytes of a JPEG, PNG or GIF file.
+    """
+    if content.startswith(JPEG):
+        return _jpeg_sides(content)
+    if content.startswith(PNG):
+        return struct.unpack('>II', content[16:24].ljust(8, b'\0'))
+    return max(_gif_frames(content), default=(0, 0), key=math.prod)
+
+
+def too_large(max_pixels=MAX_PIXELS):
     """Return the complaint about a picture of too many pixels."""
-    return f'it has more than {MAX_PIXELS:,} pixels'
+    return f'it has more than {max_pixels:,} pixels'
 
 
 def too_many_scans():
@@ -156,24 +169,47 @@ def sides(path):
 
 
 def _jpeg_sides(content):
-    """Return the largest sides that any frame header of a JPEG declares, (0, 0) without one."""
-    sides, place = (0, 0), 2
+    """Return the largest (width, height) that any frame header of a JPEG declares, (0, 0) without one."""
+    frames = [struct.unpack('>HH', content[start + 5:start + 9])[::-1] for marker, start, _ in _jpeg_segments(content)
+              if 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc)]
+    return max(frames, default=(0, 0), key=math.prod)
+
+
+def _jpeg_segments(content):
+    """Yield (marker, start, stop) of the segments of a JPEG before its first scan; InputError if there are too many."""
+    place, count = 2, 0
     while place + 9 <= len(content):
+        if (count := count + 1) > MAX_SEGMENTS:
+            raise InputError(f'it has more than {MAX_SEGMENTS:,} segments before its pixels')
         if content[place] != 0xff:  # Padding or damage between segments.
             place = content.find(b'\xff', place)
             if place < 0:
-                break
+                return
             continue
         marker = content[place + 1]
         if marker == 0xff or marker == 0 or 0xd0 <= marker <= 0xd8 or marker == 1:  # Markers without a length.
             place += 1 if marker == 0xff else 2
             continue
         if marker in (0xda, 0xd9):  # Compressed data or the end.
-            break
-        if 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc):
-            sides = max(sides, struct.unpack('>HH', content[place + 5:place + 9]), key=lambda each: each[0] * each[1])
-        place += 2 + struct.unpack('>H', content[place + 2:place + 4])[0]
-    return sides
+            return
+        stop = place + 2 + struct.unpack('>H', content[place + 2:place + 4])[0]
+        yield marker, place, stop
+        place = stop
+
+
+def _lean(content):
+    """Return a JPEG without metadata, except its first Exif segment. Pillow's time is quadratic in their number."""
+    if not content.startswith(JPEG):
+        return content
+    parts, kept_from, has_exif = [], 0, False
+    for marker, start, stop in _jpeg_segments(content):
+        is_exif = marker == 0xe1 and content[start + 4:start + 10] == b'Exif\0\0'
+        # 0xe0 and 0xee, JFIF and Adobe, decide on the colours.
+        if 0xe1 <= marker <= 0xef and marker != 0xee and not (is_exif and not has_exif) or marker == 0xfe:
+            parts.append(content[kept_from:start])
+            kept_from = stop
+        has_exif |= is_exif
+    return b''.join([*parts, content[kept_from:]])
 
 
 def _gif_frames(content):
@@ -211,7 +247,7 @@ def doubts(picture):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            file = io.BytesIO(_lean(picture)) if isinstance(picture, bytes) else picture
             with Image.open(file, formats=['JPEG', 'PNG', 'GIF']) as image:
                 # Pillow would decode a whole PNG to search it for EXIF after the pixels.
                 if (image.format != 'PNG' or 'exif' in image.info) and image.getexif().get(ORIENTATION, 1) != 1:

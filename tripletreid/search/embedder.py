@@ -1,9 +1,11 @@
 """The trained model of a search, which embeds photos and gallery with the same flags."""
+import io
 import multiprocessing.pool
 import os
 from typing import NamedTuple
 
 import tqdm
+from PIL import Image
 
 from tripletreid import provenance
 from tripletreid.errors import InputError
@@ -67,6 +69,12 @@ class Embedder:
         except InputError as error:
             raise InputError(f'The photo {name + " " if name else ""}cannot be read: {error}.') from error
         return self._aggregate(variants)[0]
+
+    def warm_up(self):
+        """Embed a blank photo, since TensorFlow's first one takes seconds."""
+        file = io.BytesIO()
+        Image.new('RGB', self.size[::-1]).save(file, 'jpeg')
+        self.photo(file.getvalue())
 
     def files(self, paths):
         """Embed image files, with a progress bar.

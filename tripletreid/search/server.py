@@ -1,20 +1,22 @@
 """The page of search.py --serve: FastAPI and uvicorn, for this machine alone unless an address is given.
 
-Whoever may ask: only names that this machine goes by are answered to (a page from elsewhere whose name is made to lead
-here is not), and only this page may post. With an address of the network a token is needed, too, which becomes a cookie.
-Gallery images are asked for by their row, never by a path. An upload is read into memory, no more of it than is allowed
-and of few of them at a time, and is gone with the answer.
+Only requests to the names of this machine are answered, which excludes pages whose name was made to resolve to it, and
+only this page may post. With an address of the network, requests also need a token, which becomes a cookie. Gallery images
+are requested by their row, never by a path. Uploads are read into memory, up to a total size, and are gone with the answer.
+Photos are decoded one at a time. A connection without a request is closed after some seconds.
 """
 import asyncio
 import concurrent.futures
 import contextlib
 import hmac
 import ipaddress
+import os
+import resource
 import secrets
 import socket
 import urllib.parse
 
-from tripletreid import signals
+from tripletreid import pictures, signals
 from tripletreid.errors import InputError
 from tripletreid.search import page, photos
 from tripletreid.visualization.thumbnails import jpeg, thumbnail
@@ -24,16 +26,19 @@ try:
     import starlette.exceptions
     import starlette.requests
     import uvicorn
+    from uvicorn.protocols.http import h11_impl
 except ImportError as error:
     raise InputError('--serve needs FastAPI and uvicorn: pip install -r requirements-search.txt') from error
 
 LOOPBACK = '127.0.0.1'
 PORT = 8000
-MOST_BYTES = 32 << 20  # Of an upload.
-MOST_PIXELS = 50_000_000  # Likewise; a decoded pixel takes three bytes.
-UPLOADS_AT_ONCE = 4
+MAX_BYTES = 32 << 20  # Size of an upload.
+MAX_BYTES_TOGETHER = 8 * MAX_BYTES  # Size of all uploads that have arrived and are not answered.
+MAX_PIXELS = 50_000_000  # Of an uploaded picture; a decoded pixel takes three bytes.
 PATIENCE = 60  # Seconds that an upload may take.
-WAITING = 1024  # Connections that the system keeps until they are taken.
+IDLE_SECONDS = 10  # A connection may be open without a request for one to two times this.
+WAITING = 128  # Connections that the system keeps until they are accepted.
+SPARE_DESCRIPTORS = 16  # Files that the process may need in addition to its connections.
 COOKIE = 'search_token'
 POLICY = ("default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -82,12 +87,52 @@ def serve(listening, gallery, embedder, count, curve, host=None):
     if ipaddress.ip_address(name).is_unspecified:  # All addresses of this machine, which its name leads to.
         name = socket.gethostname()
     name = f'[{name}]' if ':' in name else name
+    embedder.warm_up()
     print(f'Serving {len(gallery)} images at http://{name}:{port}/{f"?token={token}" if token else ""} until Ctrl+C.',
           flush=True)
     if host:
-        print('Whoever has this address can search the gallery and see its images, and so can who listens in on the '
-              'network: there is no encryption.', flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, server_header=False)).run([listening])
+        print('Anyone with this address can search the gallery and see its images. So can anyone who reads the network '
+              'traffic, because there is no encryption.', flush=True)
+    run(app, listening, log_level='error')
+
+
+def run(app, listening, **options):
+    """Run uvicorn on an open socket; `options` as of `uvicorn.Config`."""
+    config = uvicorn.Config(app, access_log=False, server_header=False, http=connection_class(), ws='none',
+                            backlog=WAITING, **options)
+    uvicorn.Server(config).run([listening])
+
+
+def connection_class():
+    """Return uvicorn's class of a connection, with a limit on their number and on the time without a request."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(4, limit - len(os.listdir('/proc/self/fd' if os.path.isdir('/proc/self/fd') else '/dev/fd'))
+               - SPARE_DESCRIPTORS)
+
+    class Connection(h11_impl.H11Protocol):
+        """A connection that is closed while it is idle, or at once if there are too many."""
+
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self._request_before = self._timer = None
+            if len(self.connections) > most:
+                transport.abort()
+            else:
+                self._timer = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+
+        def connection_lost(self, exc):
+            super().connection_lost(exc)
+            if self._timer:
+                self._timer.cancel()
+
+        def _close_if_idle(self):
+            if self.cycle is self._request_before and (self.cycle is None or self.cycle.response_complete):
+                self.transport.abort()
+                return
+            self._request_before = self.cycle
+            self._timer = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+
+    return Connection
 
 
 def make_app(gallery, embedder, count, curve, host=None, token=None):
@@ -98,7 +143,7 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         yield
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+    bytes_of_uploads = [0]
     one_at_a_time = concurrent.futures.ThreadPoolExecutor(1)
 
     async def alone(function, *args):
@@ -110,6 +155,10 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
                                                'distance': each.distance} for each in found]}
 
     def search_with(content):
+        complaint = pictures.complaint(content, MAX_PIXELS)
+        if complaint:
+            too_large = complaint == pictures.too_large(MAX_PIXELS)
+            raise Refused(413 if too_large else 422, f'The photo cannot be read: {complaint}.')
         return answer(embedder.photo(content), photos.doubts(content, embedder.size))
 
     @app.get('/')
@@ -135,14 +184,9 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
 
     @app.post('/search')
     async def search(request: fastapi.Request):
-        async with uploads:
-            content = await _upload(request)
-            pixels = photos.pixels(content)
-            if pixels is None:
-                raise Refused(422, 'The photo cannot be read: it is no JPEG, PNG or GIF, or a damaged one.')
-            if pixels > MOST_PIXELS:
-                raise Refused(413, f'The photo has more than {MOST_PIXELS:,} pixels.')
-            return await alone(search_with, content)
+        with Upload(bytes_of_uploads) as content:
+            await _read(request, content)
+            return await alone(search_with, bytes(content))
 
     @app.post('/search/{row}')
     async def search_like(row: int):
@@ -163,30 +207,53 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
     return Guard(app, host, token)
 
 
-async def _upload(request):
-    """The body of a request, if it is not too long for a photo."""
-    too_long = Refused(413, f'The photo has more than {MOST_BYTES >> 20} MB.')
+class Upload(bytearray):
+    """The bytes of an upload that have arrived; with `total`, a list of one number, the bytes of all uploads."""
+
+    def __init__(self, total):
+        super().__init__()
+        self.total = total
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.total[0] -= len(self)
+
+    def add(self, part):
+        """Append bytes. Raises `Refused` beyond the size of a photo, or of all uploads together."""
+        self.extend(part)
+        self.total[0] += len(part)
+        if len(self) > MAX_BYTES:
+            raise too_long()
+        if self.total[0] > MAX_BYTES_TOGETHER:
+            raise Refused(503, 'Too many photos arrive at once: try again in a moment.')
+
+
+def too_long():
+    """Return the error for a photo of too many bytes."""
+    return Refused(413, f'The photo has more than {MAX_BYTES >> 20} MB.')
+
+
+async def _read(request, content):
+    """Read the body of a request into an `Upload`. Raises `Refused` if it is too long or too slow."""
     try:
         announced = int(request.headers.get('content-length', 0))
     except ValueError:
-        raise Refused(400, 'The length of the photo is no number.') from None
-    if announced > MOST_BYTES:
-        raise too_long
-    content = bytearray()
+        raise Refused(400, 'The length of the photo is not a number.') from None
+    if announced > MAX_BYTES:
+        raise too_long()
 
     async def read():
         async for part in request.stream():
-            content.extend(part)
-            if len(content) > MOST_BYTES:
-                raise too_long
+            content.add(part)
 
     try:
         await asyncio.wait_for(read(), PATIENCE)
     except starlette.requests.ClientDisconnect:
-        raise Refused(400, 'The photo did not arrive as a whole.') from None
+        raise Refused(400, 'The photo did not arrive completely.') from None
     except asyncio.TimeoutError:
         raise Refused(408, f'The photo did not arrive within {PATIENCE} seconds.') from None
-    return bytes(content)
 
 
 def _checked_row(row, gallery):
@@ -244,7 +311,8 @@ class Guard:
         query = urllib.parse.parse_qs(scope['query_string'].decode('latin-1'))
         if scope['path'] == '/' and _equal(query.get('token', [''])[0], self.token):
             response = fastapi.responses.RedirectResponse('/', 303)
-            response.set_cookie(cookie, self.token, httponly=True, samesite='strict')
+            # Strict would leave it out of this redirect if the link was in a chat or a web mail.
+            response.set_cookie(cookie, self.token, httponly=True, samesite='lax')
             return response
         return fastapi.responses.JSONResponse({'error': 'Open the whole address that search.py printed, token and all.'},
                                               403)

@@ -1,11 +1,13 @@
-"""Image files as small pictures for the eye; a file that is missing or broken is no error here, but None."""
+"""Image files as small pictures with the pixels that the net sees; None for a missing or broken file."""
 import concurrent.futures
 import io
 import itertools
 import typing
 
 import tqdm
-from PIL import Image
+
+from tripletreid import pictures
+from tripletreid.errors import InputError
 
 
 class Missing(typing.NamedTuple):
@@ -14,7 +16,7 @@ class Missing(typing.NamedTuple):
     images: int
 
     def sentence(self):
-        """What to say of them; there is at least one."""
+        """Return a sentence about them; there is at least one."""
         return (f'{len(self.fids)} of {self.images} images are missing, broken or outside of the image root, the first '
                 f'of them {self.fids[0]}; placeholders stand for them.')
 
@@ -45,10 +47,8 @@ def thumbnail(path, width, height):
     if path is None:
         return None
     try:
-        with Image.open(path) as image:
-            image.draft('RGB', (2 * width, 2 * height))  # A large JPEG is decoded at a fraction of its size.
-            image = image.convert('RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = pictures.read(path)
+    except InputError:
         return None
     image.thumbnail((width, height))
     return image
