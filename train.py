@@ -26,6 +26,8 @@ def main():
         arguments.check_stored_files(args.experiment_root, args)
         if 'image_root' not in parser.given:
             arguments.check_stored_image_roots(args.experiment_root, args)
+    elif args.initial_head:
+        notices = resumption.take_model(args, parser.given)
     notices += flag_checks.check(args, parser) + flag_checks.notices(args)
 
     # Data: the csv files, and that their images exist.
@@ -56,7 +58,7 @@ def main():
     checks.check_metric(args.loss, args.metric)
     if args.initial_checkpoint and not args.resume:
         from tripletreid.modeling import pretrained
-        train_flags.complete(args, pretrained.published_options(args.model_name, args.initial_checkpoint))
+        train_flags.complete(args, pretrained.initial_options(args))
 
     if task.is_chief:
         train_in_root(args, train_set, validator, strategy, notices)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Embeds images with the paper's own TriNet, from the weights that its authors released for Theano.
+"""Embed images with the paper's own TriNet, from the weights that its authors released for Theano.
 
 One line per image on standard output: path,e0,e1,…,e127. The embedding is the mean over ten crops of the image:
 the centre, the four corners, and their mirror images.
@@ -20,7 +20,7 @@ from tripletreid.errors import InputError, exit_with
 PRE_CROP = (288, 144)
 CROP = (256, 128)
 
-# The entry of the EXIF data that says how an image was held, and what turns each way of it upright.
+# The entry of the EXIF data for the orientation of the camera, and the transposition that turns each value upright.
 ORIENTATION = 0x112
 UPRIGHT = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270',
            7: 'TRANSVERSE', 8: 'ROTATE_90'}
@@ -120,7 +120,7 @@ def resize(image, height, width):
     Args:
         image: uint8 [H, W, C].
 
-    Returns: uint8 [height, width, C], what `cv2.resize(image, (width, height))` returns.
+    Returns: uint8 [height, width, C], as `cv2.resize(image, (width, height))` returns it.
     """
     left, right, weight = _taps(image.shape[1], width)
     # Columns beyond the border are dropped together with their weights, rows are only repeated.
@@ -128,12 +128,12 @@ def resize(image, height, width):
     weight_left, weight_right = _fixed_point(np.where(outside, np.float32(0), weight))[:, None, :, None]
     columns = image.astype(np.int32)
     left, right = left.clip(0, image.shape[1] - 1), right.clip(0, image.shape[1] - 1)
-    rows = columns[:, left] * weight_left + columns[:, right] * weight_right  # 11 bits behind the point
+    rows = columns[:, left] * weight_left + columns[:, right] * weight_right  # 11 fractional bits
 
     top, bottom, weight = _taps(image.shape[0], height)
     weight_top, weight_bottom = _fixed_point(weight)[:, :, None, None]
     top, bottom = top.clip(0, image.shape[0] - 1), bottom.clip(0, image.shape[0] - 1)
-    upper = (rows[top] >> 4) * weight_top >> 16  # 2 bits behind the point
+    upper = (rows[top] >> 4) * weight_top >> 16  # 2 fractional bits
     lower = (rows[bottom] >> 4) * weight_bottom >> 16
     return (upper + lower + 2 >> 2).astype(np.uint8)
 
@@ -146,7 +146,7 @@ def _taps(source, target):
 
 
 def _fixed_point(weight):
-    """Weights of both pixels with 11 bits behind the point, int32 [2, target]."""
+    """Weights of both pixels with 11 fractional bits, int32 [2, target]."""
     return np.rint(np.stack([1 - weight, weight]) * 2048).astype(np.int32)
 
 

@@ -1,7 +1,7 @@
 """Nets of Keras Applications: https://keras.io/api/applications, with this project's batch norm.
 
 Layers have Keras's names, and so the variables have: `conv1_conv/weights`. The endpoint 'features' of these nets is
-what Keras has as the output of such a net without its top: there ends the part that has pre-trained weights.
+the output of Keras's net without its top, where the part with pre-trained weights ends.
 """
 import keras
 
@@ -14,27 +14,27 @@ RESNET_STAGES = ('conv1_', 'conv2_', 'conv3_', 'conv4_', 'conv5_')
 
 
 def as_caffe(images):
-    """RGB 0..255 to BGR without the mean, as Keras's ResNets have it."""
+    """Convert RGB 0..255 to BGR minus the mean, as for Keras's ResNets."""
     return keras.ops.flip(images, axis=-1) - keras.ops.array(IMAGENET_BGR_MEAN)
 
 
 def as_torch(images):
-    """RGB 0..255 to mean 0 and variance 1, as Keras's DenseNets have it."""
+    """Scale RGB 0..255 to mean 0 and variance 1, as for Keras's DenseNets."""
     return (images / 255 - keras.ops.array(IMAGENET_MEAN)) / keras.ops.array(IMAGENET_STD)
 
 
-# Choices of --pixels: what others train with.
+# Choices of --pixels: normalisations in training.
 PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
 
 
 def backbone(application, images):
-    """A net of Keras Applications without its top.
+    """Build a net of Keras Applications without its top.
 
     Args:
         application: such as `keras.applications.ResNet50`.
         images: [B, H, W, 3], preprocessed for it.
 
-    Returns: keras.Model, from what `images` was made of to the last feature map.
+    Returns: keras.Model, from the input of `images` to the last feature map.
 
     Raises:
         InputError: images smaller than the application takes.

@@ -1,11 +1,11 @@
-"""From a feature map to features."""
+"""Global pooling: from a feature map to features."""
 import keras
 
 from tripletreid.errors import InputError
 
 
 def pooled(feature_map, pooling):
-    """The features of a feature map: [B, H, W, C] -> [B, C], float32 under a mixed precision policy as well.
+    """Pool a feature map: [B, H, W, C] -> [B, C], float32 also under a mixed precision policy.
 
     Args:
         feature_map: a net's last one.
@@ -24,7 +24,7 @@ def pooled(feature_map, pooling):
 class GeneralisedMean(keras.layers.Layer):
     """(mean of x^p)^(1/p) over H and W, with one learned p (Radenović et al., arXiv 1711.02512): from mean to maximum.
 
-    What is not positive counts as 1e-6.
+    Values below 1e-6 count as 1e-6.
     """
 
     def build(self, _):

@@ -1,4 +1,4 @@
-"""ResNet-50 in torchvision's layout, and with instance norm in it (Pan et al., arXiv 1807.09441: IBN-a).
+"""ResNets in torchvision's layout, and with instance norm in them (Pan et al., arXiv 1807.09441: IBN-a).
 
 A stage strides in the 3×3 convolution of its first unit, which is also called version 1.5. Layers have the names that
 torchvision and the authors of IBN-Net give them.
@@ -13,16 +13,20 @@ from tripletreid.modeling.batch_norm import BatchNorm
 STAGES = (r'\w+/(conv1|bn1)/', *(rf'\w+/layer{stage}/' for stage in (1, 2, 3, 4)))
 
 
-def body(input_shape, last_stride=2, pooling='avg', pixels='imagenet', *, name, instance_norm, unit_counts=(3, 4, 6, 3)):
-    """A ResNet of bottleneck units.
+def body(input_shape, last_stride=2, pooling='avg', pixels='imagenet', stem='torchvision', *, name, instance_norm,
+         unit_counts=(3, 4, 6, 3)):
+    """Build a ResNet of bottleneck units.
 
     Args:
         input_shape: (H, W, 3).
         last_stride: 2, or 1 for a last stage that sees twice the resolution.
         pooling: 'avg' or 'gem'.
-        pixels: what they are turned into, see `_applications.PIXELS`.
+        pixels: the normalisation, see `_applications.PIXELS`.
+        stem: between the first norm and the first stage: 'torchvision' (ReLU, maxima of 3×3 with one row of padding),
+            'fast_reid' (ReLU, no padding, incomplete windows at the right and the bottom) or 'strong_baseline' (as
+            torchvision, without the ReLU, which that code misses and was trained without).
         name: of the net, and TF1 scope of its variables.
-        instance_norm: whether a unit's first norm, but for those of the last stage, is half an instance norm.
+        instance_norm: whether the first norm of a unit, except in the last stage, is half an instance norm.
         unit_counts: how many units each of the four stages has.
 
     Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'layer1'..'layer4': feature maps,
@@ -30,7 +34,7 @@ def body(input_shape, last_stride=2, pooling='avg', pixels='imagenet', *, name, 
     """
     images = keras.Input(input_shape, name='images')
     net = _resnet.conv(PIXELS[pixels](images), f'{name}.conv1', 64, 7, 2)
-    net = stem_pooled(keras.ops.relu(BatchNorm(name=f'{name}.bn1')(net)))
+    net = STEMS[stem](BatchNorm(name=f'{name}.bn1')(net))
     endpoints, strides = {}, (1, 2, 2, last_stride)
     for stage, (depth, units, stride) in enumerate(zip(_resnet.DEPTHS, unit_counts, strides), start=1):
         for unit in range(units):
@@ -42,12 +46,27 @@ def body(input_shape, last_stride=2, pooling='avg', pixels='imagenet', *, name, 
 
 
 def stem_pooled(net):
-    """The largest of 3×3 in strides of 2, with as much padding on every side: of what is not negative, zeros are none."""
+    """Return the maxima of 3×3 in strides of 2, padded on every side; zeros are no maximum of non-negative numbers."""
     return keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(net))
 
 
+def _stem_of_fast_reid(net):
+    """Return the maxima of 3×3 in strides of 2, windows that are cut off at the end included."""
+    return keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(((0, 1), (0, 1)))(keras.ops.relu(net)))
+
+
+def _stem_of_strong_baseline(net):
+    """Return the maxima of 3×3 in strides of 2, padded on every side with less than any number of a feature map."""
+    net = keras.ops.pad(net, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-6e4)  # It exists in 16 bits.
+    return keras.layers.MaxPooling2D(3, 2)(net)
+
+
+STEMS = {'torchvision': lambda net: stem_pooled(keras.ops.relu(net)), 'fast_reid': _stem_of_fast_reid,
+         'strong_baseline': _stem_of_strong_baseline}
+
+
 def bottleneck(net, name, depth, stride, first_norm):
-    """One residual unit: [B, H, W, C] -> [B, H/stride, W/stride, depth]; its first norm is `first_norm(net, name)`."""
+    """Apply one residual unit: [B, H, W, C] -> [B, H/stride, W/stride, depth]; its first norm is `first_norm(net, name)`."""
     shortcut = net
     if net.shape[-1] != depth:
         shortcut = batch_norm(_resnet.conv(net, f'{name}.downsample.0', depth, 1, stride), f'{name}.downsample.1')
@@ -58,19 +77,19 @@ def bottleneck(net, name, depth, stride, first_norm):
 
 
 def batch_norm(net, name):
-    """Of all channels."""
+    """Return the batch norm `name` of all channels."""
     return BatchNorm(name=name)(net)
 
 
 def half_instance_norm(net, name):
-    """Instance norm `name`.IN of the first half of the channels, batch norm `name`.BN of the others."""
+    """Apply the instance norm `name`.IN to the first half of the channels, the batch norm `name`.BN to the others."""
     half = net.shape[-1] // 2
     return keras.layers.Concatenate()([InstanceNorm(name=f'{name}.IN')(net[..., :half]),
                                        BatchNorm(name=f'{name}.BN')(net[..., half:])])
 
 
 class InstanceNorm(keras.layers.Layer):
-    """Mean 0 and variance 1 in each channel of each image [B, H, W, C], then a learned scale and offset.
+    """Instance norm: mean 0 and variance 1 in each channel of each image [B, H, W, C], then a learned scale and offset.
 
     Variables and statistics are float32 whatever the inputs are.
     """

@@ -24,18 +24,18 @@ def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
     """A vision transformer.
 
     Args:
-        input_shape: (H, W, 3). What is left at the right and the bottom of the last whole patch is not seen.
+        input_shape: (H, W, 3). Rows and columns after the last complete patch are ignored.
         name: of the net, and TF1 scope of its variables.
         patch: side of a patch. width: F. heads: of each attention. depth: how many blocks.
-        layer_scale: whether what a branch adds is scaled, a factor a channel (Touvron et al., arXiv 2103.17239).
-        pooling: what the features are: 'cls' (the class token), 'avg' (the mean of the patches) or 'map' (a head that
+        layer_scale: whether the output of a branch is scaled, by a factor per channel (Touvron et al., arXiv 2103.17239).
+        pooling: the features: 'cls' (the class token), 'avg' (the mean of the patches) or 'map' (a head that
             attends to the patches, as SigLIP's).
         patch_stride: from patch to patch; None: as far as a patch is wide (less: He et al., arXiv 2102.04378).
         drop_path: the rate of stochastic depth in the last block; it rises from 0 in the first.
         class_token: 'yes' or 'no'; None: there is one but with 'map'.
         registers: how many tokens there are that nothing is read from (Darcet et al., arXiv 2309.16588).
         gelu: 'exact', or 'tanh' for its approximation by tanh.
-        pixels: what they are turned into: 'imagenet' (mean 0 and variance 1) or 'half' (from -1 to 1).
+        pixels: the normalisation: 'imagenet' (mean 0 and variance 1) or 'half' (from -1 to 1).
 
     Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'patches': [B, h, w, F], 'patch_mean': [B, F],
         'class_token': [B, F] where there is one, 'model_output': [B, F]}.
@@ -96,8 +96,8 @@ def _dense(units, name):
 class Tokens(keras.layers.Layer):
     """The sequence that a transformer works on: [B, h, w, C] -> [B, tokens + h·w, C] float32.
 
-    In front are class token and registers, if any. Patches have their position added, the others need none: what was
-    learned as theirs is part of the token.
+    In front are class token and registers, if any. Patches have their position added, the tokens need none: a
+    position that was learned for a token is part of it.
     """
 
     def __init__(self, class_token, registers, **kwargs):
@@ -148,12 +148,12 @@ class LayerNorm(keras.layers.Layer):
 
 
 class Block(keras.layers.Layer):
-    """Attention and a perceptron of two layers, each behind a norm and beside a shortcut: [B, T, C] float32 -> the same.
+    """Attention and a perceptron of two layers, each with a norm before it and a shortcut: [B, T, C] float32 -> the same.
 
     Args:
         heads: of the attention.
         gelu: 'exact' or 'tanh'.
-        layer_scale: whether what each of the two adds is scaled.
+        layer_scale: whether the output of both branches is scaled.
         drop_path: rate of stochastic depth.
         number: of the block, 0-based.
     """
@@ -177,7 +177,7 @@ class Block(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         shape = tf.shape(inputs)
-        # A row is a token: products of two matrices are faster, forth and back, than those of a batch with one matrix.
+        # A row is a token: a product of two matrices is faster, in both passes, than a batch times a matrix.
         rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
         qkv = tf.reshape(self.qkv(self.norms[0](rows)), [-1, *inputs.shape[1:-1], 3, self.heads,
                                                          inputs.shape[-1] // self.heads])
@@ -189,7 +189,7 @@ class Block(keras.layers.Layer):
         return tf.reshape(rows, shape)
 
     def _branch(self, number, rows, shape, training):
-        """What a branch adds to its shortcut: rows [B·T, C] -> [B·T, C] float32."""
+        """Return the output of a branch: rows [B·T, C] -> [B·T, C] float32."""
         rows = tf.cast(rows, tf.float32)
         if self.layer_scale:
             rows *= self.scales[number]
@@ -204,7 +204,7 @@ class Block(keras.layers.Layer):
 class MapHead(keras.layers.Layer):
     """Multi-head attention pooling (Zhai et al., arXiv 2106.04560): [B, N, C] -> [B, C] float32.
 
-    A learned query attends to the patches; a perceptron of two layers follows beside a shortcut.
+    A learned query attends to the patches; a perceptron of two layers with a shortcut follows.
     """
 
     def __init__(self, heads, gelu, **kwargs):
@@ -223,10 +223,10 @@ class MapHead(keras.layers.Layer):
 
     def call(self, inputs):
         _, patches, channels = inputs.shape
-        of_head = channels // self.heads
-        kv = tf.reshape(self.kv(tf.reshape(inputs, [-1, channels])), [-1, patches, 2, self.heads, of_head])
+        head_width = channels // self.heads
+        kv = tf.reshape(self.kv(tf.reshape(inputs, [-1, channels])), [-1, patches, 2, self.heads, head_width])
         keys, values = tf.unstack(tf.transpose(kv, [2, 0, 3, 1, 4]))
-        queries = tf.reshape(self.q(self.probe[None]), [1, self.heads, 1, of_head])
+        queries = tf.reshape(self.q(self.probe[None]), [1, self.heads, 1, head_width])
         attended = attention(tf.tile(queries, [tf.shape(keys)[0], 1, 1, 1]), keys, values)
         rows = tf.cast(self.proj(tf.reshape(attended, [-1, channels])), tf.float32)
         hidden = GELUS[self.gelu](self.fc1(self.norm(rows)))

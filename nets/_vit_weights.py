@@ -1,58 +1,102 @@
 """Published weights of vision transformers: as JAX's codebases store them (`.npz`), and in timm's layout (`.safetensors`).
 
-The former are google-research/vision_transformer's, of today and of 2020, and big_vision's with SigLIP's. In the latter
-are timm's, DINO's, DINOv2's, TransReID's and PersonViT's. See `pretrained.published_layout` for the contract.
+The former are google-research/vision_transformer's, of today and of 2020, and big_vision's with SigLIP's. The latter are
+timm's, DINO's, DINOv2's, TransReID's and PersonViT's. `tripletreid.modeling.published` defines a layout.
 """
 import math
 import re
 
 import numpy as np
 
-from nets._published import Source, as_it_is, from_torch, prefix_of, resized
+from nets._published import as_it_is, resized
+from tripletreid.modeling.torch_names import KINDS, Source, from_torch
 
-JAX_PREFIX = r'(params/|opt/target/|target/)?(img/)?'
-TORCH_PREFIX = r'((base|backbone|teacher|module|model|visual|trunk)\.)*'
-# Classifiers and projections, SigLIP's text encoder, the state of an optimizer, camera embeddings, mask tokens, TransReID's
-# copies of the last block for parts of the body.
-BESIDE = re.compile(r'(^|/)(head|pre_logits|MAPHead_0|txt)/|^(params/)?[tb]$|^opt/state/'
-                    r'|(^|\.)(head|fc|pre_logits|attn_pool|classifier\w*|bottleneck\w*|dino_head|ibot_head|student|b1|b2|text)\.'
+ANCHORS = ('patch_embed.proj.weight', 'embedding/kernel')
+# Classifiers and projections, SigLIP's text encoder, the state of an optimizer, camera embeddings, mask tokens, the student
+# of a teacher.
+UNNEEDED = re.compile(r'(^|/)(head|pre_logits|MAPHead_0|txt)/|^(params/)?[tb]$|^opt/state/'
+                    r'|(^|\.)(head|fc|pre_logits|attn_pool|classifier\w*|bottleneck\w*|dino_head|ibot_head|student|text)\.'
                     r'|(^|\.)(mask_token|masked_embed|sie_embed|logit_scale|logit_bias)$')
 POSITIONS = re.compile('/positions$')
+# Sizes of images and strides of patches, in the order in which a number of positions is looked up. The first three are crops
+# of people, where TransReID's patches may overlap.
+SIZES = ((256, 128), (384, 128), (224, 112))
+STRIDES = (16, 14, 12, 11)
 
 
-def options(held):
-    """What a file tells: class token and registers, the approximation of GELU, the range of pixels, a head that pools."""
+def signatures(patch, width, depth):
+    """Return the arrays that distinguish a transformer from others, see `tripletreid.modeling.published`."""
+    return ({'patch_embed.proj.weight': (width, 3, patch, patch), f'blocks.{depth - 1}.norm1.weight': (width,)},
+            {'embedding/kernel': (patch, patch, 3, width)})
+
+
+def options(held, prefix):
+    """Return class token and registers, the approximation of GELU, the range of pixels, and a head that pools."""
     jax = _is_jax(held)
-    prefix = _prefix(held)
     class_token = prefix + ('cls' if jax else 'cls_token') in held
     pools = prefix + ('MAPHead_0/probe' if jax else 'attn_pool.latent') in held
     found = {'class_token': 'yes' if class_token else 'no', 'registers': _registers(held, prefix),
-             'gelu': 'tanh' if jax else 'exact', 'pixels': 'half' if jax or pools else 'imagenet'}
+             'gelu': 'tanh' if jax else 'exact',
+             'pixels': 'half' if jax or pools or _is_transreid(held, prefix) else 'imagenet'}
     if not class_token:
         found['pooling'] = 'map' if pools else 'avg'
     return found
 
 
-def sources(held, wanted):
-    """{TF1 name: Source} of all variables of a body."""
+def input_size(held, prefix):
+    """Return the size of images, and the stride of overlapping patches, that the number of position embeddings implies."""
+    kernel, positions = (held.get(prefix + name) for name in ('patch_embed.proj.weight', 'pos_embed'))
+    if _is_jax(held) or not (kernel and positions):
+        return {}
+    patch, rows = kernel[-1], positions[-2]
+    counts = (rows, rows - 1, rows - 1 - _registers(held, prefix))
+    for height, width in SIZES:
+        for stride in STRIDES:
+            if ((height - patch) // stride + 1) * ((width - patch) // stride + 1) in counts and stride <= patch:
+                return {'net_input_height': height, 'net_input_width': width,
+                        **({'patch_stride': stride} if stride != patch else {})}
+    side = next((math.isqrt(count) for count in counts if count and math.isqrt(count) ** 2 == count), None)
+    return {'net_input_height': side * patch, 'net_input_width': side * patch} if side else {}
+
+
+def sources(held, prefix, wanted):
+    """Return {TF1 name: Source} of all variables of a body."""
     scope = next(iter(wanted)).split('/')[0]
-    of_layout = _jax_sources if _is_jax(held) else _torch_sources
-    found = of_layout(held, _prefix(held), {name.removeprefix(f'{scope}/'): shape for name, shape in wanted.items()})
+    find_sources = _jax_sources if _is_jax(held) else _torch_sources
+    found = find_sources(held, prefix, {name.removeprefix(f'{scope}/'): shape for name, shape in wanted.items()})
     return {f'{scope}/{name}': source for name, source in found.items()}
+
+
+def is_unneeded(name, held, prefix):
+    """Return whether an array is known to be no part of the body."""
+    replaced = _last_block(held, prefix)
+    return bool(UNNEEDED.search(name)) or replaced is not None and name.startswith(
+        (f'{prefix}blocks.{replaced}.', f'{prefix}norm.', f'{_outer(prefix)}b1.', f'{_outer(prefix)}b2.'))
+
+
+def _outer(prefix):
+    return prefix[:prefix[:-1].rfind('.') + 1]
+
+
+def _is_transreid(held, prefix):
+    """Return whether TransReID's code or its descendants trained these weights, which shift pixels to -1..1."""
+    return prefix.endswith('base.') and f'{_outer(prefix)}bottleneck.running_mean' in held
+
+
+def _last_block(held, prefix):
+    """Return the number of the block that TransReID's branch `b1` replaces, with the last norm; None without a branch."""
+    if f'{_outer(prefix)}b1.0.norm1.weight' not in held:
+        return None
+    return max((int(found[1]) for name in held if (found := re.match(rf'{re.escape(prefix)}blocks\.(\d+)\.', name))),
+               default=None)
 
 
 def _is_jax(held):
     return any('/' in name for name in held)
 
 
-def _prefix(held):
-    if _is_jax(held):
-        return prefix_of(held, 'embedding/kernel', JAX_PREFIX)
-    return prefix_of(held, 'patch_embed.proj.weight', TORCH_PREFIX)
-
-
 def _registers(held, prefix):
-    """How many register tokens there are; JAX's codebases have none."""
+    """Return the number of register tokens; JAX's code bases have none."""
     name = _register_name(held, prefix)
     return held[name][-2] if name in held and len(held[name]) > 1 else 0
 
@@ -62,7 +106,7 @@ def _register_name(held, prefix):
 
 
 def _token_sources(wanted, positions, class_token, registers):
-    """Sources of the variables tokens/…; the other arguments are names in the file."""
+    """Return the sources of the variables tokens/…; the other arguments are names in the file."""
     height, width, _ = wanted['tokens/positions']
     tokens = [0]
     if 'tokens/class_token' in wanted:
@@ -71,7 +115,7 @@ def _token_sources(wanted, positions, class_token, registers):
         tokens.append(tokens[-1] + wanted['tokens/registers'][0])
 
     def token(shape, array, table, first):
-        """With its entry of the table added, which comes to the same: one variable instead of a sum of two."""
+        """Return a token with its row of the table added: one variable in place of an equal sum of two."""
         array, table = array.reshape(shape), table.reshape(-1, shape[-1])
         count = tokens_of(table)
         rows = table[first:count].reshape(-1, shape[-1])[:array.size // shape[-1]]
@@ -95,9 +139,9 @@ def _token_sources(wanted, positions, class_token, registers):
 
 
 def _tokens_and_grid(rows, tokens, wanted):
-    """How a table of position embeddings is divided: how many of its rows are of tokens, and (h, w) of the patches.
+    """Divide a table of position embeddings: (number of rows for tokens, (h, w) of the patches).
 
-    Files do not tell the shape of the grid. It is a square, if that is possible, as all have it that learned from
+    Files do not store the shape of the grid. It is a square, if that is possible, as all have it that learned from
     ImageNet; else the one wanted; else twice as high as wide, as crops of people are.
 
     Args:
@@ -110,10 +154,10 @@ def _tokens_and_grid(rows, tokens, wanted):
     """
     for is_grid in (lambda count: (math.isqrt(count),) * 2, lambda count: wanted,
                     lambda count: (2 * math.isqrt(count // 2), math.isqrt(count // 2))):
-        for of_tokens in tokens:
-            grid = is_grid(max(0, rows - of_tokens))
-            if rows > of_tokens and math.prod(grid) == rows - of_tokens:
-                return of_tokens, grid
+        for token_rows in tokens:
+            grid = is_grid(max(0, rows - token_rows))
+            if rows > token_rows and math.prod(grid) == rows - token_rows:
+                return token_rows, grid
     raise ValueError(f'{rows} position embeddings are of no grid')
 
 
@@ -123,18 +167,23 @@ def _torch_sources(held, prefix, wanted):
               'map_head/proj': 'attn_pool.proj', 'map_head/norm': 'attn_pool.norm', 'map_head/fc1': 'attn_pool.mlp.fc1',
               'map_head/fc2': 'attn_pool.mlp.fc2'}
     inside = {'norm1': 'norm1', 'qkv': 'attn.qkv', 'proj': 'attn.proj', 'norm2': 'norm2', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
-    kinds = {'weights': 'weight', 'biases': 'bias', 'gamma': 'weight', 'beta': 'bias'}
+    replaced = _last_block(held, prefix)
     for name in wanted.keys() - found.keys():
         scope, _, kind = name.rpartition('/')
         block = re.fullmatch(r'block_(\d+)(/(\w+))?', scope)
         if name == 'map_head/probe':
             theirs = 'attn_pool.latent'
+        elif replaced is not None and (scope == 'norm' or block and int(block[1]) - 1 == replaced):
+            # TransReID's global feature goes through a copy of the last block and norm; the originals are never trained.
+            inner = f'1.{KINDS[kind]}' if scope == 'norm' else f'0.{inside[block[3]]}.{KINDS[kind]}'
+            found[name] = Source((f'{_outer(prefix)}b1.{inner}',), from_torch)
+            continue
         elif block and not block[3]:  # block_1/scale1
             theirs = f'blocks.{int(block[1]) - 1}.ls{kind[-1]}.gamma'
         elif block:
-            theirs = f'blocks.{int(block[1]) - 1}.{inside[block[3]]}.{kinds[kind]}'
+            theirs = f'blocks.{int(block[1]) - 1}.{inside[block[3]]}.{KINDS[kind]}'
         else:
-            theirs = f'{scopes[scope]}.{kinds[kind]}'
+            theirs = f'{scopes[scope]}.{KINDS[kind]}'
         found[name] = Source((prefix + theirs,), from_torch)
     return found
 
@@ -154,7 +203,7 @@ def _jax_sources(held, prefix, wanted):
             module = f'{encoder}encoderblock' + ('' if stacked else f'_{number}')
             found[name] = _jax_source(held, module, block[3] or kind, kind)
             if stacked:
-                found[name] = _of_stack(found[name], number)
+                found[name] = _from_stack(found[name], number)
         elif name == 'map_head/probe':
             found[name] = Source((f'{prefix}MAPHead_0/probe',), as_it_is)
         elif scope.startswith('map_head/'):
@@ -171,7 +220,7 @@ _JAX_KINDS = {'weights': 'kernel', 'biases': 'bias', 'gamma': 'scale', 'beta': '
 
 
 def _jax_source(held, module, part, kind):
-    """Source of …/part/kind in a block or in the head that pools; files of 2020 number the modules of a block through."""
+    """Return the source of …/part/kind in a block or in the pooling head; files of 2020 number all modules of a block."""
     def submodule(*names):
         return next((f'{module}/{name}' for name in names if any(each.startswith(f'{module}/{name}/') for each in held)),
                     f'{module}/{names[0]}')
@@ -192,9 +241,9 @@ def _jax_source(held, module, part, kind):
 
 
 def _heads_joined(shape, *arrays):
-    """Kernels [C, heads, depth] or biases [heads, depth] of one or several -> [C, D] or [D], side by side."""
+    """Concatenate kernels [C, heads, depth] or biases [heads, depth] of one or several: -> [C, D] or [D]."""
     return np.concatenate([array.reshape(*shape[:-1], -1) for array in arrays], axis=-1)
 
 
-def _of_stack(source, number):
+def _from_stack(source, number):
     return Source(source.names, lambda shape, *arrays: source.convert(shape, *(array[number] for array in arrays)))

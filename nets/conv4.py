@@ -1,4 +1,4 @@
-"""Four convolutions, the net of Matching Networks and what followed it (Vinyals et al., arXiv 1606.04080, section 4.1)."""
+"""Four convolutions, the net of Matching Networks and its successors (Vinyals et al., arXiv 1606.04080, section 4.1)."""
 import keras
 
 from tripletreid.modeling.batch_norm import BatchNorm

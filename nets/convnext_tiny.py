@@ -1,6 +1,6 @@
 """ConvNeXt-Tiny of Keras Applications (Liu et al., arXiv 2201.03545).
 
-Of the modern nets it is the one without batch norm and, as Keras builds it, without anything random.
+It has no batch norm and, as Keras builds it, nothing random.
 """
 import keras
 

@@ -22,7 +22,7 @@ def body(input_shape):
         input_shape: (H, W, 3); its last feature map is flattened, so that H and W are fixed.
 
     Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'block6': [B, H/32, W/32, 128] (rounded up),
-        'model_output': that, flattened}.
+        'model_output': the same, flattened}.
 
     Raises:
         InputError: no fixed size.
@@ -42,7 +42,7 @@ def body(input_shape):
 
 
 def _block(net, name, channels_in, channels_inside, channels_out):
-    """A bottleneck with activations in front of its convolutions (*Identity Mappings*, arXiv 1603.05027)."""
+    """Apply a bottleneck with activations before its convolutions (*Identity Mappings*, arXiv 1603.05027)."""
     shortcut = net
     net = _bn_relu(net, f'{name}.conv1')
     if channels_in != channels_out:
@@ -54,7 +54,7 @@ def _block(net, name, channels_in, channels_inside, channels_out):
 
 
 def _bn_relu(net, name):
-    """Batch norm and leaky ReLU in front of the convolution `name`."""
+    """Apply batch norm and leaky ReLU before the convolution `name`."""
     return keras.layers.LeakyReLU(0.3)(BatchNorm(name=f'{name}.BatchNorm')(net))
 
 

@@ -5,6 +5,8 @@ from nets import _osnet, _torch_weights
 
 WEIGHTS = "torchreid's osnet_x0_25 as .safetensors"
 PUBLISHED = _torch_weights
+CHANNELS = (16, 64, 96, 128)
+SIGNATURES = _osnet.signatures(CHANNELS)
 STAGES = _osnet.STAGES
 
-body = functools.partial(_osnet.body, name='osnet_x0_25', channels=(16, 64, 96, 128))
+body = functools.partial(_osnet.body, name='osnet_x0_25', channels=CHANNELS)

@@ -5,6 +5,8 @@ from nets import _osnet, _torch_weights
 
 WEIGHTS = "torchreid's osnet_x1_0 as .safetensors"
 PUBLISHED = _torch_weights
+CHANNELS = (64, 256, 384, 512)
+SIGNATURES = _osnet.signatures(CHANNELS)
 STAGES = _osnet.STAGES
 
-body = functools.partial(_osnet.body, name='osnet_x1_0', channels=(64, 256, 384, 512))
+body = functools.partial(_osnet.body, name='osnet_x1_0', channels=CHANNELS)

@@ -1,6 +1,7 @@
 """ResNet-50 with mid-level features (Yu et al., The Devil is in the Middle, arXiv 1711.08106), as in deep-person-reid.
 
-The averages of the last stage's first two blocks are fused by a dense layer, and stand beside those of its last block.
+The averages of the last stage's first two blocks are fused by a dense layer, and concatenated with the average of its last
+block.
 """
 import keras
 

@@ -18,7 +18,7 @@ def body(input_shape):
     images = keras.Input(input_shape, name='images')
     net = keras.ops.flip(images, axis=-1) - keras.ops.array(BGR_MEAN)
     net = _resnet.conv_bn(net, 'trinet.conv1', 64, 7, 2, use_bias=True)
-    # Caffe's "ceil mode". Zeros are no maximum behind a ReLU.
+    # Caffe's "ceil mode". Zeros are no maximum after a ReLU.
     net = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))(net)
     net = keras.layers.MaxPooling2D(3, 2)(net)
     endpoints = {}

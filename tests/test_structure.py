@@ -11,8 +11,9 @@ from conftest import ROOT
 from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'compare', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search',
-            'cluster'}
-PLUGINS = ('nets', 'heads', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances', 'layouts')
+            'cluster', 'import_model'}
+PLUGINS = ('nets', 'heads', 'origins', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances',
+           'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
           'signals', 'startup', 'dask_cluster', 'pictures'}
 # Each level imports from itself and from the levels before it. Other names are folders of tripletreid/.
@@ -21,7 +22,9 @@ LEVELS = [GROUND,
            'input_pipeline'}, {'evaluation'}, {'clustering', 'experiment'}, {'modeling'},
           {'training', 'visualization', 'search'}]
 # In addition to the ground: parts of losses, layers for training, the random numbers of the seed.
-ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth'},
+ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth',
+                               'tripletreid.modeling.torch_names'},
+                      'origins': set(),
                       'heads': {'tripletreid.modeling.batch_norm'},
                       'losses': {'loss', 'tripletreid.distribute.collectives'},
                       'objectives': {'loss', 'tripletreid.input_pipeline.sampling'}, 'classifiers': set(),

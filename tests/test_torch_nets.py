@@ -6,88 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.lib.stride_tricks import sliding_window_view
-from safetensors.numpy import save_file
 
-import freeze
 from _matrix import torch_body
-from nets import _torch_resnet, _torch_weights
+from _published_torch import INSTANCE_NORMS, light_convs, osnet_shapes, random_weights, resnet_shapes, saved, transition
+from nets import _osnet, _torch_resnet, _torch_weights
 from tripletreid import plugins
 from tripletreid.errors import InputError
-from tripletreid.modeling import exports, model, pretrained, recompute, weight_files
+from tripletreid.modeling import export_module, exports, model, published, recompute, weight_files
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
-# The layouts, {name: shape}.
-
-def conv_shapes(name, inputs, outputs, size=1):
-    return {f'{name}.weight': (outputs, inputs, size, size)}
-
-
-def norm_shapes(name, channels):
-    return {f'{name}.{kind}': (channels,) for kind in ('weight', 'bias', 'running_mean', 'running_var')} | {
-        f'{name}.num_batches_tracked': ()}
-
-
-def osnet_shapes(channels):
-    """torchreid's, with the last dense layer and the classifier."""
-    def conv_bn(name, inputs, outputs, size=1):
-        return conv_shapes(f'{name}.conv', inputs, outputs, size) | norm_shapes(f'{name}.bn', outputs)
-
-    shapes, before = conv_bn('conv1', 3, channels[0], 7), channels[0]
-    for stage, width in zip((2, 3, 4), channels[1:]):
-        for number in (0, 1):
-            block, inside = f'conv{stage}.{number}', width // 4
-            shapes |= conv_bn(f'{block}.conv1', before, inside) | conv_bn(f'{block}.conv3', inside, width)
-            for name in ('a', 'b.0', 'b.1', 'c.0', 'c.1', 'c.2', 'd.0', 'd.1', 'd.2', 'd.3'):
-                light = f'{block}.conv2{name}'
-                shapes |= conv_shapes(f'{light}.conv1', inside, inside) | conv_shapes(f'{light}.conv2', 1, inside, 3)
-                shapes |= norm_shapes(f'{light}.bn', inside)
-            for name, ends in (('fc1', (inside, inside // 16)), ('fc2', (inside // 16, inside))):
-                shapes |= conv_shapes(f'{block}.gate.{name}', *ends) | {f'{block}.gate.{name}.bias': ends[1:]}
-            if number == 0:
-                shapes |= conv_bn(f'{block}.downsample', before, width)
-            before = width
-        shapes |= conv_bn(f'conv{stage}.2.0', width, width) if stage < 4 else {}
-    shapes |= conv_bn('conv5', width, width) | {'fc.0.weight': (8, width), 'fc.0.bias': (8,), **norm_shapes('fc.1', 8)}
-    return shapes | {'classifier.weight': (5, 8), 'classifier.bias': (5,)}
-
-
-def resnet_shapes(instance_norm, unit_counts):
-    """Return the shapes of torchvision's ResNet, or of the IBN-Net authors' one, with the classifier."""
-    shapes, before = conv_shapes('conv1', 3, 64, 7) | norm_shapes('bn1', 64), 64
-    for stage, units in enumerate(unit_counts, start=1):
-        inside = 32 * 2 ** stage
-        for number in range(units):
-            unit = f'layer{stage}.{number}'
-            shapes |= conv_shapes(f'{unit}.conv1', before, inside) | conv_shapes(f'{unit}.conv2', inside, inside, 3)
-            shapes |= conv_shapes(f'{unit}.conv3', inside, 4 * inside) | norm_shapes(f'{unit}.bn2', inside)
-            shapes |= norm_shapes(f'{unit}.bn3', 4 * inside)
-            if instance_norm and stage < 4:
-                shapes |= {f'{unit}.bn1.IN.weight': (inside // 2,), f'{unit}.bn1.IN.bias': (inside // 2,)}
-                shapes |= norm_shapes(f'{unit}.bn1.BN', inside // 2)
-            else:
-                shapes |= norm_shapes(f'{unit}.bn1', inside)
-            if number == 0:
-                shapes |= conv_shapes(f'{unit}.downsample.0', before, 4 * inside)
-                shapes |= norm_shapes(f'{unit}.downsample.1', 4 * inside)
-            before = 4 * inside
-    return shapes | {'fc.weight': (5, before), 'fc.bias': (5,)}
-
-
-def random_weights(shapes):
-    random, weights = np.random.default_rng(0), {}
-    for name, shape in shapes.items():
-        values = random.standard_normal(shape, np.float32)
-        if len(shape) > 1:
-            weights[name] = values * np.float32(np.prod(shape[1:]) ** -0.5)
-        elif name.endswith('running_var'):
-            weights[name] = np.float32(0.5) + abs(values)
-        elif name.endswith('num_batches_tracked'):
-            weights[name] = np.array(7)
-        else:
-            weights[name] = np.float32(name.endswith('weight')) + np.float32(0.2) * values
-    return weights
 
 
 # The forward pass: [B, C, H, W] float64, as in PyTorch.
@@ -112,20 +39,23 @@ def norm(weights, name, images):
         return scaled(name, images, *(weights[f'{name}.{kind}'].astype(np.float64)[:, None, None]
                                       for kind in ('running_mean', 'running_var')))
 
-    if f'{name}.IN.weight' not in weights:
-        return batch_norm(name, images)
-    first, second = np.split(images, 2, axis=1)
-    mean = first.mean(axis=(2, 3), keepdims=True)
-    first = scaled(f'{name}.IN', first, mean, ((first - mean) ** 2).mean(axis=(2, 3), keepdims=True))
-    return np.concatenate([first, batch_norm(f'{name}.BN', second)], axis=1)
+    def instance_norm(name, images):
+        mean = images.mean(axis=(2, 3), keepdims=True)
+        return scaled(name, images, mean, ((images - mean) ** 2).mean(axis=(2, 3), keepdims=True))
+
+    if f'{name}.IN.weight' in weights:
+        first, second = np.split(images, 2, axis=1)
+        return np.concatenate([instance_norm(f'{name}.IN', first), batch_norm(f'{name}.BN', second)], axis=1)
+    return (batch_norm if f'{name}.running_mean' in weights else instance_norm)(name, images)
 
 
 def relu(x):
     return np.maximum(x, 0)
 
 
-def max_pooled(images):
-    images = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+def max_pooled(images, padding=(1, 1)):
+    """PyTorch's maxima of 3×3 in strides of 2; without padding before the first pixel, in its ceil mode."""
+    images = np.pad(images, ((0, 0), (0, 0), padding, padding), constant_values=-np.inf)
     return sliding_window_view(images, (3, 3), axis=(2, 3))[:, :, ::2, ::2].max(axis=(4, 5))
 
 
@@ -133,11 +63,11 @@ def prepared(images):
     return ((images.astype(np.float64) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
 
 
-def osnet(weights, images):
+def osnet(weights, images, kind='plain'):
     def conv_bn(name, net, stride=1):
         return norm(weights, f'{name}.bn', conv(weights, f'{name}.conv', net, stride))
 
-    def light(name, net):
+    def light(net, name):
         net = conv(weights, f'{name}.conv2', conv(weights, f'{name}.conv1', net))
         return relu(norm(weights, f'{name}.bn', net))
 
@@ -149,23 +79,26 @@ def osnet(weights, images):
     for stage in (2, 3, 4):
         for block in (f'conv{stage}.0', f'conv{stage}.1'):
             inside = relu(conv_bn(f'{block}.conv1', net))
-            fused = gated(f'{block}.gate', light(f'{block}.conv2a', inside))
-            for letter, length in (('b', 2), ('c', 3), ('d', 4)):
-                stream = functools.reduce(lambda stream, number: light(f'{block}.conv2{letter}.{number}', stream),
-                                          range(length), inside)
-                fused = fused + gated(f'{block}.gate', stream)
-            shortcut = conv_bn(f'{block}.downsample', net) if block.endswith('0') else net
-            net = relu(conv_bn(f'{block}.conv3', fused) + shortcut)
+            fused = sum(gated(f'{block}.gate', functools.reduce(light, stream, inside))
+                        for stream in light_convs(block, kind))
+            has_norm = block in INSTANCE_NORMS[kind]
+            if kind == 'ain' and has_norm:
+                branch = norm(weights, f'{block}.IN', conv(weights, f'{block}.conv3.conv', fused))
+            else:
+                branch = conv_bn(f'{block}.conv3', fused)
+            net = branch + (conv_bn(f'{block}.downsample', net) if block.endswith('0') else net)
+            net = relu(norm(weights, f'{block}.IN', net) if kind == 'ibn' and has_norm else net)
         if stage < 4:
-            net = relu(conv_bn(f'conv{stage}.2.0', net))
+            net = relu(conv_bn(transition(stage, kind), net))
             net = sliding_window_view(net, (2, 2), axis=(2, 3))[:, :, ::2, ::2].mean(axis=(4, 5))
         found[f'conv{stage}'] = net
     return found | {'conv5': relu(conv_bn('conv5', net))}
 
 
-def resnet(weights, images, unit_counts, last_stride):
-    net, found = relu(norm(weights, 'bn1', conv(weights, 'conv1', prepared(images), 2))), {}
-    net = max_pooled(net)
+def resnet(weights, images, unit_counts, last_stride, stem='torchvision'):
+    net, found = norm(weights, 'bn1', conv(weights, 'conv1', prepared(images), 2)), {}
+    net = net if stem == 'strong_baseline' else relu(net)
+    net = max_pooled(net, (0, 1) if stem == 'fast_reid' else (1, 1))
     for stage, units in enumerate(unit_counts, start=1):
         for number in range(units):
             unit, stride = f'layer{stage}.{number}', (1, 2, 2, last_stride)[stage - 1] if number == 0 else 1
@@ -181,14 +114,9 @@ def resnet(weights, images, unit_counts, last_stride):
 
 # The tests.
 
-def saved(path, weights, prefix=''):
-    save_file({prefix + name: np.ascontiguousarray(array) for name, array in weights.items()}, path)
-    return str(path)
-
-
 def loaded(path, body):
     """Load a file into a body. Returns the names of its other contents."""
-    return pretrained.load_published(path, model.named_variables(body), _torch_weights)
+    return published.load(path, model.named_variables(body), _torch_weights)
 
 
 def check(body, forward, *sizes):
@@ -209,6 +137,15 @@ def small_osnet():
     return plugins.load('nets', 'osnet_x0_25').body((None, None, 3))
 
 
+@pytest.mark.parametrize('kind', ['ibn', 'ain'])
+def test_osnet_with_instance_norm(kind, tmp_path):
+    weights = random_weights(osnet_shapes((16, 64, 64, 64), kind))
+    norms = {'ibn': _osnet.IBN, 'ain': _osnet.AIN}[kind]
+    body = _osnet.body((None, None, 3), name='small', channels=(16, 64, 64, 64), norms=norms)
+    loaded(saved(tmp_path / 'a.safetensors', weights), body)
+    check(body, functools.partial(osnet, weights, kind=kind), (65, 37))
+
+
 def test_osnet(small_osnet, tmp_path):
     weights = random_weights(osnet_shapes((16, 64, 96, 128)))
     others = loaded(saved(tmp_path / 'a.safetensors', weights, 'module.'), small_osnet)
@@ -218,16 +155,18 @@ def test_osnet(small_osnet, tmp_path):
     check(small_osnet, functools.partial(osnet, weights), (64, 32), (65, 37))
 
 
-@pytest.mark.parametrize('instance_norm, last_stride, prefix, size',
-                         [(False, 2, '', (64, 32)), (True, 1, 'base.', (65, 37))])
-def test_resnet(instance_norm, last_stride, prefix, size, tmp_path):
+@pytest.mark.parametrize('instance_norm, last_stride, stem, prefix, size',
+                         [(False, 2, 'torchvision', '', (64, 32)), (True, 1, 'torchvision', 'base.', (65, 37)),
+                          (False, 1, 'fast_reid', 'backbone.', (64, 34)),
+                          (False, 1, 'strong_baseline', 'module.base.', (33, 64))])
+def test_resnet(instance_norm, last_stride, stem, prefix, size, tmp_path):
     unit_counts = (2, 1, 1, 1)
     weights = random_weights(resnet_shapes(instance_norm, unit_counts))
-    body = _torch_resnet.body((None, None, 3), last_stride, name='small', instance_norm=instance_norm,
+    body = _torch_resnet.body((None, None, 3), last_stride, stem=stem, name='small', instance_norm=instance_norm,
                               unit_counts=unit_counts)
     path = saved(tmp_path / 'a.safetensors', weights, prefix)
     assert loaded(path, body) == [f'{prefix}fc.bias', f'{prefix}fc.weight']
-    check(body, functools.partial(resnet, weights, unit_counts=unit_counts, last_stride=last_stride), size)
+    check(body, functools.partial(resnet, weights, unit_counts=unit_counts, last_stride=last_stride, stem=stem), size)
 
 
 def test_weights_that_do_not_fit(small_osnet, tmp_path):
@@ -237,10 +176,9 @@ def test_weights_that_do_not_fit(small_osnet, tmp_path):
             loaded(path, small_osnet)
 
     good = osnet_shapes((16, 64, 96, 128))
-    refused(osnet_shapes((64, 256, 384, 512)),
-            r'no way to make osnet_x0_25/conv1/conv/weights \(7, 7, 3, 16\) of conv1.conv.weight \(64, 3, 7, 7\), .* more')
+    refused(osnet_shapes((64, 256, 384, 512)), 'is not a file of this net but of osnet_x1_0: choose --model_name osnet_x1_0')
     refused(resnet_shapes(True, (1, 1, 1, 1)), r'lacks conv1.bn.bias, .* and it holds bn1.bias \(64,\)')
-    refused({**good, 'conv2.0.IN.weight': (64,)}, r'holds conv2.0.IN.weight \(64,\), which this net has not')
+    refused({**good, 'conv2.0.IN.weight': (64,)}, r'holds conv2.0.IN.weight \(64,\), which this net does not have')
     refused({**good, 'conv2.0.gate.fc1.weight': (1, 16, 3, 3)}, r'fc1/weights \(16, 1\) of .* \(1, 16, 3, 3\)')
     refused({name: shape for name, shape in good.items() if 'gate.fc2' not in name},
             'lacks conv2.0.gate.fc2.bias, .* and 9 more')
@@ -249,7 +187,7 @@ def test_weights_that_do_not_fit(small_osnet, tmp_path):
 def test_options_of_files(tmp_path):
     path = saved(tmp_path / 'a.safetensors', {'conv1.weight': np.zeros((64, 3, 7, 7), np.float32)})
     for name in ('osnet_x1_0', 'osnet_x0_25', 'resnet50_ibn', 'resnet50_torch'):
-        assert pretrained.published_options(name, path) == {'pixels': 'imagenet'}
+        assert published.options(name, path) == {'pixels': 'imagenet'}
     assert weight_files.shapes(path) == {'conv1.weight': (64, 3, 7, 7)}
     images = tf.constant(np.linspace(0, 255, 12, dtype=np.float32).reshape(1, 2, 2, 3))
     bodies = {pixels: model.without_values(plugins.load('nets', 'resnet50_torch').body, (2, 2, 3), pixels=pixels)
@@ -321,7 +259,7 @@ def test_exports(tmp_path):
         variable.assign(random.uniform(0.5, 1.5, variable.shape) if is_scale else random.normal(0, 0.2, variable.shape))
     images = random.uniform(0, 255, (3, 17, 11, 3)).astype(np.float32)
     expected = network(images, training=False)['emb'].numpy()
-    module = freeze.embedder(network, (17, 11), freeze.make_parser().parse_args([]))
+    module = export_module.embedder(network, (17, 11))
     for ending in ('', '.tflite', '.onnx'):
         with exports.written(str(tmp_path / f'net{ending}'), module) as export:
             np.testing.assert_allclose(export.embed(images), expected, atol=1e-4, err_msg=ending)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import freeze
 from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weights, torch_arrays, written
 from nets import _pooling, _published, _vit, _vit_weights
 from tripletreid import plugins
 from tripletreid.errors import InputError
 from tripletreid.experiment import checkpoints
-from tripletreid.modeling import exports, model, pretrained, recompute, weight_files
+from tripletreid.modeling import export_module, exports, model, pretrained, published, recompute, weight_files
 from tripletreid.modeling.stochastic_depth import Step, StochasticDepth
 
 tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
@@ -103,10 +102,10 @@ def naively_resized(grid, height, width):
 
 def loaded(path, input_shape, **options):
     """Return a tiny transformer with the weights of a file: (body, options of the file, names of its other contents)."""
-    file_options = _vit_weights.options(weight_files.shapes(path)) | options
+    file_options = published.options('vit_s16', path) | options
     layer_scale = any('ls1' in name for name in weight_files.shapes(path))
     body = tiny(input_shape, layer_scale=layer_scale, **file_options)
-    return body, file_options, pretrained.load_published(path, model.named_variables(body), _vit_weights)
+    return body, file_options, published.load(path, model.named_variables(body), _vit_weights)
 
 
 OTHERS_IN_TORCH = {'head.weight': np.zeros((2, WIDTH), np.float32), 'mask_token': np.zeros((1, 1, WIDTH), np.float32)}
@@ -163,7 +162,8 @@ def test_options_of_files():
     for case, (kind, file, layout, _, _, _) in CASES.items():
         lay_out = jax_arrays if file.endswith('.npz') else torch_arrays
         held = {name: array.shape for name, array in lay_out(random_weights(**kind), **layout).items()}
-        file_options[case] = ' '.join(f'{name}={value}' for name, value in _vit_weights.options(held).items())
+        options = _vit_weights.options(held, layout.get('prefix', ''))
+        file_options[case] = ' '.join(f'{name}={value}' for name, value in options.items())
     jax_options, torch_options = 'registers=0 gelu=tanh pixels=half', 'gelu=exact pixels=imagenet'
     assert file_options['augreg, square'] == file_options['of 2020, resampled, odd size'] == f'class_token=yes {jax_options}'
     assert file_options['SigLIP, stacked'] == f'class_token=no {jax_options} pooling=map'
@@ -242,7 +242,7 @@ def test_weights_that_do_not_fit(tmp_path):
     cases = {
         'wider': (wider, {}, r'no way to make .*tiny/block_1/fc1/biases \(64,\) of blocks.0.mlp.fc1.bias \(128,\)'),
         'patch': (wrong_patch, {}, r'tiny/patches/weights \(4, 4, 3, 16\) of patch_embed.proj.weight \(16, 3, 5, 5\)'),
-        'deeper': (good | block, {}, r'holds blocks.2.attn.proj.bias \(16,\), .* and 9 more, which this net has not'),
+        'deeper': (good | block, {}, r'holds blocks.2.attn.proj.bias \(16,\), .* and 9 more, which this net does not have'),
         'shallower': ({name: array for name, array in good.items() if 'blocks.1' not in name}, {},
                       'lacks blocks.1.attn.proj.bias, .* and 9 more'),
         'no head': (good, {'pooling': 'map', 'class_token': 'yes'}, 'lacks attn_pool.kv.bias, '),
@@ -329,7 +329,7 @@ def test_exports(tmp_path, monkeypatch):
         variable.assign(variable + random.normal(0, 0.3, variable.shape))
     images = random.uniform(0, 255, (3, 16, 11, 3)).astype(np.float32)
     expected = network(images, training=False)['emb'].numpy()
-    module = freeze.embedder(network, (16, 11), freeze.make_parser().parse_args([]))
+    module = export_module.embedder(network, (16, 11))
     for ending in ('', '.tflite', '.onnx'):
         with exports.written(str(tmp_path / f'net{ending}'), module) as export:
             np.testing.assert_allclose(export.embed(images), expected, atol=1e-4, err_msg=ending)

@@ -68,6 +68,16 @@ def _as_flag(name, value, is_switch, refuse):
     return [f'--{name}={value}']
 
 
+def is_imported(args):
+    """Return whether an experiment root holds imported weights that were never trained in it, from its arguments."""
+    return args.train_set is None and args.initial_checkpoint is not None
+
+
+def import_note(args):
+    """Return the note that a root holds imported weights, in parentheses after its name; '' for a trained one."""
+    return f' (weights imported from {args.initial_checkpoint}, never trained here)' if is_imported(args) else ''
+
+
 def as_stored(args):
     """Return the arguments as args.json stores them, a dict."""
     return {name: value[0] if name in LIST_ARGS and value and len(value) == 1 else value

@@ -142,6 +142,8 @@ def newest_first(root):
 
 def of_root(root, name=None):
     """The checkpoint of an experiment root that has a name, as `find` takes it; None: the newest one, by `newest_first`."""
+    if name == '':
+        raise InputError('--checkpoint is empty: name a checkpoint of the experiment root, or leave it for the newest.')
     return newest_first(root)[0] if name is None else find(os.path.join(root, name))
 
 

@@ -1,7 +1,9 @@
-"""Merge the command line of a resumed run with its args.json."""
+"""Merge the command line of a run with the args.json of the run that it resumes, or whose model it starts with."""
+import os
+
 from tripletreid.errors import InputError
-from tripletreid.experiment.arguments import FILE, load
-from tripletreid.experiment.train_flags import CHECKPOINT_ARGS, LAUNCH_ARGS, MACHINE_ARGS
+from tripletreid.experiment.arguments import FILE, is_imported, load
+from tripletreid.experiment.train_flags import CHECKPOINT_ARGS, LAUNCH_ARGS, MACHINE_ARGS, MODEL_ARGS, pre_crop
 
 
 def merge_with_stored(args, given):
@@ -14,6 +16,11 @@ def merge_with_stored(args, given):
     Returns: (args, notices): the stored arguments, completed from the command line; and sentences for the user.
     """
     merged, stored = load(args.experiment_root)
+    if is_imported(merged):
+        root = args.experiment_root
+        raise InputError(f'{root} holds the imported weights {merged.initial_checkpoint}, which were never trained here, so '
+                         f'there is no run to resume. Start a run from them in another root: --initial_checkpoint {root} '
+                         f'--initial_head, with --train_set and --image_root.')
     notices, defaults_used = [], []
     for name, value in vars(args).items():
         if name in LAUNCH_ARGS:
@@ -51,3 +58,27 @@ def _sentence_of_longer_run(args, iterations):
         sentence += (f' The decay of its learning rate, from iteration {args.decay_start_iteration} to the end, is '
                      f'stretched, so it differs from the decay of a run that had {iterations} iterations from the start.')
     return sentence
+
+
+def take_model(args, given):
+    """Set the flags of the model that are not given to the flags of the run that --initial_checkpoint names, if it is one.
+
+    Args:
+        args: arguments of a new run with --initial_head; changed.
+        given: names of the arguments that the command line sets.
+
+    Returns: notices, a list of sentences.
+    """
+    path = args.initial_checkpoint
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    if not os.path.isfile(os.path.join(folder, FILE)):
+        return []
+    trained, _ = load(folder)
+    taken = [name for name in MODEL_ARGS if name not in given and getattr(args, name) != getattr(trained, name)]
+    for name in taken:
+        setattr(args, name, getattr(trained, name))
+    for side in ('height', 'width'):
+        if f'net_input_{side}' in taken and f'pre_crop_{side}' not in given:
+            setattr(args, f'pre_crop_{side}', pre_crop(getattr(args, f'net_input_{side}')))
+    flags = ', '.join(f'--{name} {getattr(args, name)}' for name in taken)
+    return [f'As {folder} was trained: {flags}.'] if taken else []

@@ -22,12 +22,17 @@ SILENCE_OF_THE_DEAD = 1800  # seconds
 
 def create(root):
     """Make the folder of a new experiment. Raises InputError when it holds anything already."""
+    check_new(root)
+    os.makedirs(root, exist_ok=True)
+
+
+def check_new(root):
+    """Raise InputError if a new experiment cannot be made in a folder, because it holds anything already."""
     if os.path.exists(root) and not os.path.isdir(root):
         raise InputError(f'The experiment root {root} is a file.')
     # A lock and half an args.json are what a run leaves that was killed before it had written that.
     if os.path.isdir(root) and not set(os.listdir(root)) <= {LOCK_FILE, *left_unfinished(root, arguments.FILE)}:
         raise InputError(f'The experiment root {root} is not empty. To continue that run add --resume.')
-    os.makedirs(root, exist_ok=True)
 
 
 @contextlib.contextmanager

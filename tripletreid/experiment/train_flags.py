@@ -91,7 +91,9 @@ def make_parser():
     add('--model_name', default='resnet_v1_50', choices=plugins.choices('nets'), help='network, a file of nets/ '
         '(default: %(default)s)')
     add('--initial_checkpoint', metavar='FILE', help='pre-trained weights of the body of the net, without which large nets '
-        'learn slowly')
+        'learn slowly; an experiment root, or a file (see docs/nets_and_weights.md)')
+    add('--initial_head', action='store_true', needs='--initial_checkpoint', help='also start with the head of the initial '
+        'checkpoint; if that is an experiment root, its net, head, image size and pixels are the defaults')
     add('--net_input_height', type=side, default=256, metavar='H', help='height of the images that enter the net '
         '(default: %(default)s)')
     add('--net_input_width', type=side, default=128, metavar='W', help='width of the images that enter the net '
@@ -282,9 +284,17 @@ def add_net_options(add):
     add('--pixels', choices=('imagenet', 'half'), help='scaling of pixels, for nets that leave it open: mean 0 and variance '
         '1 over ImageNet, or -1 to 1 (default: as the initial checkpoint needs; else half for transformers, imagenet for '
         'others)')
+    add('--stem', choices=('torchvision', 'fast_reid', 'strong_baseline'), help='first layers of the ResNets of PyTorch, as '
+        'the code base of their weights has them (default: as the initial checkpoint needs; else torchvision)')
 
 
-NET_OPTIONS = ('last_stride', 'pooling', 'patch_stride', 'drop_path', 'class_token', 'registers', 'gelu', 'pixels')
+NET_OPTIONS = ('last_stride', 'pooling', 'patch_stride', 'drop_path', 'class_token', 'registers', 'gelu', 'pixels',
+               'stem')
+
+
+# The flags that define a model and its images.
+MODEL_ARGS = ('model_name', 'head_name', 'embedding_dim', 'net_input_height', 'net_input_width', 'resize', 'jpeg',
+              *NET_OPTIONS)
 
 
 def net_options(args):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 class BatchNorm(keras.layers.Layer):
-    """Normalises the channels (last axis) of [B, H, W, C] or [B, C]; scale and offset are learned.
+    """Batch norm of the channels (last axis) of [B, H, W, C] or [B, C]; scale and offset are learned.
 
     With `offset=False` the offset stays 0.
 
@@ -24,8 +24,8 @@ class BatchNorm(keras.layers.Layer):
         learned = {'shape': shape, 'dtype': 'float32', 'autocast': False}
         self.gamma = self.add_weight(name='gamma', initializer='ones', **learned)
         self.beta = self.add_weight(name='beta', initializer='zeros', **{**learned, 'trainable': self.offset})
-        # Each replica of a distribution strategy keeps the statistics of its own images, without talking to the
-        # others at every step; who reads them from outside (a checkpoint) gets their mean.
+        # Each replica of a distribution strategy keeps the statistics of its own images, without communication
+        # at every step; a checkpoint gets their mean.
         moving = {**learned, 'trainable': False, 'synchronization': 'on_read', 'aggregation': 'mean'}
         self.moving_mean = keras.Variable(name='moving_mean', initializer='zeros', **moving)
         self.moving_variance = keras.Variable(name='moving_variance', initializer='ones', **moving)
@@ -51,9 +51,9 @@ class BatchNorm(keras.layers.Layer):
 
 
 def with_fused_batch_norm(network):
-    """A copy of a Keras model, from the same input tensors, with this layer in place of each of Keras's own.
+    """Copy a Keras model, from the same input tensors, with this layer in place of Keras's own.
 
-    Variables have the same names. New are the momentum, 0.9 as everywhere here, and what is said of it above.
+    Variables have the same names. The momentum is 0.9, as everywhere here, and moving variances are unbiased.
     """
     def copy(layer):
         if type(layer) is keras.layers.BatchNormalization:
@@ -61,13 +61,13 @@ def with_fused_batch_norm(network):
         return layer.from_config(layer.get_config())
 
     def call(layer, *inputs, **options):
-        return layer(*inputs) if type(layer) is BatchNorm else layer(*inputs, **options)  # It knows no mask.
+        return layer(*inputs) if type(layer) is BatchNorm else layer(*inputs, **options)  # It takes no mask.
 
     return keras.models.clone_model(network, network.input, copy, call)
 
 
 def with_keras_batch_norm(network):
-    """The opposite: as Keras would have built it, so that it reads the files of weights that Keras distributes."""
+    """Copy a model with Keras's own layers, so that it reads the files of weights that Keras distributes."""
     def copy(layer):
         if type(layer) is BatchNorm:
             return keras.layers.BatchNormalization(epsilon=layer.epsilon, name=layer.name)

@@ -1,7 +1,8 @@
-"""What a checkpoint holds, and which net and head it fits."""
+"""The content of a checkpoint, and the net and the head that it fits."""
 import inspect
 import math
 import os
+from typing import NamedTuple
 
 import keras
 
@@ -14,13 +15,33 @@ DEFAULT_SIZE = (256, 128)
 OBJECT_GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
 
 
+class NetFit(NamedTuple):
+    """A net that a checkpoint may be of.
+
+    net: a choice of nets/.
+    options: keyword arguments of its `body`.
+    needed: {TF1 name: shape} of its variables.
+    missing: names that the checkpoint lacks.
+    misshapen: names that have other shapes there.
+    heads: {choice of heads/ that fits: embedding dimension}; those that explain the most variables.
+    variables: names of all variables of the net and of these heads.
+    """
+    net: str
+    options: dict
+    needed: dict
+    missing: list
+    misshapen: list
+    heads: dict
+    variables: set
+
+
 def describe(path):
-    """Describe a checkpoint.
+    """Describe a checkpoint in lines of text.
 
     Args:
         path: anything that `checkpoints.find` understands, such as an experiment root or a file of TF-Slim.
 
-    Returns: lines of text, a list: all tensors with their types and shapes first, what they mean last.
+    Returns: lines of text, a list: first all tensors with their types and shapes, then their meaning.
 
     Raises:
         InputError: nothing there, or no checkpoint.
@@ -40,7 +61,7 @@ def describe(path):
         step = checkpoints.read(path, {'global_step': ()})['global_step']
         lines.append(f'step: {step}')
 
-    about_nets, variables = model.without_values(_fitting_nets, held, _trained_with(os.path.dirname(path)))
+    about_nets, variables = model.without_values(_describe_nets, held, _trained_with(os.path.dirname(path)))
     lines += about_nets
     moments = {name for name in variables if f'{name}/Adam' in held and f'{name}/Adam_1' in held}
     momenta = {name for name in variables if f'{name}/Momentum' in held}
@@ -65,8 +86,8 @@ def describe(path):
     return lines
 
 
-def _fitting_nets(held, trained):
-    """The nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
+def _describe_nets(held, trained):
+    """Describe the nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
 
     Args:
         held: {name: shape} of a checkpoint.
@@ -74,35 +95,55 @@ def _fitting_nets(held, trained):
     """
     lines, variables, nearest = [], set(), (0, '')
     for net in plugins.choices('nets'):
-        build = plugins.load('nets', net).body
-        # The one option that many nets have and that shows in variables; a stride has none.
-        is_gem = 'gem/p' in held and 'pooling' in inspect.signature(build).parameters
-        size, options = DEFAULT_SIZE, {'pooling': 'gem'} if is_gem else {}
-        if trained and trained.model_name == net:
-            size, options = (trained.net_input_height, trained.net_input_width), train_flags.net_options(trained)
-        try:
-            body = build((*size, 3), **options)
-        except InputError:  # A transformer is not pooled so.
+        fit = fit_net(net, held, trained)
+        if fit is None:
             continue
-        needed = _shapes(body)
-        missing = [name for name in needed if name not in held]
-        if missing:
-            share = 1 - len(missing) / len(needed)
-            nearest = max(nearest, (share, f'{net} lacks {len(missing)} of {len(needed)}, as {missing[0]}'))
+        if fit.missing:
+            fraction = 1 - len(fit.missing) / len(fit.needed)
+            nearest = max(nearest, (fraction, f'{net} lacks {len(fit.missing)} of {len(fit.needed)}, such as '
+                                              f'{fit.missing[0]}'))
             continue
-        misshapen = [name for name, shape in needed.items() if held[name] != shape]
-        heads, names = _fitting_heads(body, held)
-        variables |= needed.keys() | names
-        lines.append(f'net: {net}{" --pooling gem" if is_gem else ""}, all of its {len(needed)} variables'
-                     + (f' (of another shape: {", ".join(misshapen)})' if misshapen else ''))
+        variables |= fit.variables
+        lines.append(f'net: {net}{" --pooling gem" if fit.options.get("pooling") == "gem" else ""}, all of its '
+                     f'{len(fit.needed)} variables'
+                     + (f' (of another shape: {", ".join(fit.misshapen)})' if fit.misshapen else ''))
+        heads = [f'{head} ({dim} dimensions)' for head, dim in fit.heads.items()]
         lines.append(f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}')
     if not lines:
         lines.append('net: none of nets/' + (f'; the nearest, {nearest[1]}' if nearest[0] else ''))
     return lines, variables
 
 
+def fit_net(net, held, trained=None, size=DEFAULT_SIZE):
+    """Compare a net with a checkpoint. Call it through `model.without_values`.
+
+    Args:
+        net: a choice of nets/.
+        held: {name: shape} of the checkpoint.
+        trained: arguments of its training, as far as known, or None.
+        size: (height, width) of the images, unless the training's is known.
+
+    Returns: `NetFit`, or None where the net cannot be built.
+    """
+    build = plugins.load('nets', net).body
+    # The one option that many nets have and that shows in variables; a stride has none.
+    is_gem = 'gem/p' in held and 'pooling' in inspect.signature(build).parameters
+    options = {'pooling': 'gem'} if is_gem else {}
+    if trained and trained.model_name == net:
+        size, options = (trained.net_input_height, trained.net_input_width), train_flags.net_options(trained)
+    try:
+        body = build((*size, 3), **options)
+    except InputError:  # A transformer has no such pooling.
+        return None
+    needed = _shapes(body)
+    missing = [name for name in needed if name not in held]
+    misshapen = [name for name, shape in needed.items() if name in held and held[name] != shape]
+    heads, names = ({}, set()) if missing else _fitting_heads(body, held)
+    return NetFit(net, options, needed, missing, misshapen, heads, needed.keys() | names)
+
+
 def _trained_with(root):
-    """The arguments of the args.json beside a checkpoint, or None if there is none."""
+    """Return the arguments of the args.json next to a checkpoint, or None if there is none."""
     try:
         return arguments.load(root or '.')[0]
     except InputError:
@@ -114,19 +155,19 @@ def _shapes(network):
 
 
 def _fitting_heads(body, held):
-    """The heads whose variables are held, with their shapes: (descriptions, names of their variables).
+    """Find the heads whose variables are held, with their shapes: ({head: dimension}, names of their variables).
 
-    Some heads have less variables than others or none: those count that explain the most.
+    Some heads have fewer variables than others or none: the heads that explain the most count.
     """
     features = body.output['model_output'].shape[-1]
-    embedding_dim = (held.get('emb/weights') or (features,))[-1]
-    of_body, names_of = _shapes(body), {}
+    body_shapes, names_of, dims = _shapes(body), {}, {}
     for head in plugins.choices('heads'):
-        endpoints = plugins.load('heads', head).head(body.output, embedding_dim)
+        dims[head] = next((held[name][-1] for name in ('emb/weights', 'fc/weights') if name in held), features)
+        endpoints = plugins.load('heads', head).head(body.output, dims[head])
         needed = _shapes(keras.Model(body.input, endpoints))
-        own = {name: shape for name, shape in needed.items() if name not in of_body}
+        own = {name: shape for name, shape in needed.items() if name not in body_shapes}
         if all(held.get(name) == shape for name, shape in own.items()):
             names_of[head] = set(own)
     most = max(map(len, names_of.values()), default=0)
-    heads = [head for head, names in names_of.items() if names and len(names) == most]
-    return [f'{head} ({embedding_dim} dimensions)' for head in heads], set().union(*(names_of[head] for head in heads))
+    heads = {head: dims[head] for head, names in names_of.items() if names and len(names) == most}
+    return heads, set().union(*(names_of[head] for head in heads))

@@ -30,8 +30,8 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
         net_options: keyword arguments of the net's `body`.
 
     Returns: keras.Model, images [B, H, W, 3] float32 of RGB 0..255 -> the endpoints, a dict with 'emb_raw' and 'emb',
-        float32 [B, D] both, and what net and head have besides. Its attribute `body` is the keras.Model of the net
-        alone, made of the very same layers.
+        float32 [B, D] both, and further endpoints of net and head. Its attribute `body` is the keras.Model of the net
+        alone, made of the same layers; `head_name` is the argument, `head_variables` are names.
 
     Raises:
         InputError: no such net or head, a net that cannot take this input shape, or does not know an option.
@@ -40,24 +40,26 @@ def build(net_name, head_name, embedding_dim, input_shape, **net_options):
     unknown = [f'--{option}' for option in net_options if option not in inspect.signature(net.body).parameters]
     if unknown:
         raise InputError(f'The net {net_name} has no choice of {" and ".join(unknown)}.')
-    # GPUs since Ampere would round the factors of float32 products to 10 bits. Only who asks for it behind this gets it.
+    # GPUs since Ampere would round the factors of float32 products to 10 bits. Only an explicit later setting turns that on.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     body = net.body(input_shape, **net_options)
     endpoints = plugins.load('heads', head_name).head(body.output, embedding_dim)
     network = keras.Model(body.input, endpoints, name=f'{net_name}_{head_name}')
-    network.body = body
+    network.body, network.head_name = body, head_name
+    body_names = named_variables(body)
+    network.head_variables = [name for name in named_variables(network) if name not in body_names]
     return network
 
 
 def build_for(args, input_size=None):
-    """What `build` returns for the arguments of `train.py`; for images of (height, width) other than trained with."""
+    """Call `build` for the arguments of `train.py`, perhaps for images of another (height, width)."""
     height, width = input_size or (args.net_input_height, args.net_input_width)
     return build(args.model_name, args.head_name, args.embedding_dim, (height, width, 3),
                  **train_flags.net_options(args))
 
 
 def without_values(build, *args, **options):
-    """What a function that builds models returns, with variables of names and shapes but no values: in a tenth of the time.
+    """Call a function that builds models, with variables of names and shapes but no values, in a tenth of the time.
 
     Keras keeps such variables in mind for each thread, and gives them values with the next model that is built in it:
     these are built in one of their own, where `set_precision` of another thread is unheard of.
@@ -78,7 +80,7 @@ def with_endpoints(network, functions):
     if not added:
         return network
     extended = keras.Model(network.input, {**network.output, **added}, name=network.name)
-    extended.body = network.body
+    extended.body, extended.head_name, extended.head_variables = network.body, network.head_name, network.head_variables
     return extended
 
 

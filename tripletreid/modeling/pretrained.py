@@ -1,4 +1,5 @@
-"""Pre-trained weights for the body of a model, from the files that they are published in."""
+"""Weights of a model's body from the files that they are published in, or from another run."""
+import os
 import re
 
 import h5py
@@ -7,13 +8,14 @@ import numpy as np
 
 from tripletreid import plugins
 from tripletreid.errors import InputError
-from tripletreid.experiment import checkpoints
-from tripletreid.modeling import weight_files
+from tripletreid.experiment import arguments, checkpoints, train_flags
+from tripletreid.modeling import published, weight_files
 from tripletreid.modeling.batch_norm import with_keras_batch_norm
 from tripletreid.modeling.model import named_variables
+from tripletreid.modeling.published import listed
 
-# Beside body and head: the classifiers of TF-Slim and of ours (`model.with_classifier`), and TF-Slim's mean pixel.
-KNOWN_BESIDE = re.compile(r'(^|/)(logits|classifier|mean_rgb)(/|$)', re.IGNORECASE)
+# Neither of the body nor of the head: the classifiers of TF-Slim and of `model.with_classifier`, and TF-Slim's mean pixel.
+KNOWN_UNUSED = re.compile(r'(^|/)(logits|classifier|mean_rgb)(/|$)', re.IGNORECASE)
 
 
 def load_body(network, path):
@@ -22,26 +24,27 @@ def load_body(network, path):
     Args:
         network: as `build` returns it.
         path: a checkpoint of this project or of TensorFlow 1 (see `checkpoints.find`), the paper's `.npz`, for the
-            nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top, or for the nets that say
-            in PUBLISHED how to read it a `.npz` or `.safetensors` (see `load_published`).
+            nets of Keras Applications the `.h5` or `.weights.h5` of the net without its top, or for the nets with a
+            PUBLISHED layout a `.npz` or `.safetensors` (see `published`).
 
-    Returns: names of what the file holds beside the body, as of a head, a list; see `unused`.
+    Returns: names of arrays in the file that are not used, such as a head, a list; see `unused`.
 
     Raises:
         InputError: nothing there, weights that do not fit the body, or more of them in its scope than it has.
     """
     body = named_variables(network.body)
-    # The exponent of a pooling is no part of any net that is published.
+    # No published net but fast-reid's has the exponent of a pooling.
     variables = {name: variable for name, variable in body.items() if name != 'gem/p'}
-    layout = published_layout(network.body.name)
+    layout = published.layout_of(network.body.name)
     if layout and path.endswith(weight_files.ENDINGS):
-        return load_published(path, variables, layout)
+        return published.load(path, body, layout, network.body.name)
     if path.endswith('.npz'):
         load_trinet(path, variables)
         return []
     weight_files.refuse_pytorch(path)
     if path.endswith('.safetensors'):
-        raise InputError(f'{path}: the net {network.body.name} takes no weights of this format.')
+        raise InputError(f'{path}: the net {network.body.name} takes no weights of this format. '
+                         f'{published.sentence_of_nets(published.shapes(path))}')
     if path.endswith('.h5'):
         load_keras(path, network.body)
         return []
@@ -49,13 +52,51 @@ def load_body(network, path):
     if 'gem/p' in body and 'gem/p' in checkpoints.open_reader(path).get_variable_to_shape_map():
         variables = body
     scopes = {'gem', *(name.split('/')[0] for name in body)}
-    beside = unused(path, variables)
-    of_body = [name for name in beside if name.split('/')[0] in scopes]
-    if of_body:
-        raise InputError(f'{path} holds {listed(of_body)}, which the net {network.body.name} as it is built here does '
+    others = unused(path, variables)
+    foreign = [name for name in others if name.split('/')[0] in scopes]
+    if foreign:
+        raise InputError(f'{path} holds {listed(foreign)}, which the net {network.body.name} as it is built here does '
                          f'not have: choose --model_name and --pooling as that net was trained with.')
     load_checkpoint(path, variables, layout)
-    return beside
+    return others
+
+
+def load_body_and_head(network, path):
+    """Initialise body and head of a model; the arguments and errors of `load_body`.
+
+    Returns: names of arrays in the file that are not used, a list.
+    """
+    body = named_variables(network.body)
+    head = {name: variable for name, variable in named_variables(network).items() if name in network.head_variables}
+    layout = published.layout_of(network.body.name)
+    if layout and path.endswith(weight_files.ENDINGS):
+        return published.load(path, body, layout, network.body.name, (network.head_name, head))
+    if path.endswith('.npz'):
+        load_trinet(path, {**body, **head})
+        return []
+    others = load_body(network, path)
+    if head and path.endswith('.h5'):
+        raise InputError(f'{path} holds no head {network.head_name}.')
+    if head:
+        checkpoints.load(checkpoints.find(path), head)
+    return [name for name in others if name not in head]
+
+
+def initial_options(args):
+    """Return the options of the net that the initial weights of a new run imply, {option: value}.
+
+    Args:
+        args: train.py's arguments, with an `initial_checkpoint`.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    path = args.initial_checkpoint
+    if os.path.isdir(path) and os.path.isfile(os.path.join(path, arguments.FILE)):
+        trained, _ = arguments.load(path)
+        options = train_flags.net_options(trained) if trained.model_name == args.model_name else {}
+        return {name: value for name, value in options.items() if name != 'drop_path'}
+    return published.options(args.model_name, path)
 
 
 def load_checkpoint(path, variables, layout):
@@ -64,7 +105,7 @@ def load_checkpoint(path, variables, layout):
     Args:
         path: as `checkpoints.find` returns it.
         variables: {TensorFlow 1 name: variable} of a body.
-        layout: see `published_layout`.
+        layout: see `published`, or None.
 
     Raises:
         InputError: as of `checkpoints.read`.
@@ -79,10 +120,11 @@ def load_checkpoint(path, variables, layout):
 
 
 def unused(path, variables):
-    """Names of the variables of layers that a checkpoint holds and a model has not, sorted.
+    """Return the names of layers' variables that a checkpoint holds and a model does not have, sorted.
 
-    Not among them: what is no layer's (global_step, Adam's powers: they have no scope), slots of optimizers and moving
-    averages (…/weights/RMSProp: their scope is a variable itself), and what is known to be beside body and head.
+    Skipped are variables of no layer (global_step, Adam's powers: they have no scope), slots of optimizers and moving
+    averages (…/weights/RMSProp: their scope is a variable itself), and variables that are known to belong to neither body
+    nor head.
 
     Args:
         path: as `checkpoints.find` returns it.
@@ -90,12 +132,7 @@ def unused(path, variables):
     """
     held = checkpoints.open_reader(path).get_variable_to_shape_map()
     return sorted(name for name in held if name not in variables and '/' in name
-                  and name.rpartition('/')[0] not in held and not KNOWN_BESIDE.search(name))
-
-
-def listed(names):
-    """The first of names, and how many more there are: 'a, b, c and 5 more'."""
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if names[3:] else '')
+                  and name.rpartition('/')[0] not in held and not KNOWN_UNUSED.search(name))
 
 
 def load_keras(path, body):
@@ -103,7 +140,7 @@ def load_keras(path, body):
 
     Args:
         path: `.h5` or `.weights.h5` of the net without its top.
-        body: keras.Model of such a net; what it has beside the net of Keras stays as it is.
+        body: keras.Model of such a net; its layers after the net of Keras keep their values.
 
     Raises:
         InputError: an unreadable file, one of another net or with a top, or a body that is no net of Keras.
@@ -115,7 +152,7 @@ def load_keras(path, body):
     try:
         with h5py.File(path) as file:
             file.visititems(lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None)
-        # Keras takes what it needs out of a `.weights.h5`, and does not tell of the rest.
+        # Keras ignores surplus arrays of a `.weights.h5` without an error.
         if len(arrays) == len(own.weights):
             pretrained = with_keras_batch_norm(own)
             pretrained.load_weights(path)
@@ -130,87 +167,12 @@ def load_keras(path, body):
         variable.assign(values[name])
 
 
-def published_layout(net_name):
-    """Where the net of a name says how others publish its weights, or None: the module of nets/ that it calls PUBLISHED.
-
-    Such a module has two functions and a pattern. They see names and shapes only; no array is read before all is known.
-        options(held) -> {option of the net's `body`: value}: what a file tells of it.
-        sources(held, wanted) -> {TF1 name: Source}: of which arrays each of the variables is made.
-        BESIDE: compiled pattern of the names of what may be in a file beside them.
-    Where the net has position embeddings, a grid [h, w, C] for one size of images, it also has
-        POSITIONS: compiled pattern of their TF1 names.
-        resized(grid, height, width) -> the grid for another size.
-    held is {name: shape} of a file, wanted is {TF1 name: shape} of a body.
-    """
-    return getattr(plugins.load('nets', net_name), 'PUBLISHED', None) if net_name in plugins.choices('nets') else None
-
-
-def published_options(net_name, path):
-    """What the weights that others published for a net want of its `body`, {option: value}; of any other file nothing.
-
-    Raises:
-        InputError: a file that cannot be read.
-    """
-    weight_files.refuse_pytorch(path)
-    layout = published_layout(net_name)
-    return layout.options(weight_files.shapes(path)) if layout and path.endswith(weight_files.ENDINGS) else {}
-
-
-def load_published(path, variables, layout):
-    """Assign weights that others published.
-
-    Args:
-        path: `.npz` or `.safetensors`.
-        variables: {TF1 name: variable} of a body.
-        layout: see `published_layout`.
-
-    Returns: names of what the file holds beside the body, a list.
-
-    Raises:
-        InputError: an unreadable file; what a variable needs is missing, of another shape or not finite; or the file
-            holds what is neither needed nor known to be beside it. Nothing is assigned then.
-    """
-    # PyTorch's batch norms count their batches, which nothing reads.
-    held = {name: shape for name, shape in weight_files.shapes(path).items() if not name.endswith('.num_batches_tracked')}
-    sources = layout.sources(held, {name: tuple(variable.shape) for name, variable in variables.items()})
-    needed = {name for source in sources.values() for name in source.names}
-    unknown = {name: held[name] for name in held if name not in needed and not layout.BESIDE.search(name)}
-    missing = [name for name in sorted(needed) if name not in held]
-    problems = ([f'lacks {listed(missing)}'] if missing else []) + (
-        [f'holds {listed(with_shapes(unknown))}, which this net has not'] if unknown else [])
-    if problems:
-        raise InputError(f'{path} does not fit --model_name and its options: it {" and it ".join(problems)}.')
-    arrays, values, misshapen = weight_files.read(path, sorted(needed)), {}, []
-    for name, variable in variables.items():
-        source, shape = sources[name], tuple(variable.shape)
-        try:
-            values[name] = source.convert(shape, *(arrays[each] for each in source.names))
-        except ValueError:  # No way from these shapes to that of the variable.
-            pass
-        if name not in values or values[name].shape != shape:
-            of_file = listed(with_shapes({each: held[each] for each in source.names}))
-            misshapen.append(f'{name} {shape} of {of_file}')
-        elif not np.isfinite(values[name]).all():
-            raise InputError(f'{path}: what becomes {name} is not finite everywhere.')
-    if misshapen:
-        raise InputError(f'{path} does not fit --model_name and its options: there is no way to make '
-                         f'{listed(misshapen)}.')
-    for name, variable in variables.items():
-        variable.assign(values[name])
-    return sorted(name for name in held if name not in needed)
-
-
-def with_shapes(shapes):
-    """{name: shape} as a list of texts."""
-    return [f'{name} {tuple(shape)}' for name, shape in shapes.items()]
-
-
 def load_trinet(path, variables):
     """Assign the weights that the paper's authors released for Theano to variables of the net `trinet`.
 
     Args:
         path: `.npz` with the arrays arr_0, arr_1, … of the net and its head `fc1024`.
-        variables: {TensorFlow 1 name: variable}, e.g. of the net alone; what they do not need is left.
+        variables: {TensorFlow 1 name: variable}, e.g. of the net alone; other arrays are ignored.
 
     Raises:
         InputError: an unreadable file, one array too many or too few, an array of another shape than its variable,
@@ -235,7 +197,7 @@ def load_trinet(path, variables):
                              f'{values[name].shape} where {tuple(variable.shape)} is needed (both as TensorFlow orders '
                              f'the axes).')
         if not np.isfinite(values[name]).all():
-            raise InputError(f'{path}: what becomes {name} is not finite everywhere.')
+            raise InputError(f'{path}: the value of {name} is not finite everywhere.')
     for name, variable in variables.items():
         variable.assign(values[name])
 

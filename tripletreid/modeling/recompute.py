@@ -1,6 +1,6 @@
-"""Activation recomputation (Chen et al., arXiv 1604.06174): what a gradient needs is computed again, and not kept.
+"""Activation recomputation (Chen et al., arXiv 1604.06174): activations for gradients are computed again instead of kept.
 
-A network is cut where a single tensor connects what is before with what is behind, as between the residual units of a
+A network is cut where a single tensor connects its earlier and its later part, as between the residual units of a
 ResNet or the blocks of a transformer. Only these tensors are kept; a part between two of them runs once more when the
 gradient comes to it.
 """
@@ -14,15 +14,15 @@ KERNELS = 3
 
 
 def recomputing(network, names):
-    """A function that computes what a network does in training, but for rounding, and keeps less for the gradients.
+    """Return a function that computes the same as a network in training, except for rounding, and keeps fewer activations.
 
     The random numbers of a part are the same in both runs, and its moving statistics move once. TensorFlow may fuse
-    operations between which nothing is kept, which rounds otherwise: transformers' do, those of ResNets have the same
-    bits on a CPU.
+    operations between which nothing is kept, which rounds differently: in transformers it does; a ResNet's results
+    have the same bits on a CPU.
 
     Args:
         network: as `model.build` or `model.with_endpoints` returns it.
-        names: of those of its endpoints that are needed.
+        names: of the needed endpoints.
 
     Returns: function (images, training=True) -> dict of these endpoints. It belongs inside of a `tf.function`.
 
@@ -35,8 +35,8 @@ def recomputing(network, names):
     places = {name: [id(end) for end in ends].index(id(tensor)) for name, tensor in needed.items()}
     cuts = cuts_of(ends)
     if not cuts:
-        raise InputError(f'--recompute: the net {network.body.name} has no place where one tensor is all that goes on, so '
-                         f'that nothing can be left out. Leave the flag out.')
+        raise InputError(f'--recompute: the net {network.body.name} has no place where a single tensor connects its parts, '
+                         f'so nothing can be recomputed. Remove the flag.')
     parts = [keras.Model(start, end) for start, end in zip([network.input, *cuts], cuts)]
     rest = keras.Model(cuts[-1], ends)
 
@@ -53,7 +53,7 @@ def recomputing(network, names):
 def _run(part, inputs):
     """The output of a model in training, of which nothing is kept for the gradients but the inputs."""
     learned = [variable for variable in part.variables if variable.trainable]
-    # Read before anything moves: what the second run sees as well.
+    # Read before anything changes, so that the second run sees the same values.
     others = [(variable, tf.identity(variable.value)) for variable in part.variables if not variable.trainable]
     moved = []
 
@@ -89,7 +89,7 @@ def cuts_of(ends):
 
 
 def _in_order(ends):
-    """The nodes of the graph from which tensors come, each behind those that it depends on."""
+    """The nodes of the graph from which tensors come, each after the nodes that it depends on."""
     nodes, seen, stack = [], set(), [(tensor, False) for tensor in reversed(ends)]
     while stack:
         tensor, is_computable = stack.pop()

@@ -1,20 +1,20 @@
 """Stochastic depth (Huang et al., arXiv 1603.09382): in training, an image skips a residual branch at random.
 
-What is drawn for an image is a pure function of the run's seed, the step, the branch and the image's place in the batch:
-a resumed run draws the same again, and several devices draw what one would (XLA's generator is another one: a run with
---jit_compile draws other numbers, and always these). The training step says which step it is, and of which images; nothing
-is kept in the network.
+The random number of an image is a pure function of the run's seed, the step, the branch and the image's place in the batch:
+a resumed run draws the same numbers, and several devices draw the same as one (XLA has another generator: a run with
+--jit_compile draws other numbers, but always the same ones). The training step passes its number and the images' places;
+the network stores nothing.
 """
 import threading
 
 import keras
 import tensorflow as tf
 
-_OF_THREAD = threading.local()  # Each replica is traced in a thread of its own.
+_THREAD_STATE = threading.local()  # Each replica is traced in a thread of its own.
 
 
 class Step:
-    """Inside of such a block networks are called, and their gradients taken, for some images of a batch at a step.
+    """Inside such a block, networks are called, and their gradients taken, for some images of a batch at a step.
 
     Attributes:
         seed: of a stateless generator, int32 [2], another one at each step.
@@ -26,10 +26,10 @@ class Step:
         self.seed, self.slots, self.batch_size = seed, slots, batch_size
 
     def __enter__(self):
-        _OF_THREAD.step = self
+        _THREAD_STATE.step = self
 
     def __exit__(self, *_):
-        _OF_THREAD.step = None
+        _THREAD_STATE.step = None
 
 
 class StochasticDepth(keras.layers.Layer):
@@ -37,7 +37,7 @@ class StochasticDepth(keras.layers.Layer):
 
     Args:
         rate: in [0, 1).
-        number: of the branch among those of the network, so that no two of them draw the same.
+        number: of the branch in the network, so that no two branches draw the same numbers.
     """
 
     def __init__(self, rate, number, **kwargs):
@@ -47,11 +47,11 @@ class StochasticDepth(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         """[B, …] -> the same."""
-        of_step = getattr(_OF_THREAD, 'step', None)
-        if not (training and self.trainable and self.rate and of_step):
+        step = getattr(_THREAD_STATE, 'step', None)
+        if not (training and self.trainable and self.rate and step):
             return inputs
-        uniform = tf.random.stateless_uniform([of_step.batch_size], tf.random.fold_in(of_step.seed, self.number))
-        kept = tf.cast(tf.gather(uniform, of_step.slots) >= self.rate, inputs.dtype) / (1 - self.rate)
+        uniform = tf.random.stateless_uniform([step.batch_size], tf.random.fold_in(step.seed, self.number))
+        kept = tf.cast(tf.gather(uniform, step.slots) >= self.rate, inputs.dtype) / (1 - self.rate)
         return inputs * tf.reshape(kept, [-1] + [1] * (len(inputs.shape) - 1))
 
     def compute_output_shape(self, input_shape):

@@ -1,6 +1,7 @@
 """Files of weights as others publish them, `.npz` and `.safetensors`, by name; nothing in them is ever unpickled."""
 import math
 import os
+import re
 import zipfile
 import zlib
 
@@ -10,16 +11,33 @@ from tripletreid.errors import InputError
 
 ENDINGS = ('.npz', '.safetensors')
 MAX_NPZ_BYTES = 4 << 30
-OF_PYTORCH = ('.pth', '.pt', '.pth.tar', '.bin')
+TORCH_ENDING = re.compile(r'(\.(pth|pt|t7|tar|bin|pkl|pickle|ckpt))+(-\d+)?$')
+# The conversion keeps tensors of nested dictionaries under `outer.inner` names, since an importer finds the prefix itself.
+TORCH_LINES = """\
+    import argparse, numpy, safetensors.torch, torch
+    scalar = numpy.float64(0).__reduce__()[0]
+    torch.serialization.add_safe_globals([
+        argparse.Namespace, numpy.dtype, *(type(numpy.dtype(kind)) for kind in 'fdilq'),
+        (scalar, 'numpy.core.multiarray.scalar'), (scalar, 'numpy._core.multiarray.scalar')])
+    def tensors(found, prefix=''):
+        for name, value in found.items():
+            if isinstance(value, torch.Tensor):
+                yield f'{{prefix}}{{name}}', value.clone().contiguous()
+            elif isinstance(value, dict) and 'optim' not in str(name):
+                yield from tensors(value, f'{{prefix}}{{name}}.')
+    found = {loaded}
+    safetensors.torch.save_file(dict(tensors(found)), {target!r})"""
 
 
 def shapes(path):
-    """What a file holds, {name: shape}, by its headers alone.
+    """Return {name: shape} of a file's arrays, from its headers alone.
 
     Raises:
         InputError: no such file, one of PyTorch, a damaged one, or one whose headers promise more than there is.
     """
     refuse_pytorch(path)
+    if not os.path.isfile(path):
+        raise InputError(f'There is no file {path}.')
     if path.endswith('.safetensors'):
         return _read_safetensors(path, 'np', lambda file: {name: tuple(file.get_slice(name).get_shape())
                                                            for name in file.keys()})
@@ -28,7 +46,7 @@ def shapes(path):
 
 
 def read(path, names):
-    """Some arrays of a file, {name: array}, as they are stored; those of 16 bits become float32.
+    """Read some arrays of a file, {name: array}, as they are stored; arrays of 16 bits become float32.
 
     Args:
         path: `.safetensors`, or `.npz` whatever it is called.
@@ -48,17 +66,33 @@ def read(path, names):
 
 
 def refuse_pytorch(path):
-    """Raises InputError for a file of PyTorch's own format, with the lines that turn it into one that is read here."""
-    if path.endswith(OF_PYTORCH):
-        name = os.path.basename(path)
-        target = name.split('.')[0] + '.safetensors'
-        raise InputError(
-            f'{path} is a file of PyTorch, which can run any code when it is opened, so it is not read here. Where PyTorch '
-            f'is, turn it into {target}, the weights being all of it or one of its entries, as teacher or state_dict:\n'
-            f'    import safetensors.torch, torch\n'
-            f"    weights = torch.load('{name}', map_location='cpu', weights_only=True)\n"
-            f"    safetensors.torch.save_file({{name: value.clone().contiguous() for name, value in weights.items()}}, "
-            f"'{target}')")
+    """Raise InputError for a file of PyTorch's own format, with the lines that convert it to `.safetensors`."""
+    content = _torch_content(path)
+    if content is None and not (TORCH_ENDING.search(path) and not path.endswith('.ckpt')):
+        return
+    name = os.path.basename(path)
+    target = TORCH_ENDING.sub('', name) + '.safetensors'
+    loaded = (f"torch.jit.load({name!r}, map_location='cpu').state_dict()" if content == 'TorchScript' else
+              f"torch.load({name!r}, map_location='cpu', weights_only=True)")
+    raise InputError(f'{path} is a file of PyTorch, which can run any code when it is opened, so it is not read here. Where '
+                     f'PyTorch 2.6 or newer is installed, these lines convert it to {target}:\n'
+                     + TORCH_LINES.format(loaded=loaded, target=target))
+
+
+def _torch_content(path):
+    """Return 'TorchScript', 'pickle' or None for the content of a file, without unpickling anything."""
+    if not os.path.isfile(path):
+        return None
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as file:
+                names = [name.partition('/')[2] for name in file.namelist()]
+        except (OSError, zipfile.BadZipFile):
+            return None
+        return 'TorchScript' if 'constants.pkl' in names else 'pickle' if 'data.pkl' in names else None
+    with open(path, 'rb') as file:
+        head = file.read(2)
+    return 'pickle' if head[:1] == b'\x80' and head[1:] in (b'\x02', b'\x03', b'\x04', b'\x05') else None
 
 
 def _read_npz(path, read_from, opened):
@@ -101,6 +135,6 @@ def _read_safetensors(path, framework, read_from):
 
 
 def _without_16_bits(array):
-    if array.dtype == np.dtype('V2'):  # What NumPy stores of JAX's bfloat16.
+    if array.dtype == np.dtype('V2'):  # NumPy's type for JAX's bfloat16.
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array

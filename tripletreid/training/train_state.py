@@ -134,10 +134,11 @@ def restore(state, args, strategy, log):
         restored = checkpoints.load_newest(args.experiment_root, lambda path: identity_rows.load(state, path, log), log)
         log.info('Resuming from %s.', restored)
         return True
-    # 2. Pre-trained weights in the body, fresh ones in the head.
+    # 2. Pre-trained weights in the body, and with --initial_head in the head.
     if args.initial_checkpoint:
-        ignored = pretrained.load_body(state.network, args.initial_checkpoint)
-        log.info('Initialised the body from %s%s.', args.initial_checkpoint,
+        load = pretrained.load_body_and_head if args.initial_head else pretrained.load_body
+        ignored = load(state.network, args.initial_checkpoint)
+        log.info('Initialised %s from %s%s.', 'body and head' if args.initial_head else 'the body', args.initial_checkpoint,
                  f', ignoring its {pretrained.listed(ignored)}' if ignored else '')
     # 3. Fresh weights.
     elif hasattr(plugins.load('nets', args.model_name), 'WEIGHTS'):
