@@ -43,7 +43,7 @@ def load(path):
         import tensorflow as tf
         model = tf.saved_model.load(path)
         taken = model.signatures['serving_default'].structured_input_signature[1]['images']
-        return (lambda images: model.signatures['serving_default'](images=tf.constant(images))['emb'].numpy(),
+        return (lambda images: model.signatures['serving_default'](images=tf.constant(images))['embeddings'].numpy(),
                 taken.shape, taken.dtype.as_numpy_dtype)
     if path.endswith('.tflite'):
         try:
@@ -53,14 +53,14 @@ def load(path):
             Interpreter = tf.lite.Interpreter
         embed = Interpreter(path).get_signature_runner()
         taken = embed.get_input_details()['images']
-        return lambda images: embed(images=images)['emb'], taken['shape_signature'], taken['dtype']
+        return lambda images: embed(images=images)['embeddings'], taken['shape_signature'], taken['dtype']
     if path.endswith('.onnx'):
         import onnxruntime
         session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
         taken = session.get_inputs()[0]
         shape = [side if isinstance(side, int) else None for side in taken.shape]
         dtype = np.uint8 if taken.type == 'tensor(uint8)' else np.float32
-        return lambda images: session.run(['emb'], {'images': images})[0], shape, dtype
+        return lambda images: session.run(['embeddings'], {'images': images})[0], shape, dtype
     raise ValueError('it is neither a SavedModel folder nor a .tflite or .onnx file')
 
 

@@ -196,10 +196,10 @@ def test_an_interrupted_embedding_says_how_it_goes_on(small):
     embed = ['--experiment_root', small / 'run', '--dataset', small / 'train.csv', '--batch_size', 5]
     # Rows are brought to the disk with each batch.
     run = Run('embed.py', *embed, fault=Fault(signal.SIGINT, 'file', 2))
-    assert run.wait() == -signal.SIGINT and 'of 12 rows are kept: go on with --resume.' in run.output, run.output
+    assert run.wait() == -signal.SIGINT and 'of 12 rows are kept: continue with --resume.' in run.output, run.output
     assert 'Traceback' not in run.output
     run = Run('embed.py', *embed, '--resume')
-    assert run.wait() == 0 and 'Going on behind' in run.output, run.output
+    assert run.wait() == 0 and 'Resuming after' in run.output, run.output
 
 
 def test_paths_that_count_from_the_folder_of_the_training(small):

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import types
 
 import h5py
 import keras
@@ -20,7 +21,9 @@ import freeze
 from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
 from nets import _resnet, mobilenet_v1_1_224, resnet_v1_50
+from tripletreid import provenance
 from tripletreid.errors import InputError
+from tripletreid.evaluation import results
 from tripletreid.experiment import checkpoints
 from tripletreid.input_pipeline import images
 from tripletreid.modeling import exports, inference, model
@@ -153,7 +156,7 @@ def test_a_constant_from_outside_stays_inside(ending, tmp_path):
 
     @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 3], tf.float32, name='images')])
     def embed(images):
-        return {'emb': tf.reduce_mean(images, axis=(1, 2)) - mean_pixel}
+        return {'embeddings': tf.reduce_mean(images, axis=(1, 2)) - mean_pixel}
 
     module = tf.Module()
     module.embed = embed
@@ -166,7 +169,7 @@ def test_grouped_convolutions_and_gelu(ending, tmp_path):
     """As in ConvNeXt: the convolution is a function for XLA in Keras, and ONNX lacks an operation of GELU."""
     images = keras.Input((16, 8, 3))
     features = keras.layers.Conv2D(6, 3, groups=3, activation='gelu')(images)
-    network = keras.Model(images, {'emb': keras.layers.GlobalAveragePooling2D()(features)})
+    network = keras.Model(images, {'embeddings': keras.layers.GlobalAveragePooling2D()(features)})
     pixels = np.random.default_rng(0).normal(0, 2, (5, 16, 8, 3)).astype(np.float32)
 
     @tf.function(input_signature=[tf.TensorSpec([None, 16, 8, 3], name='images')], autograph=False)
@@ -177,7 +180,7 @@ def test_grouped_convolutions_and_gelu(ending, tmp_path):
     module.weights, module.embed = [variable.value for variable in network.variables], embed
     export, path = exports.FORMATS[ending], str(tmp_path / f'exported{ending}')
     export.save(module, path)
-    np.testing.assert_allclose(export.load(path).embed(pixels), embed(pixels)['emb'], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(export.load(path).embed(pixels), embed(pixels)['embeddings'], rtol=1e-5, atol=1e-6)
 
 
 def test_the_originals_command_line(folder, plain_exports, monkeypatch, capsys):
@@ -228,9 +231,9 @@ def test_a_checkpoint_by_its_name_is_the_net_that_was_trained(folder, tmp_path, 
         path.unlink()
     with pytest.raises(InputError, match='checkpoint-7 holds gem/p, which .*--pooling'):
         run_freeze(monkeypatch, *alone, '--frozen_model_path', path)
-    with pytest.raises(InputError, match='--pooling avg is not what .*args.json has .gem.'):
+    with pytest.raises(InputError, match='--pooling avg contradicts .*args.json .gem.'):
         run_freeze(monkeypatch, '--checkpoint_name', root / 'checkpoint-7', '--pooling', 'avg')
-    assert left_in(path.parent) == []
+    assert left_in(path.parent) == ['net.tflite.json']  # The card of the removed export.
 
 
 @pytest.mark.parametrize('flags, idle', [
@@ -256,10 +259,10 @@ def test_an_export_that_differs_is_not_kept(folder, plain_exports, ending, tmp_p
     """A folder and a file neither where there is one nor where there is none; each format differs once."""
     right = exports.FORMATS[ending]
 
-    def save_wrong(module, path):
+    def save_wrong(module, path, metadata):
         bias = module.weights[-1]
         bias.assign_add(1e-2 * tf.ones_like(bias))
-        right.save(module, path)
+        right.save(module, path, metadata)
         bias.assign_sub(1e-2 * tf.ones_like(bias))
 
     monkeypatch.setitem(exports.FORMATS, ending, right._replace(save=save_wrong))
@@ -390,7 +393,7 @@ def test_more_bad_input(folder, plain_exports, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
-    def full(module, path):
+    def full(module, path, metadata):
         pathlib.Path(path, 'variables').mkdir()
         raise OSError(28, 'No space left on device', path)
 
@@ -398,3 +401,144 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', tmp_path / 'net')
     assert left_in(tmp_path) == []
+
+
+# The model card.
+
+def card_of(path):
+    return json.loads(pathlib.Path(f'{path}.json').read_text())
+
+
+def test_every_export_has_a_card(folder, plain_exports):
+    for path in plain_exports[0]:
+        card = card_of(path)
+        assert card['input'] == {'name': 'images', 'dtype': 'float32', 'layout': 'nhwc', 'channels': 'RGB',
+                                 'shape': ['batch', 32, 16, 3], 'size': [32, 16], 'pixels': 'rgb255',
+                                 'resized_inside': False, 'resize': 'tf1', 'jpeg': 'fast'}
+        assert card['output'] == {'name': 'embeddings', 'dtype': 'float32', 'dimensions': 6}
+        assert card['metric'] == 'euclidean' and card['model']['model_name'] == 'mnist'
+        assert card['checkpoint']['name'] == 'checkpoint-7' and len(card['checkpoint']['sha256']) == 64
+        assert card['file']['name'] == path.name
+    onnx_file = exports.load(str(folder / 'plain.onnx'))
+    assert json.loads(onnx_file.metadata['model_card']).items() <= card_of(folder / 'plain.onnx').items()
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(folder / 'plain.onnx'), providers=['CPUExecutionProvider'])
+    assert [(each.name, each.shape) for each in session.get_inputs()] == [('images', ['batch', 32, 16, 3])]
+    assert [(each.name, each.shape) for each in session.get_outputs()] == [('embeddings', ['batch', 6])]
+
+
+def test_a_tracker_feeds_crops_in_its_own_way(folder, tmp_path, monkeypatch):
+    """As boxmot's ONNX backend does: RGB / 255, normalised, channels first; names and size come from the session."""
+    import onnxruntime
+    path = tmp_path / 'tracker.onnx'
+    run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', path, '--layout', 'nchw', '--pixels',
+               'imagenet')
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    taken = session.get_inputs()[0]
+    assert taken.shape == ['batch', 3, 32, 16] and taken.type == 'tensor(float)'
+    frame = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)[..., ::-1]  # OpenCV's frames are BGR.
+    crops = []
+    for left, top in ((0, 0), (20, 10)):
+        crop = Image.fromarray(np.ascontiguousarray(frame[top:top + 40, left:left + 20, ::-1])).resize((16, 32))
+        crops.append(((np.float32(crop) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1))
+    batch = np.array(crops, np.float32)
+    found = session.run([session.get_outputs()[0].name], {taken.name: batch})[0]
+    network, _ = inference.from_experiment(str(folder / 'run'))
+    pixels = batch.transpose(0, 2, 3, 1) * np.float32([0.229, 0.224, 0.225]) * 255 + np.float32([0.485, 0.456, 0.406]) * 255
+    np.testing.assert_allclose(found, network(pixels, training=False)['emb'], atol=1e-5)
+    assert card_of(path)['input']['shape'] == ['batch', 3, 32, 16] and card_of(path)['input']['pixels'] == 'imagenet'
+
+
+def embedded(monkeypatch, folder, *arguments):
+    """Rows that embed.py writes, and the parameters that it records."""
+    path = folder / 'rows.h5'
+    monkeypatch.setattr(sys, 'argv', ['embed.py', '--dataset', str(folder / 'images.csv'), '--filename', str(path),
+                                      *map(str, arguments)])
+    embed.main()
+    with h5py.File(path) as file:
+        return file['emb'][:], json.loads(file.attrs['parameters'])
+
+
+def test_rows_of_an_export_are_rows_like_any_other(folder, plain_exports, monkeypatch):
+    expected, _ = embedded(monkeypatch, folder, '--experiment_root', folder / 'run', '--quiet')
+    flipped, _ = embedded(monkeypatch, folder, '--experiment_root', folder / 'run', '--flip_augment', '--aggregator', 'mean')
+    for path in plain_exports[0][:3]:
+        source = ['--exported', path, '--image_root', folder, '--batch_size', 2]
+        rows, parameters = embedded(monkeypatch, folder, *source)
+        np.testing.assert_allclose(rows, expected, atol=1e-5)
+        assert parameters['checkpoint'] == path.name and parameters['resize'] == 'tf1'
+    rows, _ = embedded(monkeypatch, folder, *source, '--flip_augment', '--aggregator', 'mean')
+    np.testing.assert_allclose(rows, flipped, atol=1e-5)
+
+
+def write_onnx(path, input_shapes, output='features'):
+    """An ONNX file of another project: the mean over height and width, channels first."""
+    import onnx
+    from onnx import TensorProto, helper
+    inputs = [helper.make_tensor_value_info(f'input{number}', TensorProto.FLOAT, shape)
+              for number, shape in enumerate(input_shapes)]
+    node = helper.make_node('GlobalAveragePool', ['input0'], [output])
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], 'other', inputs, [result])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize('batch', ['batch', 2])
+def test_an_export_of_another_project(batch, folder, tmp_path, monkeypatch, capsys):
+    path = write_onnx(tmp_path / 'other.onnx', [[batch, 3, 32, 16]])
+    rows, parameters = embedded(monkeypatch, folder, '--exported', path, '--pixels', 'unit', '--image_root', folder)
+    expected = [np.float32(Image.open(folder / f'{number}.png').resize((16, 32), Image.Resampling.BILINEAR)) / 255
+                for number in range(5)]
+    np.testing.assert_allclose(rows, np.mean(expected, axis=(1, 2)), atol=1e-6)
+    assert parameters['resize'] == 'bilinear' and parameters['jpeg'] == 'accurate'
+    assert '--layout nchw --net_input_height 32 --net_input_width 16 --resize bilinear' in capsys.readouterr().out
+
+
+def test_exports_that_do_not_embed(folder, plain_exports, tmp_path, monkeypatch):
+    def refused(path, match, *flags):
+        with pytest.raises(InputError, match=match):
+            embedded(monkeypatch, folder, '--exported', path, '--image_root', folder, *flags)
+
+    image = ['batch', 3, 32, 16]
+    refused(write_onnx(tmp_path / 'two.onnx', [image, image]), r'it has 2 inputs \(input0, input1\) where one is expected')
+    refused(write_onnx(tmp_path / 'rank.onnx', [['batch', 3, 32]]), 'its input has 3 dimensions where images have 4')
+    refused(write_onnx(tmp_path / 'any.onnx', [['batch', 3, 'h', 'w']]),
+            'does not determine --pixels and --net_input_height and --net_input_width: give them')
+    refused(tmp_path / 'any.onnx', '--layout nhwc contradicts .*nchw', '--layout', 'nhwc', '--pixels', 'unit')
+    refused(write_onnx(tmp_path / 'grey.onnx', [['batch', 1, 32, 16]]), 'which are not images of three channels')
+    refused(folder / 'plain.onnx', '--pixels unit contradicts .*plain.onnx: by its model card it is rgb255', '--pixels',
+            'unit')
+    shutil.copy(folder / 'plain.onnx', tmp_path / 'moved.onnx')
+    shutil.copy(folder / 'plain.tflite.json', tmp_path / 'moved.onnx.json')
+    refused(tmp_path / 'moved.onnx', 'is the card of another export than .*moved.onnx')
+    (tmp_path / 'moved.onnx.json').write_text('{"file": 3}')
+    refused(tmp_path / 'moved.onnx', 'is not a model card')
+    refused(tmp_path / 'gone.onnx', 'There is no .*gone.onnx')
+
+
+def test_an_export_like_an_evaluation(folder, tmp_path, monkeypatch, capsys):
+    root, checkpoint = str(folder / 'run'), str(folder / 'run' / 'checkpoint-7')
+    made = {'checkpoint_sha256': provenance.file_hash(f'{checkpoint}.index'), 'flip_augment': True, 'crop_augment': 'center',
+            'aggregator': 'mean'}
+    evaluation = types.SimpleNamespace(
+        path='cosine.json', parameters={'metric': 'cosine', 'query_dataset': 'q.csv', 'gallery_dataset': 'g.csv'},
+        numbers={'mAP': 0.5, 'CMC': [0.75]}, made_with={'query': made, 'gallery': made}, verification=None)
+    monkeypatch.setattr(results, 'read_evaluation', lambda path: evaluation)
+    run_freeze(monkeypatch, '--experiment_root', root, '--like', 'cosine.json', '--frozen_model_path', tmp_path / 'a.tflite')
+    assert 'test-time augmentation --flip_augment --crop_augment center --aggregator mean' in capsys.readouterr().out
+    card = card_of(tmp_path / 'a.tflite')
+    assert card['test_time_augmentation'] == {name: made[name] for name in ('flip_augment', 'crop_augment', 'aggregator')}
+    assert card['evaluation'] == {'file': 'cosine.json', 'metric': 'cosine', 'query_dataset': 'q.csv',
+                                  'gallery_dataset': 'g.csv', 'mAP': 0.5, 'rank-1': 0.75}
+    # Without the flag, evaluations in the experiment root that differ are named.
+    (folder / 'run' / 'scores.json').write_text('{}')
+    run_freeze(monkeypatch, '--experiment_root', root, '--frozen_model_path', tmp_path / 'b.tflite')
+    assert 'scores.json evaluates this checkpoint with other test-time augmentation' in capsys.readouterr().err
+    (folder / 'run' / 'scores.json').unlink()
+    evaluation.made_with['gallery'] = {**made, 'flip_augment': False, 'aggregator': None}
+    with pytest.raises(InputError, match='a gallery that were embedded with different test-time augmentation'):
+        run_freeze(monkeypatch, '--experiment_root', root, '--like', 'c.json', '--frozen_model_path', tmp_path / 'c.tflite')
+    evaluation.made_with['gallery'] = {**made, 'checkpoint_sha256': 'another'}
+    with pytest.raises(InputError, match='evaluates another checkpoint than'):
+        run_freeze(monkeypatch, '--experiment_root', root, '--like', 'c.json', '--frozen_model_path', tmp_path / 'c.tflite')

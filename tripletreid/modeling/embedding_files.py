@@ -16,7 +16,7 @@ from tripletreid.modeling.inference_flags import Sizes
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the embedding files of a dataset have in common.
+    """The common settings of the embedding files of a dataset.
 
     args: of embed.py.
     experiment_root, checkpoint, image_root: where the model and the images are.
@@ -42,15 +42,18 @@ class Job:
                            self.variant_names, self.traces, pooled)
 
     def network(self):
-        """The model with its weights; call it in the scope of a strategy."""
-        from tripletreid.modeling import inference, model
+        """Return the model with its weights; call it in the scope of a strategy."""
+        from tripletreid.modeling import exported_model, inference, model
+        if self.args.exported:
+            settings = {name: getattr(self.args, name) for name in exported_model.SETTINGS}
+            return exported_model.ExportedModel(self.args.exported, settings)
         model.set_precision(self.args.mixed_precision)
         checkpoint = self.args.checkpoint or os.path.basename(self.checkpoint)
         return inference.from_experiment(self.experiment_root, checkpoint, self.sizes.net, self.args.weights)[0]
 
 
 def write(job, path, part, network, strategy=None, progress=lambda rows: None):
-    """Write an embedding file: whole, or not at all but for rows that --resume goes on behind.
+    """Write an embedding file; after an interruption --resume continues after its last row.
 
     Args:
         job: the `Job`.
@@ -66,33 +69,33 @@ def write(job, path, part, network, strategy=None, progress=lambda rows: None):
     args = job.args
     with EmbeddingWriter(path, job.content(part), args.resume) as writer:
         if args.resume and not args.quiet and (writer.rows_done or not args.shards):
-            print(f'Going on behind {writer.rows_done} rows that are there already.')
+            print(f'Resuming after {writer.rows_done} existing rows.')
         progress(writer.rows_done)
-        with signals.undone(lambda: _tell_how_to_go_on(writer)):
-            of_rows = inference.embed_rows(
+        with signals.undone(lambda: _report_kept_rows(writer)):
+            rows = inference.embed_rows(
                 network, part, job.image_root, job.sizes.load, args.aggregator, bool(args.pool_tracklets),
                 writer.rows_done, batch_size=args.batch_size, loading_threads=args.loading_threads,
                 flip=args.flip_augment, crop=args.crop_augment, strategy=strategy, pixels=job.sizes.pixels)
-            for embs in of_rows:
+            for embs in rows:
                 writer.append(embs[0], embs[1:])
                 progress(embs.shape[1])
         return len(writer)
 
 
-def _tell_how_to_go_on(writer):
-    """Say what becomes of an embedding that a signal ends; not by `print`, which the signal may have come upon."""
+def _report_kept_rows(writer):
+    """Report the kept rows of an embedding that a signal ends; not by `print`, in which the signal may have arrived."""
     if writer.rows_done:
-        os.write(2, f'\nInterrupted. {writer.rows_done} of {len(writer)} rows are kept: go on with --resume.\n'.encode())
+        os.write(2, f'\nInterrupted. {writer.rows_done} of {len(writer)} rows are kept: continue with --resume.\n'.encode())
 
 
 # --- On a worker of a cluster -----------------------------------------------------------------------------------------
 
 _one_at_a_time = threading.Lock()  # A worker with several threads has one model and one device.
-_last = None  # The last job with its network: all tasks of a job come to a worker one behind the other.
+_last = None  # The last job with its network: a worker gets all tasks of a job in a row.
 
 
 def write_by_worker(job, task):
-    """`write` for a task (path, `Dataset` or `dataset.Part`). The model is loaded once for all tasks of a job."""
+    """Call `write` for a task (path, `Dataset` or `dataset.Part`). The model is loaded once for all tasks of a job."""
     global _last
     with _one_at_a_time:
         with quiet.tensorflow_import():

@@ -15,7 +15,7 @@ from tripletreid.pictures import Pixels
 
 
 def from_experiment(root, checkpoint=None, input_size=None, weights=None):
-    """The trained model of an experiment root, ours or one that the original wrote.
+    """Load the trained model of an experiment root, ours or the original's.
 
     Args:
         root: experiment root.
@@ -45,7 +45,7 @@ def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tr
         load_size: (height, width) that the images are resized to before they are cropped.
         aggregator: one of AGGREGATORS, of an image's variants; None: mean.
         pool_tracklets: whether a row is a tracklet, in the order of `Dataset.first_frames`.
-        first_row: rows in front of this one are left out.
+        first_row: earlier rows are skipped.
         how: further arguments of `embed_files`.
 
     Yields: float32 arrays [1 + A, R, D] of the next R rows: the aggregate, then the A variants that it is made of.
@@ -57,11 +57,11 @@ def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tr
     row_of_image = dataset.tracklet_of_row() if pool_tracklets else np.arange(len(dataset))
     missing = np.argsort(row_of_image, kind='stable')
     missing = missing[row_of_image[missing] >= first_row]
-    of_variants = embed_files(network, images.paths(dataset.take(missing), image_root), load_size, **how)
-    # The aggregate goes in front of the variants, so that both are pooled alike.
+    variants_of_rows = embed_files(network, images.paths(dataset.take(missing), image_root), load_size, **how)
+    # The aggregate comes before the variants, so that tracklets pool both.
     aggregate = AGGREGATORS[aggregator or 'mean']
-    of_images = (np.concatenate([aggregate(embs)[None], embs]) for embs in of_variants)
-    yield from pool_rows(of_images, row_of_image[missing]) if pool_tracklets else of_images
+    images_with_aggregate = (np.concatenate([aggregate(embs)[None], embs]) for embs in variants_of_rows)
+    yield from pool_rows(images_with_aggregate, row_of_image[missing]) if pool_tracklets else images_with_aggregate
 
 
 def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
@@ -97,24 +97,31 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     def load(path):
         return augmentation.variants(images.load(path, load_size, pixels), flip, crop, input_size)
 
-    # Several devices want equal parts, so the last image is repeated; what comes of that is dropped again.
+    # Several devices need equal parts, so the last image is repeated; its additional embeddings are dropped.
     missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
     loaded = tf.data.Dataset.from_tensor_slices(paths + paths[-1:] * missing)
     loaded = loaded.map(load, num_parallel_calls=loading_threads)
     parts = loaded.batch(images_per_device).prefetch(2 * strategy.num_replicas_in_sync)
     batches = iter(feeding.ahead(strategy, lambda: parts))
-    embed = _embedding_function(network, strategy, batches.element_spec)
+    if hasattr(network, 'embed_variants'):  # An `ExportedModel`.
+        embed = network.embed_variants
+    else:
+        embed_on_devices = _embedding_function(network, strategy, batches.element_spec)
+
+        def embed(batch):
+            return np.concatenate(strategy.experimental_local_results(embed_on_devices(batch)), axis=1)
+
     for start in range(0, len(paths), images_per_batch):
-        of_batch = paths[start:start + images_per_batch]
+        batch_paths = paths[start:start + images_per_batch]
         try:
             batch = next(batches)
         except tf.errors.OpError as error:
-            raise images.broken_image(of_batch, error) from error
+            raise images.broken_image(batch_paths, error) from error
         with _float32_products():
-            embs = np.concatenate(strategy.experimental_local_results(embed(batch)), axis=1)[:, :len(of_batch)]
+            embs = embed(batch)[:, :len(batch_paths)]
         finite = np.isfinite(embs).all(axis=(0, 2))
         if check_finite and not finite.all():
-            raise InputError(f'The embedding of {of_batch[np.argmin(finite)]} is not finite: the weights of this '
+            raise InputError(f'The embedding of {batch_paths[np.argmin(finite)]} is not finite: the weights of this '
                              f'checkpoint cannot be used.')
         yield embs
 
@@ -124,7 +131,7 @@ def embed_content(network, content, load_size=None, flip=False, crop=None, pixel
 
     Args:
         content: bytes of an image file.
-        The others are those of `embed_files`.
+        The others are arguments of `embed_files`.
 
     Returns: float32 [A, 1, D].
 
@@ -145,7 +152,7 @@ def embed_content(network, content, load_size=None, flip=False, crop=None, pixel
 
 @contextlib.contextmanager
 def _float32_products():
-    """Inside of this block float32 is float32, also while a training with --tf32 validates."""
+    """Compute in full float32 inside this block, also while a training with --tf32 validates."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
@@ -156,7 +163,7 @@ def _float32_products():
 
 @functools.lru_cache(maxsize=1)
 def _embedding_function(network, strategy, batch_spec):
-    """From images [B, A, H, W, 3] to embeddings [A, B, D] on each device; traced once, however often a training asks."""
+    """Return a function from images [B, A, H, W, 3] to embeddings [A, B, D] on each device, traced once per network."""
     def embed_part(batch):
         embs = network(tf.reshape(batch, [-1, *network.input_shape[1:]]), training=False)['emb']
         return tf.transpose(tf.reshape(embs, [-1, tf.shape(batch)[1], embs.shape[-1]]), [1, 0, 2])

@@ -1,4 +1,4 @@
-"""Test-time augmentation on a command line: the flags that embed.py and freeze.py share, and what they mean in pixels."""
+"""Test-time augmentation on a command line: flags of embed.py, freeze.py and search.py, and the sizes that they imply."""
 import shlex
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from tripletreid.pictures import Pixels
 
 
 class Sizes(NamedTuple):
-    """How images are loaded: the (height, width) they are resized to and the net's, and the run's flags of pixels."""
+    """(height, width) of images after resizing and of the part that enters the net, and the `Pixels` of the run."""
     load: tuple
     net: tuple
     pixels: Pixels
@@ -23,11 +23,12 @@ def add_flags(add):
 
 def add_weights(add):
     """Add the flag that chooses among the weights of a checkpoint, as `checkpoints.load_weights` takes it."""
-    add('--weights', choices=('raw',), help='of a training with --ema, those of the last step (their average)')
+    add('--weights', choices=('raw',), help='weights of a training with --ema: raw for the last step '
+        '(default: the moving average)')
 
 
 def sizes(trained, crop):
-    """The `Sizes` at which a model embeds.
+    """Return the `Sizes` at which a model embeds.
 
     Args:
         trained: arguments of its training; pre_crop_height and pre_crop_width are needed only with a crop.
@@ -39,12 +40,12 @@ def sizes(trained, crop):
 
 
 def validation_crop(trained):
-    """The crop with which validation while training embeds: that of images as the net has seen them."""
+    """Return the crop with which validation while training embeds, because the net has seen crops."""
     return 'center' if trained.crop_augment else None
 
 
 def flags_of_validation(trained, checkpoint, image_root, pools_tracklets=False):
-    """The flags with which embed.py embeds just as the validation of a checkpoint did, one text, as a shell wants it."""
+    """Return the flags with which embed.py embeds as the validation of a checkpoint did, as text for a shell."""
     crop = validation_crop(trained)
     flags = [f'--checkpoint {checkpoint}',
              *([f'--image_root {shlex.quote(image_root)}'] if image_root != trained.image_root else []),

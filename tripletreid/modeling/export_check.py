@@ -1,0 +1,107 @@
+"""Check that an export embeds images as embed.py embeds their files, and measure its speed."""
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from tripletreid.errors import InputError
+from tripletreid.files import temporary_folder
+from tripletreid.input_pipeline import images
+from tripletreid.modeling import inference
+from tripletreid.modeling.aggregators import AGGREGATORS
+
+TOLERANCE = 1e-4
+CHECKED_IMAGES = 16
+# The scaling of pixels that callers do, written as they write it: of RGB 0..1.
+CALLERS = {'imagenet': lambda pixels: (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225]),
+           'half': lambda pixels: (pixels / 255 - 0.5) / 0.5}
+
+
+def generated_images(folder, size):
+    """Write images of colours and noise, each of its own size from `size` to twice that; return their paths."""
+    random = np.random.default_rng(0)
+    paths = [os.path.join(folder, f'{number}.png') for number in range(CHECKED_IMAGES)]
+    for path in paths:
+        height, width = (int(random.integers(side, 2 * side)) for side in size)
+        colours = Image.fromarray(random.integers(0, 256, (4, 3, 3), np.uint8)).resize((width, height))
+        noise = random.integers(-20, 21, (height, width, 3))
+        Image.fromarray((colours + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return paths
+
+
+def references(network, paths, sizes, interface, flip=False, crop=None, aggregator=None):
+    """Load images as a caller of an export does, and embed their files as embed.py does.
+
+    Args:
+        network: as `inference.from_experiment` returns it.
+        paths: of image files; an empty list for generated ones.
+        sizes: `inference_flags.Sizes`.
+        interface: `export_module.Interface`.
+        flip, crop, aggregator: test-time augmentation, as embed.py's flags.
+
+    Returns: (batches, embs): arrays in the layout of the export, and float32 [N, D] for all their images in order.
+    """
+    with temporary_folder() as folder:
+        paths = paths or generated_images(folder, sizes.load)
+        if interface.dtype == 'uint8' and not interface.any_size:
+            # An export gets 8 bits after the resizing, so embed.py gets files of that size.
+            originals, paths = paths, [os.path.join(folder, f'resized_{number}.png') for number in range(len(paths))]
+            for original, path in zip(originals, paths):
+                Image.fromarray(np.uint8(np.rint(images.load(original, sizes.load, sizes.pixels)))).save(path)
+        embs = list(inference.embed_files(network, paths, sizes.load, flip=flip, crop=crop, pixels=sizes.pixels))
+        if interface.any_size:
+            batches = [images.decode(tf.io.read_file(path), sizes.pixels.jpeg)[None].numpy() for path in paths]
+        else:
+            loaded = np.stack([images.load(path, sizes.load, sizes.pixels) for path in paths])
+            batches = [loaded[:1], loaded[1:]]
+    batches = [_as_called(batch, interface) for batch in batches if len(batch)]
+    return batches, AGGREGATORS[aggregator or 'mean'](np.concatenate(embs, axis=1))
+
+
+def _as_called(batch, interface):
+    """Return RGB 0..255 [B, H, W, 3] as the caller of an export passes it."""
+    batch = CALLERS[interface.pixels](batch) if interface.pixels else batch
+    batch = batch.transpose(0, 3, 1, 2) if interface.layout == 'nchw' else batch
+    return np.ascontiguousarray(batch, interface.dtype)
+
+
+def max_difference(export, batches, expected, compared_with):
+    """Return the largest difference of an export's embeddings from the expected ones.
+
+    Args:
+        export: `exports.Loaded`.
+        batches, expected: as `references` returns them.
+        compared_with: name of the reference, for the message.
+
+    Raises:
+        InputError: it is more than TOLERANCE, relative to the largest number in an embedding where that is above 1,
+            because float32 has 24 bits.
+    """
+    embs = np.concatenate([export.embed(batch) for batch in batches])
+    difference = abs(embs - expected).max()
+    if not difference <= TOLERANCE * max(1, abs(expected).max()):
+        raise InputError(f'The export differs from {compared_with} by up to {difference:.1e}, with embeddings up to '
+                         f'{abs(expected).max():.3g}, so it is not kept.')
+    return difference
+
+
+def seconds_per_batch(export, batch_size, size, runs):
+    """Return the median duration of embedding a batch of random images, after a first batch that does not count.
+
+    Args:
+        export: `exports.Loaded`.
+        size: (height, width) of the images, if the export takes any.
+    """
+    channels_first = export.input_shape[1] == 3
+    taken = export.input_shape[2:] if channels_first else export.input_shape[1:3]
+    size = tuple(fixed or ours for fixed, ours in zip(taken, size))
+    shape = (batch_size, 3, *size) if channels_first else (batch_size, *size, 3)
+    batch = np.random.default_rng(0).integers(0, 256, shape).astype(export.input_dtype)
+    durations = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        export.embed(batch)
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations[1:]))
