@@ -4,7 +4,6 @@ A block below the comment `<!-- not run: REASON -->` does not run, but its flags
 """
 import functools
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -137,23 +136,6 @@ def test_the_readme_names_every_page_and_every_command():
     assert {page.name for page in DOCS} - {'factors.md'} <= set(re.findall(r'\(docs/([\w.]+)', text))
     assert COMMANDS <= set(re.findall(r'`(\w+\.py)`', text))
     assert len(text.splitlines()) < 220
-
-
-def test_the_examples_of_extending_are_plug_ins(tmp_path):
-    """Each Python block of docs/extending.md that begins with the name of its file passes the contract tests, untouched."""
-    for name in ('tripletreid', 'nets', 'heads', 'losses', 'excluders', 'layouts'):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
-    (tmp_path / 'tests').mkdir()
-    for name in ('loss.py', 'tests/conftest.py', 'tests/test_contracts.py'):
-        shutil.copy(ROOT / name, tmp_path / name)
-    text = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
-    examples = re.findall(r'```python\n("""(\w+/(\w+)\.py).*?)```', text, re.DOTALL)
-    for content, path, _ in examples:
-        (tmp_path / path).write_text(content, encoding='utf-8')
-    selected = ' or '.join(f'{name}' for _, _, name in examples)
-    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_contracts.py', '-k',
-                           selected], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and len(examples) <= int(re.search(r'(\d+) passed', done.stdout)[1]), done.stdout
 
 
 @pytest.mark.parametrize('page', tables.pages(), ids=names(tables.pages()))
