@@ -32,12 +32,12 @@ def make_parser():
     benchmarks = [name for name in plugins.choices('excluders') if name not in ('diagonal', 'regex')]
     parser = argument_types.ArgumentParser(
         description='Evaluate embeddings.',
-        usage='%(prog)s --query_dataset CSV --query_embeddings H5 --gallery_dataset CSV --gallery_embeddings H5\n'
-              '                   --excluder NAME --metric METRIC [more flags]\n'
+        usage='%(prog)s --query_dataset CSV --query_embeddings H5\n'
+              '                   --gallery_dataset CSV --gallery_embeddings H5 --excluder NAME --metric METRIC [more flags]\n'
               '       %(prog)s --compare JSON JSON',
         example='python evaluate.py --excluder diagonal --metric euclidean --filename runs/first/evaluation.json \\\n'
-                '    --query_dataset data/folder_query.csv --query_embeddings runs/first/folder_query_embeddings.h5 \\\n'
-                '    --gallery_dataset data/folder_test.csv --gallery_embeddings runs/first/folder_test_embeddings.h5')
+                '    --query_dataset csv/query.csv --query_embeddings runs/first/query_embeddings.h5 \\\n'
+                '    --gallery_dataset csv/test.csv --gallery_embeddings runs/first/test_embeddings.h5')
     add = parser.add_argument_group('required').add_argument
     add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
     add('--query_embeddings', **argument_types.OF_EMBEDDINGS, help='its embeddings, as embed.py writes them: one file, '
