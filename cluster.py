@@ -53,7 +53,8 @@ def make_parser():
     add('--clusters', metavar='CSV', help='csv file of cluster.py that --apply changes')
 
     add = parser.add_argument_group('clustering').add_argument
-    add('--method', choices=partition.METHODS, default='dbscan', help='clustering of the graph of neighbours (default: %(default)s)')
+    add('--method', choices=partition.METHODS, default='dbscan', help='clustering of the graph of neighbours (default: '
+        '%(default)s)')
     add('--threshold', type=inner_fraction, metavar='D', help='Jaccard distance, 0 to 1 (default: chosen by the data)')
     add('--individuals', type=positive_int, metavar='N', help='choose the threshold whose number of clusters is nearest to '
         'this number')

@@ -33,7 +33,8 @@ def make_parser():
     parser = argument_types.ArgumentParser(
         description='Evaluate embeddings.',
         usage='%(prog)s --query_dataset CSV --query_embeddings H5\n'
-              '                   --gallery_dataset CSV --gallery_embeddings H5 --excluder NAME --metric METRIC [more flags]\n'
+              '                   --gallery_dataset CSV --gallery_embeddings H5\n'
+              '                   --excluder NAME --metric METRIC [more flags]\n'
               '       %(prog)s --compare JSON JSON',
         example='python evaluate.py --excluder diagonal --metric euclidean --filename runs/first/evaluation.json \\\n'
                 '    --query_dataset csv/query.csv --query_embeddings runs/first/query_embeddings.h5 \\\n'
