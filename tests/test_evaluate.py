@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,39 @@ def test_scores_of_each_query(market):
     for name, values in new.score_values.items():
         np.testing.assert_allclose(old.score_values[name], values)
         assert old.scores[name].mean == pytest.approx(new.scores[name].mean)
+
+
+def test_a_score_of_ones_own_is_one_file(market, tmp_path):
+    """The example of docs/extending.md is printed, stored and compared; nothing else is changed."""
+    for name in ('tripletreid', 'scores', 'excluders', 'distances'):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(ROOT / 'evaluate.py', tmp_path)
+    text = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
+    example = re.search(r'```python\n("""scores/r_prec.*?)```', text, re.DOTALL)[1]
+    (tmp_path / 'scores' / 'r_precision.py').write_text(example)
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, 'evaluate.py', *map(str, arguments)], cwd=tmp_path, capture_output=True,
+                              text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return next(line for line in done.stdout.splitlines() if line.startswith('R-precision'))
+
+    path = tmp_path / 'own.json'
+    line = run(*arguments(market, '--filename', path))
+    (query_set, queries), (gallery_set, gallery) = read(market, 'query'), read(market, 'test')
+    ignored = exclusion.load('market1501')(gallery_set.fids)(query_set.fids)
+    expected, chance = [], []
+    for q, pid in enumerate(query_set.pids):
+        distances = ((queries[q].astype(float) - gallery[~ignored[q]]) ** 2).sum(axis=1)
+        matches = gallery_set.pids[~ignored[q]] == pid
+        if matches.any():
+            expected.append(matches[np.argsort(distances, kind='stable')][:matches.sum()].mean())
+            chance.append(matches.mean())
+    stored = json.loads(path.read_text())['scores']['R-precision']
+    assert [value for value in stored['queries'] if value is not None] == pytest.approx(expected)
+    assert stored['mean'] == pytest.approx(np.mean(expected)) and stored['chance'] == pytest.approx(np.mean(chance))
+    assert f'{np.mean(expected):.2%}' in line and f'{np.mean(chance):.2%}' in line
+    assert run('--compare', path, path).endswith('the same for every query')
 
 
 def test_cameras_that_are_spelled_differently_are_warned_of(tmp_path):
