@@ -4,9 +4,9 @@
     python freeze.py --experiment_root DIR --any_size --frozen_model_path EXPORT
     python examples/use_embedding.py EXPORT one.jpg other.jpg
 
-Beside NumPy and Pillow, a SavedModel folder needs TensorFlow, a .tflite file that or the small ai-edge-litert, and an
-.onnx file onnxruntime. Images are resized where the export takes one size only. Of a PNG the embedding is the one of
-embed.py; of a JPEG, which Pillow decodes a shade differently than TensorFlow, it is close to that.
+In addition to NumPy and Pillow, a SavedModel folder needs TensorFlow, a .tflite file TensorFlow or the small ai-edge-litert,
+an .onnx file onnxruntime. Images are resized where the export takes one size only. The embedding of a PNG equals
+embed.py's; the embedding of a JPEG, which Pillow decodes a shade differently than TensorFlow, is close to it.
 """
 import argparse
 import contextlib

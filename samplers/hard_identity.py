@@ -96,7 +96,7 @@ def draw(means, metric, parts, batch_p, seed, step, steps):
         per_epoch, rows = len(part) // size, []
         while len(rows) < steps:
             order = epoch_order(seed, (step + len(rows)) // per_epoch, len(part), number if len(parts) > 1 else None)
-            # The epoch's remainder is cut off first, at random: what the groups left over would be the same isolated
+            # The epoch's remainder is cut off first, at random: the remainder of the groups would be the same isolated
             # identities in each epoch.
             order = part[order.numpy()[:per_epoch * size]]
             rows += in_groups(order, means, metric, size)[(step + len(rows)) % per_epoch:]
@@ -123,7 +123,8 @@ def in_groups(order, means, metric, size):
         batch = []
         while len(batch) < size:
             among = left[:CANDIDATES]
-            dists = metric.term(means[among] - means[among[0]], np).sum(axis=1)  # Of the same order as the distances.
+            # The order of the sums equals the order of the distances.
+            dists = metric.term(means[among] - means[among[0]], np).sum(axis=1)
             dists[~(known[among] & known[among[0]])] = np.inf
             dists[0] = -1
             chosen = np.argsort(dists, kind='stable')[:min(GROUP, size - len(batch))]

@@ -1,4 +1,4 @@
-"""What a run has learned per identity follows the identities' names when the csv file has changed before it is resumed."""
+"""State per identity follows the identities' names when the csv file has changed before a run is resumed."""
 import logging
 import types
 
@@ -76,9 +76,10 @@ def test_rows_follow_their_names(trained, names, caplog):
     others = [name for name in stored if name not in after['f'] and not name.startswith(('memory', 'identit'))]
     assert all(np.array_equal(values[name], stored[name]) for name in others) and len(others) > 20
     new, gone = sorted(set(names) - set(NAMES)), sorted(set(NAMES) - set(names))
-    told = ' '.join(record.getMessage() for record in caplog.records)
-    assert (f'{len(new)} (' in told) == bool(new) and all(name in told for name in new) and ('gone' in told) == bool(new)
-    assert f'{len(gone)} (' in told or not gone
+    printed = ' '.join(record.getMessage() for record in caplog.records)
+    assert (f'{len(new)} (' in printed) == bool(new) and all(name in printed for name in new)
+    assert ('gone' in printed) == bool(new)
+    assert f'{len(gone)} (' in printed or not gone
     # The sampler's draw is the stored one, or a new one of today's identities.
     assert np.array_equal(values['identities_drawn'], stored['identities_drawn']) == (names == NAMES)
     state.sampler.draw(3)

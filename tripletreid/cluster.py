@@ -1,6 +1,6 @@
-"""Which processes train together: those of TF_CONFIG, as TensorFlow documents it, or the tasks of a step of SLURM.
+"""The processes that train together: the workers in TF_CONFIG, as TensorFlow documents it, or the tasks of a SLURM step.
 
-Knows no TensorFlow, since it is asked first.
+It does not import TensorFlow, because the commands use it first.
 """
 import dataclasses
 import json
@@ -23,7 +23,7 @@ class Task:
 
     @property
     def is_chief(self):
-        """Whether this process is the one that writes files and logs: the first one."""
+        """Return True in the process that writes files and logs: the first one."""
         return self.worker == 0
 
 
@@ -31,7 +31,7 @@ def task(distribute):
     """This process's `Task`. Raises InputError when `distribute` is 'multi_worker' and TF_CONFIG is not as it should be."""
     if distribute != 'multi_worker':
         return Task()
-    if is_of_slurm():
+    if is_slurm_task():
         return Task(int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_STEP_NUM_TASKS']))
     text = os.environ.get('TF_CONFIG', '')
     try:
@@ -47,7 +47,7 @@ def task(distribute):
                      f'with its own index, such as {EXAMPLE}; it is {text or "not set"}.')
 
 
-def is_of_slurm():
-    """Whether `srun` has started this process, and nobody has written a TF_CONFIG."""
+def is_slurm_task():
+    """Return whether `srun` has started this process and there is no TF_CONFIG."""
     numbers = [os.environ.get(name, '') for name in ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')]
     return 'TF_CONFIG' not in os.environ and all(number.isdecimal() for number in numbers)

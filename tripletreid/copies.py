@@ -19,7 +19,7 @@ from tripletreid.errors import some, warn
 from tripletreid.image_root import THREADS, image_path, image_root_of_sets
 from tripletreid.provenance import file_hash
 
-SIMILAR_BITS = 6  # Of 64: 8% of Market-1501's queries have such a test image, no training image has one.
+SIMILAR_BITS = 6  # Out of 64 bits: 8% of Market-1501's queries have such a test image, no training image has one.
 SAVED_AGAIN_LEVELS = 3  # Root mean square of the differences of two grey copies, in levels of 0 to 255.
 SAVED_AGAIN_CONTRAST = 1 / 8  # The same as a fraction of the contrast, for pages of a form.
 GREY_SIDE = 16
@@ -31,7 +31,7 @@ MOST_ALIKE = 20_000  # Pictures with 32 bits in common that are compared with ea
 
 
 class Print(typing.NamedTuple):
-    """What a picture is compared with others by.
+    """The fingerprint by which pictures are compared.
 
     hash: its perceptual hash, 8 bytes.
     grey: its grey copy of GREY_SIDE x GREY_SIDE pixels, bytes.
@@ -41,7 +41,7 @@ class Print(typing.NamedTuple):
 
 
 def prints(content, pixels):
-    """Compute what a picture is compared with others by.
+    """Compute the fingerprints of a picture.
 
     Args:
         content: bytes of the file.
@@ -119,17 +119,17 @@ def _pairs_of_group(group, words, most_bits):
             yield (min(first, second), max(first, second))
 
 
-def similar_pictures(prints_of_key):
+def similar_pictures(prints_key_prints):
     """Find nearly equal pictures, by their hashes.
 
     Args:
-        prints_of_key: {key: what `prints` returns for a picture}.
+        prints_key_prints: {key: result of `prints` for a picture}.
 
     Returns: {key: set of the keys of similar pictures}, which has only keys with similar pictures.
     """
     keys_of_hash = collections.defaultdict(set)
-    for key, of_key in prints_of_key.items():
-        for each in of_key:
+    for key, key_prints in prints_key_prints.items():
+        for each in key_prints:
             keys_of_hash[each.hash].add(key)
     hashes = list(keys_of_hash)
     pairs = [(each, each) for each in hashes if len(keys_of_hash[each]) > 1]

@@ -1,7 +1,7 @@
 """Work that the workers of a Dask cluster share (https://distributed.dask.org), be they on many hosts or on this one.
 
-Dask knows which worker is free, gives the work of one that is lost to another, and shows a dashboard. It is imported only
-here, and only when somebody asks for it.
+Dask finds a free worker, gives the work of a lost one to another, and shows a dashboard. It is imported only
+here, and only on demand.
 """
 import contextlib
 import functools
@@ -31,14 +31,14 @@ def pool(address):
 
     Raises:
         InputError: Dask is not installed, no scheduler or worker answers, or a worker runs other code than this one. And
-            while the work is done: what a task raised, with the host's name; a task that killed its workers; a scheduler
+            while the work is done: an error of a task, with the host's name; a task that killed its workers; a scheduler
             that went away.
     """
     try:
         import distributed
     except ImportError as error:
         raise InputError('--dask needs Dask: pip install -r requirements-cluster.txt.') from error
-    logging.getLogger('distributed').setLevel(logging.CRITICAL)  # What matters of it is told as one sentence below.
+    logging.getLogger('distributed').setLevel(logging.CRITICAL)  # Its important messages become one sentence below.
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.raised())
         problem = None
@@ -65,10 +65,10 @@ def _client(distributed, address, stack):
     if address.startswith('local:') and not local:
         raise InputError(f'--dask {address} is no number of processes, such as local:4.')
     if not local:
-        of_scheduler = {'scheduler_file': address} if address.endswith('.json') else {'address': address}
+        scheduler_options = {'scheduler_file': address} if address.endswith('.json') else {'address': address}
         if address.endswith('.json') and not os.path.isfile(address):
             raise InputError(f'There is no scheduler file {address}.')
-        return distributed.Client(**of_scheduler, timeout=SECONDS_TO_ANSWER)
+        return distributed.Client(**scheduler_options, timeout=SECONDS_TO_ANSWER)
     with signals.unheard_by_children():
         cluster = stack.enter_context(distributed.LocalCluster(
             n_workers=int(local[1]), threads_per_worker=1, host='127.0.0.1', dashboard_address='127.0.0.1:0',
@@ -77,7 +77,7 @@ def _client(distributed, address, stack):
 
 
 class _Share:
-    """What `pool` yields."""
+    """The object that `pool` yields."""
 
     def __init__(self, distributed, client, address):
         self.distributed, self.client, self.address = distributed, client, address
@@ -112,7 +112,7 @@ class _Share:
         except Exception as error:
             if self.client.status == 'running' and not isinstance(error, self.distributed.CancelledError):
                 raise
-            raise InputError(f'The scheduler at {self.address} has gone. What is whole is kept.') from error
+            raise InputError(f'The scheduler at {self.address} has gone. Complete results are kept.') from error
 
 
 def _received(pickled):
@@ -120,7 +120,7 @@ def _received(pickled):
 
 
 def _call(task, shared):
-    """function(task) on a worker; what is known to go wrong there comes back as one sentence with the host's name."""
+    """function(task) on a worker; a known error there comes back as one sentence with the host's name."""
     function, versions = shared
     host = socket.gethostname()
     for name, wanted in versions.items():

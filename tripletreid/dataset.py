@@ -91,7 +91,7 @@ def load_sets(paths):
     """Load the training set of `train.py`.
 
     Args:
-        paths: a csv file, or a list of several, which are `joined`; the names of the sets are those of the files.
+        paths: a csv file, or a list of several, which are `joined`; the names of the sets are the files' names.
 
     Returns: a `Dataset`.
 
@@ -118,10 +118,10 @@ def warn_of_lookalikes(*datasets):
     pids = set().union(*(dataset.pids for dataset in datasets))
     tracklets = set().union(*(zip(dataset.pids, dataset.tracklets)
                               for dataset in datasets if dataset.tracklets is not None))
-    of_one = lookalikes(tracklets, lambda pair: (pair[0], spelling_key(pair[1])))
+    tracklet_lookalikes = lookalikes(tracklets, lambda pair: (pair[0], spelling_key(pair[1])))
     groups = {
         'identities': lookalikes(pids),
-        'tracklets': [[tracklet for _, tracklet in pairs] for pairs in of_one],
+        'tracklets': [[tracklet for _, tracklet in pairs] for pairs in tracklet_lookalikes],
         'paths': lookalikes(_AllFids(datasets), path_spelling_key),
     }
     for kind, found in groups.items():

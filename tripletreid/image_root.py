@@ -105,16 +105,16 @@ class OwnFileExcluder:
         """
         Args:
             excluder: as `exclusion.load` returns it.
-            first_path: what `paths_of_one_file` returns for the images of queries and gallery.
+            first_path: result of `paths_of_one_file` for the images of queries and gallery.
         """
         self.excluder = excluder
         self.first_path = first_path
 
     def __call__(self, gallery_fids):
-        return _OfGallery(self.excluder(gallery_fids), self.first_path, gallery_fids)
+        return _GalleryExcluder(self.excluder(gallery_fids), self.first_path, gallery_fids)
 
 
-class _OfGallery:
+class _GalleryExcluder:
     """An `OwnFileExcluder` for one gallery."""
 
     def __init__(self, excluder, first_path, gallery_fids):

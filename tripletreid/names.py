@@ -35,7 +35,7 @@ def canonical_name(name):
 
 
 def spelling_key(name):
-    """Return what all spellings of a name share: `07` and `7`, `Bob` and `bob`, `José` composed and decomposed."""
+    """Return the common key of all spellings of a name: `07` and `7`, `Bob` and `bob`, `José` composed and decomposed."""
     if not name.isascii():
         name = unicodedata.normalize('NFKC', name)
     name = ' '.join(name.casefold().split())
@@ -43,7 +43,7 @@ def spelling_key(name):
 
 
 def path_spelling_key(path):
-    """Return what all spellings of a path share, on a file system that ignores case and Unicode form."""
+    """Return the common key of all spellings of a path, on a file system that ignores case and Unicode form."""
     return (path if path.isascii() else unicodedata.normalize('NFC', path)).casefold()
 
 
@@ -58,8 +58,8 @@ def lookalikes(names, key=spelling_key):
     """
     spellings = collections.defaultdict(set)
     for name in names:
-        if (of_name := key(name)) != name:
-            spellings[of_name].add(name)
+        if (name_key := key(name)) != name:
+            spellings[name_key].add(name)
     if spellings:
         for name in names:
             if name in spellings:

@@ -1,4 +1,4 @@
-"""What it takes to trace a number later: versions of the code and the libraries, hashes of the files that were read."""
+"""Facts that trace a number later: versions of the code and the libraries, hashes of the files that were read."""
 import hashlib
 import importlib.metadata
 import pathlib
@@ -20,7 +20,7 @@ def versions():
 
 
 def git_commit():
-    """The commit of this code, with `+` behind it where files were changed since; None outside of a git checkout."""
+    """Return the commit of this code, with `+` after it if files were changed since; None outside of a git checkout."""
     here = pathlib.Path(__file__).resolve().parent.parent
     if not (here / '.git').exists():
         return None

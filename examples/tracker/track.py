@@ -84,15 +84,15 @@ def track(args):
             distances = 1 - embs @ each.direction()
             possible = (distances <= args.max_distance) & each.reaches(boxes, frame, args.max_speed)
             costs[row, possible] = distances[possible]
-        of_box = {column: tracks[row] for row, column in zip(*linear_sum_assignment(costs))
+        track_of_box = {column: tracks[row] for row, column in zip(*linear_sum_assignment(costs))
                   if costs[row, column] < IMPOSSIBLE}
         for column, (box, emb) in enumerate(zip(boxes, embs)):
-            if column not in of_box:
+            if column not in track_of_box:
                 started += 1
-                of_box[column] = Track(started)
-                tracks.append(of_box[column])
-            of_box[column].add(frame, box, emb)
-            found.append((frame, of_box[column].number, *box))
+                track_of_box[column] = Track(started)
+                tracks.append(track_of_box[column])
+            track_of_box[column].add(frame, box, emb)
+            found.append((frame, track_of_box[column].number, *box))
     if outside:
         print(f'Warning: {outside} boxes lie outside of their frames and are ignored.', file=sys.stderr)
     return found
@@ -232,12 +232,12 @@ def compare(tracks, true):
     """
     overlapping, pairs = [], []
     for frame in sorted({box[0] for box in true}):
-        of_true, of_tracks = ([box for box in boxes if box[0] == frame] for boxes in (true, tracks))
-        if of_true and of_tracks:
-            overlap = iou(np.array([box[2:6] for box in of_true]), np.array([box[2:6] for box in of_tracks]))
-            overlapping += [(of_true[row][1], of_tracks[column][1]) for row, column in np.argwhere(overlap >= SAME_PLACE)]
+        frame_true, frame_tracks = ([box for box in boxes if box[0] == frame] for boxes in (true, tracks))
+        if frame_true and frame_tracks:
+            overlap = iou(np.array([box[2:6] for box in frame_true]), np.array([box[2:6] for box in frame_tracks]))
+            overlapping += [(frame_true[row][1], frame_tracks[column][1]) for row, column in np.argwhere(overlap >= SAME_PLACE)]
             gain = np.where(overlap >= SAME_PLACE, overlap + overlap.size, 0)
-            pairs += [(of_true[row][1], of_tracks[column][1]) for row, column in zip(*linear_sum_assignment(-gain))
+            pairs += [(frame_true[row][1], frame_tracks[column][1]) for row, column in zip(*linear_sum_assignment(-gain))
                       if gain[row, column]]
     return overlapping, pairs
 

@@ -2,7 +2,7 @@
 #SBATCH --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 --cpus-per-task=8
 #SBATCH --time=12:00:00 --requeue
 # A Dask cluster inside of one SLURM job, and a dataset embedded on it, submitted from the project's folder with sbatch: a
-# worker a GPU, the scheduler beside the first. Submitted again, or requeued, it makes the shards that are missing.
+# worker per GPU, and the scheduler with the first one. Submitted again, or requeued, it makes the missing shards.
 # Experiment root, csv file and images have the same paths on every host.
 set -e
 

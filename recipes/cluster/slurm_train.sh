@@ -3,7 +3,7 @@
 #SBATCH --time=24:00:00 --signal=TERM@120 --requeue
 # A training on several hosts under SLURM, here two of four GPUs, submitted from the project's folder with sbatch.
 # Each task is a worker with a GPU of its own; P times K has to be a multiple of their number. Two minutes before the
-# time is up train.py is told to stop and stores the run; submitted again, or requeued, it goes on.
+# time is up train.py gets a signal and stores the run; submitted again, or requeued, it continues.
 if [ "$#" -lt 1 ]; then
     echo "Usage: sbatch $0 EXPERIMENT_ROOT --train_set CSV --image_root IMAGE_ROOT [more train.py flags]" >&2
     exit 1

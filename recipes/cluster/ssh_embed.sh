@@ -1,7 +1,7 @@
 #!/bin/bash
 # A Dask cluster over plain SSH, and a dataset embedded on it, from the project's folder: the scheduler here, a worker on
 # each of HOSTS, which may name one twice. Run again, it makes the shards that are missing.
-# Every host has this folder, the packages, experiment root, csv file and images under the same paths. Whoever reaches a
+# Every host has this folder, the packages, experiment root, csv file and images under the same paths. Everybody who reaches a
 # port of scheduler or workers can run code there: this is for a network of your own (docs/scaling.md has TLS).
 set -e
 

@@ -47,7 +47,7 @@ def create(kind, devices=None):
 
 def _multi_worker():
     try:
-        if cluster.is_of_slurm():
+        if cluster.is_slurm_task():
             os.environ['TF_CONFIG'] = _config_of_slurm()
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError, KeyError) as error:
