@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from tripletreid import argument_types, quiet
-from tripletreid.argument_types import OF_EMBEDDINGS, fraction, inner_fraction, positive_int
+from tripletreid.argument_types import EMBEDDINGS_OPTIONS, fraction, inner_fraction, positive_int
 from tripletreid.clustering import clusters_file, knowledge, partition, sweep
 from tripletreid.clustering.clusterer import Settings, cluster
 from tripletreid.dataset import Dataset, is_dataset, load_dataset
@@ -37,7 +37,7 @@ def make_parser():
         example='python cluster.py --images photos --experiment_root runs/first --out groups.csv\n'
                 'python visualize.py clusters groups.csv')
     add = parser.add_argument_group('input and output').add_argument
-    add('--embeddings', **OF_EMBEDDINGS, help='.h5 file of embed.py or search.py, or all of its parts')
+    add('--embeddings', **EMBEDDINGS_OPTIONS, help='.h5 file of embed.py or search.py, or all of its parts')
     add('--images', metavar='FOLDER', help='folder or csv file of images to embed first, with --experiment_root')
     add('--experiment_root', metavar='DIR', help='training run whose net embeds --images')
     add('--checkpoint', metavar='NAME', help='checkpoint in the experiment root (default: the last one)')

@@ -41,10 +41,10 @@ def make_parser():
                 '    --gallery_dataset csv/test.csv --gallery_embeddings runs/first/test_embeddings.h5')
     add = parser.add_argument_group('required').add_argument
     add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
-    add('--query_embeddings', **argument_types.OF_EMBEDDINGS, help='its embeddings, as embed.py writes them: one file, '
+    add('--query_embeddings', **argument_types.EMBEDDINGS_OPTIONS, help='its embeddings, as embed.py writes them: one file, '
         'or all of its shards')
     add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
-    add('--gallery_embeddings', **argument_types.OF_EMBEDDINGS, help='their embeddings')
+    add('--gallery_embeddings', **argument_types.EMBEDDINGS_OPTIONS, help='their embeddings')
     add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores. '
         f'diagonal: only the query file itself; {", ".join(benchmarks)}: images of its identity in its own camera, read '
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
@@ -69,7 +69,7 @@ def make_parser():
     add('--multi_query_dataset', metavar='CSV', needs='--multi_query_embeddings',
         help='more images of the queries, as gt_bbox of Market-1501: a query becomes the mean of the images of its identity '
         'in its camera')
-    add('--multi_query_embeddings', **argument_types.OF_EMBEDDINGS, needs='--multi_query_dataset',
+    add('--multi_query_embeddings', **argument_types.EMBEDDINGS_OPTIONS, needs='--multi_query_dataset',
         help='their embeddings')
     add('--rerank', action='store_true', help='re-rank by k-reciprocal neighbours (Zhong et al. 2017)')
     add('--rerank_k1', type=argument_types.positive_int, default=20, metavar='K1', needs='--rerank', help='number of '

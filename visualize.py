@@ -19,7 +19,7 @@ import sys
 
 import numpy as np
 
-from tripletreid.argument_types import OF_EMBEDDINGS, ArgumentParser, non_negative_int, positive_int
+from tripletreid.argument_types import EMBEDDINGS_OPTIONS, ArgumentParser, non_negative_int, positive_int
 from tripletreid.errors import InputError, exit_with
 from tripletreid.files import check_output
 from tripletreid.names import canonical_paths
@@ -49,9 +49,9 @@ def make_parser():
     add = evaluated.add_argument
     add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
     add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
-    add('--query_embeddings', **OF_EMBEDDINGS, help='their embeddings, likewise')
+    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='their embeddings, likewise')
     add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, likewise')
-    add('--gallery_embeddings', **OF_EMBEDDINGS, help='its embeddings, likewise')
+    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='its embeddings, likewise')
     add('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
 
     pictured = ArgumentParser(add_help=False)

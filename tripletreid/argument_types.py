@@ -142,8 +142,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def check_needs(self, args, given=None, only_warn=False):
         """Check that every given flag has the other flags that it needs; end through `error` where one is missing.
 
-        A flag that was made idle by a later flag is only warned of and gets its default value: whoever appends a flag to
-        a recipe cannot remove the recipe's flags. A flag that is given as a default that means "off" needs nothing.
+        A flag that was made idle by a later flag is only warned of and gets its default value: a user who appends a flag
+        to a recipe cannot remove the flags of the recipe. A flag that is given as a default that means "off" needs nothing.
 
         Args:
             args: parsed arguments; idle flags are set to their defaults.
@@ -172,14 +172,14 @@ class ArgumentParser(argparse.ArgumentParser):
         value = getattr(args, name)
         if value == self.idle_value(args, name) and not is_on(value):
             return None
-        for of_value, needs in self._needs[name].items():
-            for need in needs if of_value in (None, value) else ():
+        for value_in_need, needs in self._needs[name].items():
+            for need in needs if value_in_need in (None, value) else ():
                 needed = [_Needed(*re.fullmatch(r'--(\w+) ?(\S*)', text).groups()) for text in need.split(' or ')]
                 if not any(each.holds(args) for each in needed):
                     position = max(positions.get(each.name, -1) for each in needed)
                     facts = [f'--{each.name} is {getattr(args, each.name)}' for each in needed
                              if is_on(getattr(args, each.name)) or each.name in positions]
-                    return _Idle(name, f'--{name}{"" if of_value is None else f" {of_value}"}',
+                    return _Idle(name, f'--{name}{"" if value_in_need is None else f" {value_in_need}"}',
                                  f'{need}{", but " if facts else ""}{" and ".join(facts)}',
                                  positions[name] < position, position)
         return None
@@ -344,7 +344,7 @@ class OneOrMore(argparse.Action):
 # The values of --dask, for its help string.
 DASK_ADDRESS = "its scheduler's address or scheduler file, or local:N for N processes on this host"
 # Options of a flag for the embeddings of a dataset: a file, or all of its shards, as a list.
-OF_EMBEDDINGS = {'metavar': 'H5', 'nargs': '+'}
+EMBEDDINGS_OPTIONS = {'metavar': 'H5', 'nargs': '+'}
 
 
 def refuse_given(parser, names, reason):

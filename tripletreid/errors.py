@@ -1,7 +1,7 @@
-"""What the user is told when something outside the code is wrong.
+"""Report errors outside of the code to the user.
 
-Functions raise `InputError` with one sentence: what is wrong, with which file or value, and what to do.
-Scripts run their `main` through `exit_with`, which turns that into a line on standard error and a status.
+Functions raise `InputError` with one sentence: the problem, the file or value, and the remedy. Commands run their `main`
+through `exit_with`, which turns that into a line on standard error and a status.
 """
 import contextlib
 import errno
@@ -28,7 +28,7 @@ def warn(sentence):
 
 
 def some(names):
-    """How many there are and the first three: '5 (a, b, c, ...)'."""
+    """Return the number of names and the first three: '5 (a, b, c, ...)'."""
     names = sorted(set(names))
     if not names:
         return '0'
@@ -36,16 +36,16 @@ def some(names):
 
 
 def sentence_of(error):
-    """What an OSError says, as one sentence."""
+    """Return an OSError as one sentence."""
     where = f'{error.filename}: ' if error.filename else ''
     return f'{where}{error.strerror or error}.'
 
 
 def is_out_of_memory(error):
-    """Whether an exception says that there is no more memory, be it Python's, NumPy's, the system's or TensorFlow's."""
+    """Return whether an exception of Python, NumPy, the system or TensorFlow reports a lack of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, ImportError):  # Of a library that finds no room for its code.
+    if isinstance(error, ImportError):  # A library does not find room for its code.
         return 'failed to map segment' in str(error) or os.strerror(errno.ENOMEM) in str(error)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # Its stack does not fit.
         return True
@@ -56,12 +56,12 @@ def is_out_of_memory(error):
 def exit_with(main, lower=''):
     """Run `main()` and leave the process: 0 when it returns, 1 with one sentence for a known error.
 
-    An `OSError` (a full disk, a missing permission, a directory that went away) and a lack of memory are known errors as
-    well. Anything else is a bug of ours and keeps its traceback.
+    An `OSError` (a full disk, a missing permission, a removed directory) and a lack of memory are known errors, too. Any
+    other exception is a bug of this project and keeps its traceback.
 
     Args:
         main: function without arguments.
-        lower: the flags that lower what it needs of memory, in words.
+        lower: the flags that lower the memory it needs, in words.
     """
     try:
         main()
@@ -70,7 +70,7 @@ def exit_with(main, lower=''):
     except InputError as error:
         sentence = str(error)
     except BrokenPipeError:
-        sentence = None  # The reader of our output left, as `| head` does: that is not an error to report.
+        sentence = None  # The reader of the output has ended, as `| head` does, which is not an error to report.
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

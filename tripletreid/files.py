@@ -1,4 +1,4 @@
-"""Output files are whole or not there: a temporary name beside the target, then a rename. They replace their like only."""
+"""Write output files atomically, by a temporary name in the same folder and a rename; replace only files of their kind."""
 import contextlib
 import fcntl
 import itertools
@@ -14,14 +14,14 @@ from tripletreid.errors import InputError
 
 
 def check_output(path, flag, kind, is_of_kind, inputs=()):
-    """Check, before the work, that a command may write its output to a path: nothing else than its like is replaced.
+    """Check, before the work, that a command may write its output to a path: only a file of the same kind is replaced.
 
     Args:
         path: the file to be written.
-        flag: what it was named by.
-        kind: what such a file is, in words with an article, for the message.
-        is_of_kind: function of a path that tells whether the file there is one; an OSError says no.
-        inputs: paths that the command reads, or lists of paths; None among them is none.
+        flag: the flag that names it.
+        kind: the kind of such a file, in words with an article, for the message.
+        is_of_kind: function of a path that returns whether the file is of that kind; an OSError means no.
+        inputs: paths that the command reads, or lists of paths, or None.
 
     Raises:
         InputError: the name is empty, its folder is missing, or there is an input of the command, a folder, a device or
@@ -53,7 +53,7 @@ def check_output(path, flag, kind, is_of_kind, inputs=()):
 
 
 def holds(path, mark, within=None):
-    """Whether a file holds some bytes, in its first `within` bytes or anywhere. It is read in blocks."""
+    """Return whether a file contains some bytes, in its first `within` bytes or anywhere. It is read in blocks."""
     before, left = b'', os.path.getsize(path) if within is None else within
     with open(path, 'rb') as file:
         while block := file.read(min(left, 1 << 20)):
@@ -63,13 +63,13 @@ def holds(path, mark, within=None):
     return False
 
 
-def check_file(path, what, ending):
-    """Check that a file is there to be read.
+def check_file(path, kind, ending):
+    """Check that a file exists and can be read.
 
     Args:
         path: of the file.
-        what: it should be, as in 'embedding file'.
-        ending: of the names of such files; those in a folder that was given in place of one are named.
+        kind: the expected kind, e.g. 'embedding file'.
+        ending: ending of such files; the message lists the ones in a folder that was given instead of a file.
 
     Raises:
         InputError: there is none, or it is a folder.
@@ -79,9 +79,9 @@ def check_file(path, what, ending):
         names = sorted(name for name in os.listdir(path)
                        if name.endswith(ending) and name not in ('args.json', 'provenance.json'))
         some = ', '.join(names[:5]) + (', …' if names[5:] else '') or f'no {ending} file'
-        raise InputError(f'{path} is {folder}, not the {what} that is expected; it holds {some}.')
+        raise InputError(f'{path} is {folder}, not the expected {kind}; it holds {some}.')
     if not os.path.isfile(path):
-        raise InputError(f'There is no {what} {path}.')
+        raise InputError(f'There is no {kind} {path}.')
 
 
 def check_replaceable(path):
@@ -95,8 +95,8 @@ def check_replaceable(path):
 def written_whole(path):
     """Yield a temporary path in the folder of `path`; on success it becomes `path`, on any failure it is removed.
 
-    The data reach the disk before the rename, so that after a power loss there is the old file or the new one. An
-    OSError that names no file, as that of a full disk does, gets the name of this one.
+    The data reach the disk before the rename, so that a power loss leaves the old file or the new one. An
+    OSError without a file name, as for a full disk, gets the name of this file.
 
     Raises:
         InputError: there is a folder or a device of that name.
@@ -118,13 +118,13 @@ def written_whole(path):
 
 
 def left_unfinished(folder, name):
-    """What `written_whole` has left of a file `name` in its folder when its process was killed: a list of names."""
+    """Return the names of temporary files of `name` that killed processes left in a folder, a list."""
     return [each for each in os.listdir(folder) if re.fullmatch(rf'\.{re.escape(name)}\..*partial', each)]
 
 
 @contextlib.contextmanager
 def folder_written_whole(path):
-    """As `written_whole`, for a folder: yield an empty one that becomes `path`, in place of what is there."""
+    """As `written_whole`, for a folder: yield an empty one that replaces `path`."""
     parent, name = os.path.split(os.path.abspath(path))
     temporary, old = (os.path.join(parent, f'.{name}.{secrets.token_hex(4)}.{kind}') for kind in ('partial', 'old'))
 
@@ -150,7 +150,7 @@ def folder_written_whole(path):
 
 @contextlib.contextmanager
 def temporary_folder(prefix=None, parent=None):
-    """Yield an empty folder, in that for temporary files or in another, which is removed in the end."""
+    """Yield an empty folder, in the folder for temporary files or in `parent`, and remove it at the end."""
     with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
         with signals.undone(lambda: shutil.rmtree(folder, ignore_errors=True)):
             yield folder
@@ -162,7 +162,7 @@ def _sync_file(path):
 
 
 def sync_folder(folder):
-    """Bring a folder's entries to the disk, i.e. the renames in it. Not every file system can."""
+    """Bring a folder's entries, i.e. the renames in it, to the disk, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -214,7 +214,7 @@ def write_at(file, start, content):
 
 @contextlib.contextmanager
 def tensorflow_os_errors(path):
-    """Inside of this block TensorFlow writes to `path`; what it raises then becomes the OSError that it stands for."""
+    """Turn errors of TensorFlow inside of this block, which writes to `path`, into the OSError that they stand for."""
     import tensorflow as tf
     try:
         yield
@@ -225,7 +225,7 @@ def tensorflow_os_errors(path):
 
 
 def write_json(path, content):
-    """Write `content` as JSON with sorted keys and an indent of two, whole or not at all."""
+    """Write `content` atomically as JSON with sorted keys and an indent of two."""
     with written_whole(path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as file:
             json.dump(content, file, indent=2, sort_keys=True)

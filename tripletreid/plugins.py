@@ -1,4 +1,4 @@
-"""The plug-in system: one file a choice, its name is the flag's value. `_name.py` is a shared helper, never a choice."""
+"""Find and load plug-ins: one file per choice, named as the value of the flag. `_name.py` is a helper, not a choice."""
 import importlib
 import pathlib
 

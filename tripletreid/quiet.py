@@ -1,20 +1,20 @@
-"""Importing TensorFlow and Keras quickly, as they are needed here, and without start-up noise unless the user sets
+"""Import TensorFlow and Keras quickly, configured for this project, and without start-up messages unless the user sets
 TF_CPP_MIN_LOG_LEVEL."""
 import contextlib
 import os
 import sys
 
-# Keras imports these, where they are installed, for wrappers and plots that nothing here uses: a third of the import.
+# Keras imports these for wrappers and plots that this project does not use, which takes a third of its import.
 UNUSED = ('sklearn', 'matplotlib')
 
 
 @contextlib.contextmanager
 def tensorflow_import():
-    """Import TensorFlow inside of this block, the first time in a process."""
-    # What the user has chosen for other work, in the environment or in ~/.keras/keras.json, is not for these networks.
+    """Import TensorFlow inside of this block, for the first time in a process."""
+    # The user's settings for other work, in the environment or in ~/.keras/keras.json, are not for these networks.
     os.environ.update(KERAS_BACKEND='tensorflow', TF_USE_LEGACY_KERAS='0')
     hidden = [name for name in UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # Python's way to say: not installed.
+    sys.modules.update(dict.fromkeys(hidden))  # For Python, these modules are not installed now.
     try:
         with _silence():
             yield
@@ -29,8 +29,8 @@ def tensorflow_import():
 
 @contextlib.contextmanager
 def _silence():
-    """The libraries write to file descriptor 2 before they look at any setting, so that is where they are silenced."""
-    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '3') != '3':  # That of a process that was started by a silenced one.
+    """Silence file descriptor 2, because the libraries write to it before they read any setting."""
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '3') != '3':  # Inherited from a silenced process.
         yield
         return
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'

@@ -1,4 +1,4 @@
-"""What is unfinished when a signal ends the process is removed before."""
+"""Remove unfinished files before a signal ends the process."""
 import contextlib
 import signal
 import threading
@@ -9,13 +9,13 @@ _undone = []
 
 @contextlib.contextmanager
 def undone(undo):
-    """Inside of this block `undo()` is called before SIGINT or SIGTERM ends the process.
+    """Call `undo()` before SIGINT or SIGTERM ends the process, inside of this block.
 
-    That is where they would end it: where they are ignored, raise an exception or are taken by a training, they still
-    are and do. No exception is raised here, since libraries swallow what they do not expect.
+    Signals that are ignored, raise an exception or are handled by a training stay so. No exception is raised here, because
+    libraries swallow unexpected exceptions.
 
     Args:
-        undo: function without arguments; an OSError that it raises is nobody's concern any more.
+        undo: function without arguments; an OSError of it is ignored.
     """
     if threading.current_thread() is not threading.main_thread():  # Only there Python handles signals.
         yield
@@ -32,7 +32,7 @@ def undone(undo):
 
 @contextlib.contextmanager
 def raised():
-    """Inside of this block Ctrl+C is an exception, KeyboardInterrupt: for what has other processes to end first."""
+    """Let Ctrl+C raise KeyboardInterrupt inside of this block, for code that has to end other processes first."""
     would_end = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     if would_end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,7 +45,7 @@ def raised():
 
 @contextlib.contextmanager
 def unheard_by_children():
-    """The processes that are started inside of this block never hear of Ctrl+C, not even while they import modules."""
+    """Block Ctrl+C for processes that are started inside of this block, even while they import modules."""
     from multiprocessing import resource_tracker
     resource_tracker.ensure_running()  # Otherwise it starts with the first semaphore, and unblocks Ctrl+C then.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -56,7 +56,7 @@ def unheard_by_children():
 
 
 def end_the_process():
-    """Take the signals back from a library that has taken them for itself."""
+    """Restore the handlers of signals that a library has replaced."""
     for number in ENDING:
         signal.signal(number, _undo_and_end if _undone else signal.SIG_DFL)
 

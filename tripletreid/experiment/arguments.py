@@ -132,8 +132,8 @@ def check_stored_files(root, args):
                 raise InputError(_missing(root, name, path, 'put it back'))
 
 
-def _missing(root, what, path, remedy):
-    sentence = f'{os.path.join(root, FILE)} names {what} {path}, which does not exist'
+def _missing(root, kind, path, remedy):
+    sentence = f'{os.path.join(root, FILE)} names {kind} {path}, which does not exist'
     if os.path.isabs(path):
         return f'{sentence}; {remedy}.'
     return (f'{sentence}. The path is relative to the folder in which training was started: run this command in that '

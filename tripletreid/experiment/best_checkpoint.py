@@ -1,4 +1,4 @@
-"""`checkpoint-best`: what the validations of a run gave, and which of its checkpoints was the best."""
+"""checkpoint-best: the results of the validations of a run, and its best checkpoint."""
 import json
 import os
 
@@ -9,11 +9,11 @@ FILE = 'checkpoint-best'
 
 
 def results(root):
-    """What an experiment's file `checkpoint-best` notes of each validation, in order.
+    """Return the validations in an experiment's file `checkpoint-best`, in order.
 
-    Returns: list of dicts: step, mAP, top1, and where they are noted embed_flags, a text: the flags of embed.py that
-        give just these numbers. Of several validation sets mAP and top1 are the means, and `sets` has the same keys but
-        for the step for each set, under its name.
+    Returns: list of dicts: step, mAP, top1, and if stored embed_flags, a string: the flags of embed.py that give exactly
+        these numbers. For several validation sets, mAP and top1 are means, and `sets` has these keys, except the step,
+        for each set under its name.
 
     Raises:
         InputError: it cannot be read.
@@ -24,36 +24,36 @@ def results(root):
     try:
         with open(path, encoding='utf-8') as file:
             return [{'step': int(entry['step']), **_numbers(entry),
-                     **({'sets': {name: _numbers(of_set) for name, of_set in entry['sets'].items()}}
+                     **({'sets': {name: _numbers(set_entry) for name, set_entry in entry['sets'].items()}}
                         if 'sets' in entry else {})}
                     for entry in json.load(file)['validations']]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f'{path} is damaged ({error}). Without this file, validation begins anew.') from error
+        raise InputError(f'{path} is damaged ({error}). Without this file, validation starts again from nothing.') from error
 
 
 def _numbers(entry):
-    """What is noted of one set, or of the mean of several, as it should be."""
+    """Return the stored numbers of one set, or of the mean of several sets, in their types."""
     return {'mAP': float(entry['mAP']), 'top1': float(entry['top1']),
             **({'embed_flags': str(entry['embed_flags'])} if 'embed_flags' in entry else {})}
 
 
 def best_step(root):
-    """The step of the best checkpoint, the earliest of equals; None before the first validation. See `results`."""
+    """Return the step of the best checkpoint, the earliest of equals; None before the first validation. See `results`."""
     found = results(root)
     return max(found, key=lambda entry: entry['mAP'])['step'] if found else None
 
 
 def note(root, step, result):
-    """Note the result of a validation, a dict as of `results` without the step.
+    """Store the result of a validation, a dict as in `results` without the step.
 
-    What is noted of this step and later ones, by a run that was killed, is void.
+    Results of this step and later ones, which a killed run stored, are removed.
     """
     earlier = [entry for entry in results(root) if entry['step'] < step]
     _write(root, [*earlier, {'step': step, **result}])
 
 
 def forget_after(root, step):
-    """Drop what is noted of validations after `step`, from where the run goes on."""
+    """Remove the validations after `step`, from which the run continues."""
     found = results(root)
     kept = [entry for entry in found if entry['step'] <= step]
     if not kept and found:

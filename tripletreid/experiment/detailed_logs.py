@@ -1,4 +1,4 @@
-"""The detailed logs of a run: embeddings, losses and file ids of every batch, as `.npy` arrays."""
+"""Write and read the detailed logs of a run: embeddings, losses and file ids of every batch, as `.npy` arrays."""
 import io
 import math
 import os
@@ -14,8 +14,8 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 class RowFile:
     """An `.npy` array with a row per iteration; a row is overwritten when its iteration is run again.
 
-    It has its final size from the start, as a sparse file: rows not reached are zeros. One that is there already grows
-    where the run has become longer, and is never cut.
+    The file has its final size from the start and is sparse: rows that were not reached are zeros. An existing file grows
+    for a longer run and is never cut. A memory map, as of NumPy's open_memmap, would crash the process on a full disk.
     """
 
     def __init__(self, path, shape, dtype):
@@ -26,8 +26,7 @@ class RowFile:
             rows, *form = _held(self._file)
             if form != [shape[1:], dtype]:
                 raise InputError(f'{path} does not hold rows of {"×".join(map(str, shape[1:])) or 1} {dtype}, as this run '
-                                 f'would: its training set is not what it was. Go on with that of the start, or move '
-                                 f'the log away.')
+                                 f'would: its training set has changed. Use the original one, or move the log away.')
             shape = (max(rows, shape[0]), *shape[1:])
         # NumPy leaves room in the header for any number of rows.
         header = io.BytesIO()
@@ -53,7 +52,7 @@ class RowFile:
 
 
 def _held(file):
-    """Rows, shape of a row and dtype of an open `.npy` file; three times None where its header is damaged."""
+    """Return rows, shape of a row and dtype of an open `.npy` file; three times None if its header is damaged."""
     try:
         file.seek(0)
         np.lib.format.read_magic(file)
@@ -96,7 +95,7 @@ class DetailedLogs:
 
 
 def read_loss_quantiles(root, bins=200):
-    """Quantiles of the losses in a run's batches, from its detailed logs.
+    """Return quantiles of the losses in a run's batches, from its detailed logs.
 
     Returns: steps [T], the ends of T spans of iterations, and the quantiles of all losses within them [T, 7], in the
         order of QUANTILES; None where the run kept no detailed logs or has not begun.

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: scalars and histograms, written, cut and read again."""
+"""Write, cut and read TensorBoard's event files: scalars and histograms."""
 import glob
 import os
 import pathlib
@@ -17,7 +17,7 @@ VALIDATION_TAG = 'validation_mAP'
 
 
 class TensorBoard:
-    """Writes scalars and histograms to an event file in the experiment root.
+    """A writer of scalars and histograms to an event file in the experiment root.
 
     TensorBoard's own writer works in a thread, which answers a full disk with a traceback of its own.
     """
@@ -36,7 +36,7 @@ class TensorBoard:
         with tensorflow_os_errors(self._path):
             self._writer = tf.io.TFRecordWriter(self._path)
         self._add(Event(wall_time=time.time(), file_version='brain.Event:2'))
-        # Iterations count from 1 in the events. TensorBoard drops those of this step, too.
+        # Iterations count from 1 in the events. TensorBoard drops the events of this step, too.
         self._add(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step, scalars, histograms):
@@ -140,7 +140,7 @@ def _add_events(scalars, path):
             return
         start = stop + 4
         if event.session_log.status == SessionLog.START:
-            # A run was resumed at this step: what an earlier file has from there on did not become part of it.
+            # A run was resumed at this step: later events of earlier files did not become part of it.
             for values in scalars.values():
                 for step in [step for step in values if step >= event.step]:
                     del values[step]

@@ -56,7 +56,7 @@ def _check_batches(args, parser):
     names = [set_name(path) for path in paths]
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate:
-        parser.error(f'two files of --train_set are called {duplicate}, so their identities cannot be told apart: rename '
+        parser.error(f'two files of --train_set are called {duplicate}, which makes their identities ambiguous: rename '
                      f'one of the files')
     if len(roots) not in (1, len(paths)):
         parser.error(f'--image_root names {len(roots)} folders for {len(paths)} training set(s): give one for all, or one '

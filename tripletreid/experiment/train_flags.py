@@ -78,7 +78,7 @@ def make_parser():
                 '    --crop_augment --batch_p 16 --train_iterations 600 --decay_start_iteration 300\n'
                 'python train.py --experiment_root runs/first --resume')
 
-    add = parser.add_argument_group('what is needed').add_argument
+    add = parser.add_argument_group('required').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='folder of the run: args.json, checkpoints, logs')
     add('--train_set', nargs='+', action=OneOrMore, metavar='CSV', help='csv file with one identity,relative/path.jpg per '
         'line; several files are joined, and equal identities in two files stay two identities')

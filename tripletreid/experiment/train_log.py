@@ -1,4 +1,4 @@
-"""`train.log`: the log of a run, its line for each iteration, and how that is read again."""
+"""train.log: write the log of a run, with a line per iteration, and read these lines."""
 import datetime
 import logging.handlers
 import os
@@ -38,7 +38,7 @@ class _LogFile(logging.handlers.WatchedFileHandler):
 
 
 def open_log(root):
-    """The logger of a run: standard error, and `train.log` in the root, which is appended to."""
+    """Return the logger of a run: to standard error, and appending to `train.log` in the root."""
     form = '%(asctime)s [%(levelname)s] %(name)s: %(message)s'
     to_file = _LogFile(os.path.join(root, LOG_FILE), encoding='utf-8', errors='backslashreplace')
     to_file.setFormatter(logging.Formatter(form))
@@ -52,7 +52,7 @@ def open_log(root):
 
 
 def log_of_worker(number):
-    """The logger of a worker that is not the chief: warnings and errors on standard error, no file."""
+    """Return the logger of a worker that is not the chief: warnings and errors on standard error, no file."""
     to_screen = logging.StreamHandler()
     to_screen.setFormatter(_ColouredFormatter(f'%(asctime)s [%(levelname)s] worker {number}: %(message)s'))
     log = logging.getLogger('train')
@@ -63,12 +63,12 @@ def log_of_worker(number):
 
 
 def iteration_line(step, losses, precision, k, eta_seconds, seconds):
-    """The log line of one iteration, in the form of the original.
+    """Return the log line of one iteration, in the form of the original.
 
     Args:
         step: number of finished iterations.
         losses: [B].
-        precision: batch precision at k, a share.
+        precision: batch precision at k, a fraction.
         k: K - 1.
         eta_seconds: seconds until the run ends.
         seconds: duration of the iteration.
@@ -79,7 +79,7 @@ def iteration_line(step, losses, precision, k, eta_seconds, seconds):
 
 
 def forget_iterations_after(root, step):
-    """Drop the lines of `train.log` that tell of iterations after `step`: they are about to be run again."""
+    """Remove the lines of `train.log` of iterations after `step`, which are about to be run again."""
     path = os.path.join(root, LOG_FILE)
     if not os.path.isfile(path):
         return
@@ -96,7 +96,7 @@ def forget_iterations_after(root, step):
 
 
 def read_iterations(root):
-    """The scalars that the log of an experiment root tells of, {tag: {step: value}}; none where there is no log."""
+    """Return the scalars in the log of an experiment root, {tag: {step: value}}; empty without a log."""
     path, scalars = os.path.join(root, LOG_FILE), {}
     if not os.path.isfile(path):
         return scalars

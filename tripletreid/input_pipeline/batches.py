@@ -1,4 +1,4 @@
-"""The batches of a training run: rows drawn, images loaded and augmented."""
+"""Make the batches of a training run: draw rows, load and augment images."""
 import numpy as np
 import tensorflow as tf
 
@@ -16,12 +16,12 @@ def batches_of_steps(dataset, identities, args, first_step, last_step, *part):
 
 @tf.autograph.experimental.do_not_convert
 def batches(dataset, identities, args, steps, slots=None, part_size=None):
-    """The batches of some steps, whole or in parts.
+    """Return the batches of some steps, complete or in parts.
 
     Args:
         dataset: the training `Dataset`.
         identities: its `Identities`.
-        args: of `train.py`.
+        args: arguments of `train.py`.
         steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as a sampler's `steps` returns it.
         slots: places in the batch whose images are loaded, in this order, int64 [n]; None: all of them.
         part_size: into how many images each the slots are divided; None: all of them are one part.

@@ -159,7 +159,7 @@ def _in_folder(folder, paths, loading_threads, size, pixels):
         with np.load(index_path) as index:
             shapes, held = index['shapes'], str(index['fingerprint'])
             is_resized = index['is_resized'] if 'is_resized' in index else np.zeros(len(shapes), bool)
-        # Private to this process and never written, so its pages are those of the file.
+        # Private to this process and never written, so it shares the pages of the file.
         data = np.memmap(pixels_path, np.uint8, 'c') if len(shapes) else np.empty(0, np.uint8)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f'The folder {folder} is not a complete cache of images. Empty it, or name another one as '

@@ -71,7 +71,7 @@ def decode(content, jpeg='fast'):
 
 
 def _complaint(content):
-    """Return what `pictures.complaint` returns, as a scalar string.
+    """Return the `pictures.complaint` about a file, a scalar string.
 
     A Python function in tf.data takes half the time of decoding a small JPEG (0.6 ms of CPU), so JPEG and PNG headers
     are read by TensorFlow's operations.
@@ -84,18 +84,18 @@ def _complaint(content):
         return tf.where(size > pictures.MAX_PIXELS, pictures.too_large(),
                         tf.where(scans > pictures.MAX_SCANS, pictures.too_many_scans(), ''))
 
-    def of_jpeg():
+    def check_jpeg():
         data = tf.io.decode_raw(content, tf.uint8)
         scans = tf.math.count_nonzero((data[:-1] == 0xff) & (data[1:] == 0xda))
         return sides(tf.io.extract_jpeg_shape(content)[:2], scans)
 
-    def of_png():
+    def check_png():
         return sides(tf.io.decode_raw(tf.strings.substr(content + 24 * b'\0', 16, 8), tf.int32, little_endian=False))
 
-    def of_other():
+    def check_other():
         return tf.ensure_shape(tf.numpy_function(_complaint_of_bytes, [content], tf.string, stateful=False), [])
 
-    return tf.case([(starts_with(pictures.JPEG), of_jpeg), (starts_with(pictures.PNG), of_png)], default=of_other)
+    return tf.case([(starts_with(pictures.JPEG), check_jpeg), (starts_with(pictures.PNG), check_png)], default=check_other)
 
 
 def _complaint_of_bytes(content):

@@ -1,4 +1,4 @@
-"""What there is to see of an image file before it is trained with: whether it can be used, its size, its content."""
+"""Inspect image files before training: whether they can be used, their sizes and hashes."""
 import hashlib
 import multiprocessing.pool
 import os
@@ -11,25 +11,25 @@ FILES_AT_ONCE = 16
 
 
 class Look(typing.NamedTuple):
-    """What is seen of an image file."""
-    problem: str | None  # why it cannot be used
+    """The properties of an image file."""
+    problem: str | None  # the reason why it cannot be used
     size: tuple | None = None  # (width, height)
-    content: bytes | None = None  # a hash of it
-    changes: tuple = ()  # how a viewer shows it in another way than training sees it
-    prints: list = ()  # what `copies.prints` returns
+    content: bytes | None = None  # a hash of the file
+    changes: tuple = ()  # differences between a viewer and training
+    prints: list = ()  # the result of `copies.prints`
 
 
 def looks(changes, paths):
-    """Look at image files, several at a time.
+    """Inspect image files, several in parallel.
 
     Args:
-        changes: function of a file's content that tells how a viewer shows it in another way than training sees it, a
-            tuple of words.
-        paths: of the files, a list.
+        changes: function of a file's content that returns how a viewer shows it differently from training, a tuple of
+            phrases.
+        paths: list of files.
 
     Yields: a `Look` for each of them.
     """
-    # The decoder of training itself looks at the images, since others accept what it does not.
+    # The decoder of training decodes the images, because others accept other files.
     with quiet.tensorflow_import():
         from tripletreid.input_pipeline import images
     with multiprocessing.pool.ThreadPool(os.cpu_count()) as pool:  # Decoding and hashing run outside of Python's lock.
@@ -37,12 +37,12 @@ def looks(changes, paths):
 
 
 def list_of_looks(changes, paths):
-    """What `looks` yields, as a list: a task for a worker of a cluster."""
+    """Return the `looks` as a list: a task for a worker of a cluster."""
     return list(looks(changes, paths))
 
 
 def _look(decode, changes, path):
-    """The `Look` at an image file, with the decoder of training."""
+    """Return the `Look` of an image file, with the decoder of training."""
     import tensorflow as tf
     try:
         with open(path, 'rb') as file:

@@ -1,6 +1,6 @@
-"""Which images the batch of step t holds: a pure function of (seed, t).
+"""Choose the images of the batch of step t: a pure function of (seed, t).
 
-So nothing of the input pipeline needs storing, and a resumed run sees exactly the batches that it would have seen.
+The input pipeline therefore has no state to store, and a resumed run sees the batches of an uninterrupted one.
 Random numbers come from TensorFlow's stateless generators, whose seeds are derived from (seed, stream, t).
 
 There is no Python here for AutoGraph to convert, which would take a second of each start.
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tripletreid.errors import InputError
 
-# One stream of random numbers for each thing that is drawn, so that no two of them are correlated.
+# A stream of random numbers for each use, so that no two uses are correlated.
 IDENTITIES, IMAGES, AUGMENTATION, FRAMES, LOSS, CENTERS, STOCHASTIC_DEPTH = range(7)
 
 
@@ -23,8 +23,8 @@ class Identities:
         names: the identities [I], sorted. Their place here is their number.
         pid_numbers: number of the identity of each row of the dataset, int32 [N].
         starts, counts: which items an identity has, int64 [I].
-        rows: rows of the dataset, those of an item and the items of an identity adjoining, int64 [N].
-        item_starts, item_counts: where the rows of an item lie in `rows`, int64 [M].
+        rows: rows of the dataset, int64 [N]; the rows of an item are adjacent, and so are the items of an identity.
+        item_starts, item_counts: place of the rows of an item in `rows`, int64 [M].
         parts: numbers of the identities that the equal parts of a batch are drawn from, list of int64 arrays: one of
             all, or one of each of the sets.
     """
@@ -62,24 +62,24 @@ class Identities:
         self.starts = np.cumsum(self.counts) - self.counts
 
     def lone(self, frames=1):
-        """How many identities have only one item to draw, with no more than the S frames of it that are drawn.
+        """Return the number of identities with a single item, which has no more than S frames.
 
-        All the K draws of such a one are the same images. Its anchors have no positive but themselves.
+        All K draws of such an identity are the same images, so its anchors have no positives but themselves.
         """
         return int(((self.counts == 1) & (self.item_counts[self.starts] <= frames)).sum())
 
 
 def check_positives(identities, dataset, args):
-    """What to say of identities whose anchors have no positive but themselves, a sentence; None where all have others.
+    """Return a warning about identities whose anchors have no positives but themselves, a sentence, or None.
 
     Args:
         identities: of the training `Dataset`.
-        dataset: that.
-        args: of `train.py`.
+        dataset: the training `Dataset`.
+        args: arguments of `train.py`.
 
     Raises:
-        InputError: fewer than two identities of a new run have positives. With none a triplet loss learns nothing; with
-            one it never learns what tells two identities apart rather than two images.
+        InputError: fewer than two identities of a new run have positives. With none, a triplet loss learns nothing; with
+            one, it learns to distinguish two images instead of two identities.
     """
     lone, total = identities.lone(args.frames_per_tracklet), len(identities.names)
     if not lone or args.loss == 'none' or not args.metric_weight:
@@ -94,36 +94,36 @@ def check_positives(identities, dataset, args):
 
 
 def shares_of_sets(identities, dataset, batch_p):
-    """Sentences of what joined sets have of the images, the identities and the batches; none of a single set."""
+    """Yield a sentence per joined set: its images, its identities, and its fraction of a batch; none for a single set."""
     sets = np.array([fid.partition('/')[0] for fid in dataset.fids] if dataset.sets else [])
     names = np.array([name.partition('/')[0] for name in identities.names])
     for name in dataset.sets:
-        of_set = int((names == name).sum())
-        share = batch_p / len(dataset.sets) if len(identities.parts) > 1 else batch_p * of_set / len(names)
-        yield (f'{name}: {int((sets == name).sum())} images of {of_set} identities, {share:.3g} of the {batch_p} '
+        in_set = int((names == name).sum())
+        per_batch = batch_p / len(dataset.sets) if len(identities.parts) > 1 else batch_p * in_set / len(names)
+        yield (f'{name}: {int((sets == name).sum())} images of {in_set} identities, {per_batch:.3g} of the {batch_p} '
                f'identities of a batch.')
 
 
 def stream_seed(seed, stream, number):
-    """Seed [2] int32 of a stateless generator for one thing drawn at one step (or epoch)."""
+    """Return the seed [2] int32 of a stateless generator for one use at one step (or epoch)."""
     return tf.random.fold_in(tf.stack([tf.cast(seed, tf.int32), stream]), tf.cast(number, tf.int32))
 
 
 def epoch_order(seed, epoch, num_identities, part=None):
-    """The identities in the order in which an epoch takes them: a fresh permutation, int64 [num_identities].
+    """Return the order of the identities in an epoch: a permutation of its own, int64 [num_identities].
 
     Args:
         seed, epoch, num_identities: ints.
-        part: which part of the batches, where they have several; each has its own permutations.
+        part: number of the part of the batches, where they have several; each part has its own permutations.
     """
-    of_epoch = stream_seed(seed, IDENTITIES, epoch)
-    of_epoch = of_epoch if part is None else tf.random.fold_in(of_epoch, part)
-    keys = tf.random.stateless_uniform([num_identities], of_epoch, None, None, tf.int64)
+    epoch_seed = stream_seed(seed, IDENTITIES, epoch)
+    epoch_seed = epoch_seed if part is None else tf.random.fold_in(epoch_seed, part)
+    keys = tf.random.stateless_uniform([num_identities], epoch_seed, None, None, tf.int64)
     return tf.cast(tf.argsort(keys, stable=True), tf.int64)
 
 
 def draw_of_each(seed, stream, step, counts, k):
-    """K images of each identity (or items of each of any groups), without replacement where it has that many.
+    """Draw K images of each identity (or items of each group), without replacement where it has that many.
 
     An identity with fewer has its images repeated as evenly as possible, then K of these are drawn. The draw is Robert
     Floyd's (Bentley and Floyd, CACM 1987): every subset equally likely, at a cost that does not depend on `counts`.
@@ -149,14 +149,14 @@ def draw_of_each(seed, stream, step, counts, k):
 
 @tf.autograph.experimental.do_not_convert
 def batch_rows(identities, seed, steps, batch_k, frames=1):
-    """The rows of each batch; images of an identity adjoin.
+    """Return the rows of each batch; the images of an identity are adjacent.
 
     Args:
         identities: the `Identities`.
         seed: int.
         steps: a `tf.data.Dataset` of (step, numbers of identities [P]), as a sampler's `steps` returns it.
         batch_k: K.
-        frames: of a tracklet, S; with images it is 1.
+        frames: S, frames per tracklet; 1 for images.
 
     Returns: a `tf.data.Dataset` of (step, rows [P·K·S]).
     """
