@@ -41,7 +41,7 @@ IDLE = [('--label_smoothing 0.1', '--xent_weight'), ('--label_smoothing 0', '--x
         (WITHOUT_METRIC_LOSS + '--metric_weight 1', '--loss'), ('--xent_weight 1 --metric_weight 0 --margin 1',
                                                                 '--metric_weight, but --metric_weight is 0.0'),
         ('--center_learning_rate 0.5', '--center_weight'), ('--center_learning_rate 0.4', '--center_weight'),
-        ('--xent_weight 1 --classifier_scale 64', '--classifier cosface|arcface|circle, but --classifier is linear'),
+        ('--xent_weight 1 --classifier_scale 64', '--classifier arcface|circle|cosface, but --classifier is linear'),
         ('--memory_start 9', '--memory'), ('--momentum 0.9', '--optimizer sgd, but --optimizer is adam'),
         ('--devices 2', '--distribute mirrored'), ('--eval_query a.csv', '--eval_frequency'),
         ('--eval_frequency 5 --eval_query a.csv', '--eval_gallery'), ('--eval_frequency 0 --eval_flip', '--eval_frequency'),
