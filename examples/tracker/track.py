@@ -235,7 +235,8 @@ def compare(tracks, true):
         frame_true, frame_tracks = ([box for box in boxes if box[0] == frame] for boxes in (true, tracks))
         if frame_true and frame_tracks:
             overlap = iou(np.array([box[2:6] for box in frame_true]), np.array([box[2:6] for box in frame_tracks]))
-            overlapping += [(frame_true[row][1], frame_tracks[column][1]) for row, column in np.argwhere(overlap >= SAME_PLACE)]
+            close = np.argwhere(overlap >= SAME_PLACE)
+            overlapping += [(frame_true[row][1], frame_tracks[column][1]) for row, column in close]
             gain = np.where(overlap >= SAME_PLACE, overlap + overlap.size, 0)
             pairs += [(frame_true[row][1], frame_tracks[column][1]) for row, column in zip(*linear_sum_assignment(-gain))
                       if gain[row, column]]
