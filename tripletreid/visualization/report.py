@@ -10,6 +10,7 @@ import numpy as np
 from tripletreid import exclusion
 from tripletreid.evaluation import chunks, neighbours
 from tripletreid.evaluation.retrieval import Retrieval
+from tripletreid.evaluation.scores import Score
 from tripletreid.visualization import html_page
 from tripletreid.visualization.ranked_lists import cameras, ranked_lists
 from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
@@ -246,24 +247,24 @@ def _kind_of_distance(evaluation):
 
 
 def _scores(evaluation):
-    cmc = evaluation.numbers['CMC']
-    tops = {f'top-{k}': cmc[min(k, len(cmc)) - 1] for k in (1, 5, 10)}
-    return {'mAP': evaluation.numbers['mAP'], **tops, 'mINP': evaluation.numbers['mINP']}
+    """Return {name: `Score`}: mAP by the evaluation's own definition, and all other scores of scores/."""
+    mean_ap = Score(evaluation.numbers['mAP'], evaluation.numbers['confidence']['mAP'])
+    return {'mAP': mean_ap, **{name: score for name, score in evaluation.scores.items() if not name.startswith('mAP_')}}
 
 
 def _summary(now, before=None):
-    """The numbers on top of the page: name, value, and below it the value before or the confidence interval."""
-    intervals = {'mAP': now.numbers['confidence']['mAP'], 'top-1': now.numbers['confidence']['top1']}
+    """Return the numbers at the top of the page: name, value, and a note with the earlier value or the interval."""
     earlier = _scores(before) if before else {}
     summary = []
     for name, score in _scores(now).items():
         note = ''
         if name in earlier:
-            note = f'{100 * (score - earlier[name]):+.1f}; before {earlier[name]:.1%}'
-        elif name in intervals:
-            ends = intervals[name]
-            note = 'between {:.1%} and {:.1%}'.format(*ends) if ends else 'too few identities for an interval'
-        summary.append((name, f'{score:.1%}', note))
+            note = f'{100 * (score.mean - earlier[name].mean):+.1f}; before {earlier[name].mean:.1%}'
+        elif score.interval:
+            note = 'between {:.1%} and {:.1%}'.format(*score.interval)
+        elif name == 'mAP':
+            note = 'too few identities for an interval'
+        summary.append((name, f'{score.mean:.1%}', note))
     return summary
 
 
