@@ -37,8 +37,8 @@ def _missing_squares(a, b):
     Added to |a - b|² = |a|² - 2ab + |b|², it leaves twice 1 - ab: the cosine distance of a zero embedding is 1.
     """
     missing = [1 - tf.reduce_sum(tf.square(each), axis=1) for each in (a, b)]
-    of_a, of_b = (tf.where(each > 1e-3, each, 0.0) for each in missing)
-    return of_a[:, None] + of_b
+    missing_a, missing_b = (tf.where(each > 1e-3, each, 0.0) for each in missing)
+    return missing_a[:, None] + missing_b
 
 
 def cdist_to_memory(a, b, metric):

@@ -18,7 +18,7 @@ def main():
     args = parser.parse_args()
 
     # The parameters of this run come from:
-    # 1. args.json, if a run is resumed; the command line only adds what args.json lacks.
+    # 1. args.json, if a run is resumed; the command line only adds missing arguments.
     # 2. the command line, for a new run, whose root must be empty.
     notices = []
     if args.resume:
@@ -68,7 +68,7 @@ def main():
 
 
 def train_in_root(args, train_set, validator, strategy, notices):
-    """Train as the process that writes to the experiment root; a start that trains nothing leaves nothing behind."""
+    """Train as the process that writes to the experiment root; a start that trains nothing is undone."""
     from tripletreid.distribute import strategies
 
     def has_trained_nothing():
@@ -186,7 +186,7 @@ def make_train_step(args, state, strategy):
         state: `TrainState`, which every call changes.
         strategy: the `tf.distribute.Strategy` of the replicas.
 
-    Returns: `tf.function` (batch, `Schedule`) -> what `train_step` returns.
+    Returns: `tf.function` (batch, `Schedule`) -> the result of `train_step`.
     """
     import tensorflow as tf
 
@@ -205,7 +205,7 @@ def make_train_step(args, state, strategy):
 
 
 class Outputs(NamedTuple):
-    """What the network makes of the images of one replica, for the terms of the loss.
+    """The outputs of the network for the images of one replica, as the terms of the loss read them.
 
     endpoints: {name: tensor [B·S, …]} of the network, S frames per tracklet.
     image_pids: numbers of the identities of the images, int32 [B·S].
@@ -224,7 +224,7 @@ def train_step(args, state, forward, metric_loss, batch, schedule):
     Args:
         args: of the run.
         state: `TrainState`.
-        forward: what `forward.forward_functions` returns.
+        forward: result of `forward.forward_functions`.
         metric_loss: the function `loss` of a file in losses/.
         batch: one of `batches.batches`.
         schedule: `Schedule` of the step.
@@ -311,7 +311,7 @@ def consequence_of_change(args, file):
     """Return a sentence about one of the `csv_files` whose content has changed since the last start of the run."""
     consequences = []
     if file in csv_files(args)['train_set']:
-        consequences.append('the batches differ from those of an uninterrupted run')
+        consequences.append('the batches differ from the batches of an uninterrupted run')
     if file in [*csv_files(args)['eval_query'], *csv_files(args)['eval_gallery']]:
         consequences.append('later validations cannot be compared with earlier ones, and the best of all these checkpoints '
                             'is unknown')
@@ -319,9 +319,9 @@ def consequence_of_change(args, file):
 
 
 def facts_of(args):
-    """Return what has to be equal on all workers, {name: text}: arguments of the run and hashes of its csv files."""
-    of_machine = (*train_flags.LAUNCH_ARGS, *train_flags.MACHINE_ARGS, 'allow_outside_root')
-    facts = {name: repr(value) for name, value in vars(args).items() if name not in of_machine}
+    """Return the facts that have to be equal on all workers, {name: text}: arguments and hashes of the csv files."""
+    machine_args = (*train_flags.LAUNCH_ARGS, *train_flags.MACHINE_ARGS, 'allow_outside_root')
+    facts = {name: repr(value) for name, value in vars(args).items() if name not in machine_args}
     return facts | {name: ' '.join(map(provenance.file_hash, files)) for name, files in csv_files(args).items() if files}
 
 

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from _runs import Run, make_people, run_results, train_arguments
 from nets import _resnet
+from objectives.xent import Objective
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError
@@ -19,6 +20,7 @@ from tripletreid.experiment import checkpoints, flag_checks, resumption, train_f
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained, recompute
 from tripletreid.search import index
 from tripletreid.training import optimizer
+from tripletreid.training.forward import with_frozen_body
 from tripletreid.training.weight_average import WeightAverage
 
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
@@ -155,6 +157,33 @@ def random_net():
     network = keras.Model(images, {'emb': keras.layers.Dense(2, name='emb')(net)})
     network.body = keras.Model(images, net, name='noisy')
     return network
+
+
+@pytest.mark.parametrize('head', ['fc1024', 'direct', 'bnneck'])
+def test_recomputing_with_a_classifier_on_a_small_net(head):
+    """The last place where one tensor is all that continues is the embedding itself, which is no place to cut."""
+    args = parsed('--head_name', head)
+    network = model.with_endpoints(model.build('conv4', head, 16, (28, 28, 3)), [Objective(args, 5).endpoints])
+    forward = recompute.recomputing(network, ['emb', 'emb_raw', 'metric_emb', 'logits'])
+    images = tf.random.stateless_uniform([4, 28, 28, 3], (1, 2), 0, 255)
+    expected, outputs = network(images, training=True), forward(images)
+    assert outputs.keys() == expected.keys() & {'emb', 'emb_raw', 'metric_emb', 'logits'}
+    for name, output in outputs.items():
+        np.testing.assert_allclose(output, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('net, head, dims', [('conv4', 'bnneck', 16), ('mnist', 'features', 128), ('conv4', 'fc1024', 8)])
+def test_a_frozen_body_computes_as_for_embedding(net, head, dims):
+    network = model.build(net, head, dims, (28, 28, 3))
+    images = tf.random.stateless_uniform([4, 28, 28, 3], (1, 2), 0, 255)
+    before = {name: variable.numpy() for name, variable in model.named_variables(network.body).items()}
+    outputs = with_frozen_body(network, ['emb', 'metric_emb'])(images)
+    assert all(np.array_equal(variable, before[name]) for name, variable in model.named_variables(network.body).items())
+    network.body.trainable = False  # Keras's way to the same.
+    expected = network(images, training=True)
+    assert outputs.keys() == {'emb', 'metric_emb'} & expected.keys()
+    for name, output in outputs.items():
+        np.testing.assert_allclose(output, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_recomputed_gradients_are_the_same():

@@ -129,7 +129,7 @@ def restore(state, args, strategy, log):
     """
     if state.average:
         state.average.begin()
-    # 1. Those of the newest complete checkpoint of the run to be resumed, unless it ended before it wrote any.
+    # 1. The weights of the newest complete checkpoint, if a run is resumed that has written one.
     if agreement.any_worker(strategy, args.resume and checkpoints.were_written(args.experiment_root)):
         restored = checkpoints.load_newest(args.experiment_root, lambda path: identity_rows.load(state, path, log), log)
         log.info('Resuming from %s.', restored)

@@ -1,4 +1,4 @@
-"""Validation while training: the weights of the moment, or their average, embed and rank queries and galleries."""
+"""Validation while training: embed and rank queries and galleries with the current weights or their average."""
 import dataclasses
 
 import numpy as np
@@ -17,11 +17,11 @@ QUERIES_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSet:
-    """Queries and the gallery to search: one of --eval_query and what of the other flags is its.
+    """Queries, the gallery to search, and the protocol: one value of --eval_query and of the other --eval flags.
 
     name: the queries' csv file, without folder and ending.
     query, gallery: `Dataset`s of the images.
-    excluder: what `exclusion.load` returns.
+    excluder: as `exclusion.load` returns it.
     image_root: folder of the images of both.
     """
     name: str
@@ -32,16 +32,16 @@ class ValidationSet:
 
     @property
     def pools_tracklets(self):
-        """Whether tracklets are ranked, and not images: where both csv files name them."""
+        """True if tracklets are ranked instead of images, because both csv files name them."""
         return self.query.tracklets is not None and self.gallery.tracklets is not None
 
     def rows(self):
-        """What is ranked of queries and gallery, two `Dataset`s: all images, or the first frames of tracklets."""
+        """Return the ranked rows of queries and gallery, two `Dataset`s: all images, or the first frames of tracklets."""
         images = self.query, self.gallery
         return [each.first_frames() for each in images] if self.pools_tracklets else images
 
     def any_match(self):
-        """Whether any query has a match that the excluder leaves."""
+        """Return whether any query has a match that the excluder leaves."""
         query, gallery = self.rows()
         excluded = self.excluder(gallery.fids)
         for start in range(0, len(query), QUERIES_AT_ONCE):
@@ -59,15 +59,15 @@ class Validation:
     """
 
     def __init__(self, args):
-        """Raises InputError when images are missing, do not fit the excluder, or no query of a set has a match, and
-        when two sets would have one name.
+        """Load the sets. Raises InputError when images are missing or do not fit the excluder, no query of a set has a
+        match, or two sets have the same name.
         """
         self._args = args
         self._network = self._strategy = None
         self._sets = []
-        of_sets = [values if len(values) > 1 else values * len(args.eval_query)
+        per_set = [values if len(values) > 1 else values * len(args.eval_query)
                    for values in (args.eval_excluder, args.eval_image_root or [args.image_root])]
-        files = zip(args.eval_query, args.eval_gallery, *of_sets, strict=True)
+        files = zip(args.eval_query, args.eval_gallery, *per_set, strict=True)
         for query_path, gallery_path, excluder, image_root in files:
             name = set_name(query_path)
             if name in [other.name for other in self._sets]:
@@ -85,23 +85,23 @@ class Validation:
                                  f'leaves.')
 
     def is_due(self, step):
-        """Whether the weights after `step` iterations are to be validated, and have not been yet."""
+        """Return whether the weights after `step` iterations are to be validated and have not been yet."""
         if step == 0 or step % self._args.eval_frequency:
             return False
         return step not in [entry['step'] for entry in results(self._args.experiment_root)]
 
     def build(self, names, strategy):
-        """Build the network that is validated: the one that trains is not touched.
+        """Build a network for validation; the training network is not touched.
 
-        The devices of one host share the work. Of several hosts each does all of it on its first device, where the
-        others could only wait for one that did; the chief's numbers are those that are noted.
+        The devices of one host share the work. With several hosts, each does all of it on its first device, because the
+        others could only wait; the numbers of the chief are stored.
 
         Args:
-            names: of the variables that are trained, see `model.named_variables`.
+            names: of the variables of the training network, see `model.named_variables`.
             strategy: the `tf.distribute.Strategy` that trains.
 
         Raises:
-            InputError: the net has layers that are called otherwise whenever it is built.
+            InputError: the net has layers whose names change with each build.
         """
         import tensorflow as tf
 
@@ -120,12 +120,12 @@ class Validation:
         """Evaluate weights with the network of `build`.
 
         Args:
-            step: after which the weights are what they are.
-            values: dict {TF1 name: array or tensor}, as a checkpoint has them; where that has averages, these count.
+            step: number of iterations after which the weights are validated.
+            values: dict {TF1 name: array or tensor}, as in a checkpoint; averages (--ema) are preferred.
             interruption: `interruption.Interruption`.
 
-        Returns: dict of mAP (scikit-learn's), top1 and embed_flags, the flags of embed.py that give just these numbers.
-            Of several sets, dict of the means mAP and top1, and of `sets`, {name: such a dict}. None when an
+        Returns: dict of mAP (scikit-learn's), top1 and embed_flags, the flags of embed.py that give the same numbers.
+            With several sets: dict of the means mAP and top1, and of `sets`, {name: such a dict}. None when an
             interruption was requested meanwhile.
         """
         from tripletreid.experiment import checkpoints
@@ -133,7 +133,7 @@ class Validation:
         for name, variable in model.named_variables(self._network).items():
             average = name + checkpoints.AVERAGE
             variable.assign(values[average if average in values else name])
-        of_sets = {}
+        scores_by_set = {}
         for each in self._sets:
             embs = []
             for images in (each.query, each.gallery):
@@ -146,25 +146,25 @@ class Validation:
             # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
             flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.image_root,
                                                         each.pools_tracklets)
-            of_sets[each.name] = {'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0]),
+            scores_by_set[each.name] = {'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0]),
                                   'embed_flags': flags}
-        if len(of_sets) == 1:
-            return of_sets[each.name]
-        means = {key: float(np.mean([of_set[key] for of_set in of_sets.values()])) for key in ('mAP', 'top1')}
-        return {**means, 'sets': of_sets}
+        if len(scores_by_set) == 1:
+            return scores_by_set[each.name]
+        means = {key: float(np.mean([scores[key] for scores in scores_by_set.values()])) for key in ('mAP', 'top1')}
+        return {**means, 'sets': scores_by_set}
 
-    def _embed(self, images, of_set, interruption):
-        """The embeddings [N, D] of the images of a set or, pooled, of its tracklets; None when interrupted."""
+    def _embed(self, images, validation_set, interruption):
+        """Embed the images of a set, pooled where it has tracklets: -> [N, D], or None when interrupted."""
         from tripletreid.modeling import inference
         args = self._args
         crop = inference_flags.validation_crop(args)
         sizes = inference_flags.sizes(args, crop)
-        of_rows = inference.embed_rows(
-            self._network, images, of_set.image_root, sizes.load, pixels=sizes.pixels,
-            pool_tracklets=of_set.pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip, crop=crop,
-            strategy=self._strategy)
+        row_batches = inference.embed_rows(
+            self._network, images, validation_set.image_root, sizes.load, pixels=sizes.pixels,
+            pool_tracklets=validation_set.pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip,
+            crop=crop, strategy=self._strategy)
         batches = []
-        for embs in of_rows:
+        for embs in row_batches:
             if interruption.requested:
                 return None
             batches.append(embs[0])
