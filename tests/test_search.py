@@ -535,7 +535,7 @@ def test_the_order_is_that_of_evaluate(trained, tmp_path):
     assert ranked == [order for order, _ in expected]
     for one, (_, distances) in zip(results, expected):
         assert [each['same'] for each in one['results']] == (distances <= threshold).tolist()
-    assert f'{queries[0]}: the same identity in 5 of the 19 nearest' in output
+    assert 'of 5 votes: the same identity in 5 of the 19 nearest' in output
 
     # In a folder the order of names decides between equal distances, and the csv file has them the other way round.
     nearest = min(distances[0] for _, distances in expected)
@@ -691,5 +691,78 @@ def test_words_about_what_is_found():
     assert gallery.verdict([near, far], 0.5) == 'the same identity in 1 of the 2 nearest, at a distance of 0.5 at most.'
     assert gallery.verdict([far], 0.5).startswith('nobody. The nearest, b.png, is at a distance of 1.5')
     assert gallery.verdict([near._replace(same=None)], None) == 'the 1 nearest.'
+    vote = gallery.Vote('Ann', 2, 3)
+    assert gallery.verdict([near._replace(same=None)], None, vote) == 'Ann by 2 of 3 votes: the 1 nearest.'
     assert [line.split() for line in gallery.table([near, far])] == [
         ['1', '0.25', 'same', 'a.png'], ['2', '1.5', 'other', 'b.png']]
+    assert gallery.table([near._replace(name='Ann'), far])[0].split() == ['1', '0.25', 'same', 'Ann', 'a.png']
+
+
+def test_a_vote_names_the_photo_and_its_accuracy_is_measured():
+    """Against a naive loop over the images that are not alone."""
+    random = np.random.default_rng(0)
+    names = np.array([f'{number}' for number in random.integers(0, 8, 60)] + ['alone'], object)
+    embs = random.standard_normal((61, 3)).astype(np.float32)
+    for threshold in (None, 0.8):
+        opened = gallery.Gallery('made up', index.IndexedEmbeddings('', [f'{n}.png' for n in range(61)], embs, {}),
+                                 'euclidean', threshold, names=names)
+        right = nobody = 0
+        for row in range(60):
+            distances = np.sqrt(((embs - embs[row]) ** 2).sum(axis=1))
+            near = [other for other in np.argsort(distances, kind='stable') if other != row][:5]
+            near = [names[other] for other in near if threshold is None or distances[other] <= threshold]
+            counts = [near.count(name) for name in near]
+            right += bool(near) and near[counts.index(max(counts))] == names[row]
+            nobody += not near
+        sentence = opened.vote_accuracy(5)
+        assert f'is right for {right / 60:.1%} of 60 gallery images' in sentence
+        assert (f'{nobody / 60:.1%} get no vote' in sentence) == bool(nobody) == (threshold is not None)
+        found = opened.search(embs[60], 5)
+        vote = opened.vote(found)
+        assert found[0].name == 'alone' and vote.count == sum(each.same is not False for each in found)
+
+
+def test_names_copies_and_the_open_set_threshold(trained, tmp_path):
+    """A photo from the gallery itself is skipped, whatever its name, in a csv gallery and in an .h5 file of it."""
+    photo = tmp_path / 'another\nname\x1b[2J.png'
+    shutil.copy(trained / 'gallery' / '2_1.png', photo)
+    run = Run('embed.py', '--experiment_root', trained / 'run', '--dataset', trained / 'test.csv', '--filename',
+              tmp_path / 'test.h5', '--quiet')
+    assert run.wait() == 0, run.output
+    answers = []
+    for flags in (['--image_root', trained], []):
+        output = search(trained, photo, '--filename', tmp_path / 'found.json', *flags,
+                        gallery='test.csv' if flags else tmp_path / 'test.h5')
+        assert '\x1b' not in output and 'another\\nname\\x1b[2J.png is in the gallery as gallery/2_1.png' in output
+        assert 'A vote of the 10 nearest is right for' in output
+        (answer,) = json.loads((tmp_path / 'found.json').read_text())
+        assert sorted(answer['skipped_copies']) == ['gallery/0_copy_of_2.png', 'gallery/2_1.png']
+        assert len(answer['results']) == 10 and not {'gallery/0_copy_of_2.png', 'gallery/2_1.png'} & {
+            each['fid'] for each in answer['results']}
+        pids = dict(zip(*(getattr(load_dataset(trained / 'test.csv'), name).tolist() for name in ('fids', 'pids'))))
+        assert all(each['name'] == pids[each['fid']] for each in answer['results'])
+        votes = [each['name'] for each in answer['results']]
+        assert answer['vote']['votes'] == votes.count(answer['vote']['name']) and answer['vote']['count'] == 10
+        answers.append([each['fid'] for each in answer['results']])
+    assert answers[0] == answers[1]
+    run = Run('search.py', '--experiment_root', trained / 'run', '--gallery', trained / 'gallery', photo, '--far', '0.1',
+              '--threshold_from', write_open_set(tmp_path / 'closed.json', []))
+    ended_in_one_sentence(run, '--hold_out')
+    output = search(trained, photo, '--metric', 'euclidean', '--far', '0.1', '--threshold_from', write_open_set(
+        tmp_path / 'open.json', [{'far': 0.1, 'dir': 0.5, 'threshold': 1e-9}]))
+    assert 'nobody. The nearest' in output and 'would be at 1e-09 at most' in output
+
+
+def write_open_set(path, points):
+    """Write an evaluation with open-set identification; return its path."""
+    rates = {'tpr_at_fpr': [], 'auc': 0.5, 'eer': 0.5, 'genuine_pairs': 1, 'impostor_pairs': 1, 'curve': {
+        'fpr': [1.0], 'tpr': [1.0], 'threshold': [1.0]}, 'histogram': {'edges': [0.0, 1.0], 'genuine': [1], 'impostor': [1]}}
+    parameters = {name: 'x' for name in ('query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings')}
+    query = {'fid': 'a', 'pid': '0', 'matches': 1, 'ap': 1.0, 'ap_market1501': 1.0, 'first_match_rank': 1,
+             'last_match_rank': 1}
+    path.write_text(json.dumps({
+        'mAP': 1.0, 'mINP': 1.0, 'CMC': [1.0], 'aps': [1.0], 'queries': [query], 'counts': {}, 'confidence': {
+            'mAP': None, 'top1': None}, 'parameters': {**parameters, 'metric': 'euclidean', 'excluder': 'diagonal'},
+        'verification': rates, **({'open_set': {'queries': 1, 'unmatched_queries': 10, 'dir_at_far': points}} if points
+                                  else {})}))
+    return path

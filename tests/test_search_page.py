@@ -27,7 +27,7 @@ from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation.results import OperatingPoint
 from tripletreid.search import page
-from tripletreid.search.gallery import Gallery
+from tripletreid.search.gallery import Gallery, Query
 
 uvicorn = pytest.importorskip('uvicorn')
 server = pytest.importorskip('tripletreid.search.server')
@@ -372,11 +372,19 @@ def test_the_report_shows_what_was_found_and_what_a_threshold_means(files, tmp_p
     curve = [OperatingPoint(fpr=0.0, tpr=0.25, threshold=2.0), OperatingPoint(fpr=0.0004, tpr=0.5, threshold=4.0),
              OperatingPoint(fpr=1.0, tpr=1.0, threshold=50.0)]
     gallery = opened(files, threshold=4.0)
-    queries = [(HOSTILE, gallery.search(np.array([4, 5], np.float32), 5)),
-               ('far away', gallery.search(np.array([99, 99], np.float32), 5))]
+    queries = [Query(HOSTILE, gallery.search(np.array([4, 5], np.float32), 5)),
+               Query('far away', gallery.search(np.array([99, 99], np.float32), 5))]
     photos = [[files / 'images' / HOSTILE], [files / 'none.png']]
-    page.write_page(tmp_path / 'found.html', gallery, queries, photos, curve)
+    page.write_page(tmp_path / 'found.html', gallery, queries, photos, curve, 5)
     assert page.is_page(tmp_path / 'found.html')
+    named = opened(files, names=np.array(['Ann', 'Bob', 'Ann', 'Bob', 'Cy'], object))
+    query = Query('photo', named.search(np.array([4, 5], np.float32), 5), ['a.png'])
+    page.write_page(tmp_path / 'named.html', named, [query], [[files / 'none.png']], [], 5)
+    shown = look((tmp_path / 'named.html').as_uri())
+    assert shown.locator('#found .identity').all_inner_texts() == ['Ann', 'Bob', 'Bob', 'Ann', 'Cy']
+    assert shown.locator('#verdict').inner_text().startswith('Ann by 2 of 5 votes. The 5 nearest')
+    assert 'A vote of the 5 nearest is right for' in shown.locator('#about').inner_text()
+    assert '⚠ This photo is in the gallery as a.png, which is skipped.' in shown.locator('#doubts').inner_text()
     for width in (1280, 390):
         shown = look((tmp_path / 'found.html').as_uri(), width)
         assert shown.evaluate('document.documentElement.scrollWidth') == width

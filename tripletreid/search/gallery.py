@@ -1,4 +1,5 @@
-"""A gallery that is open to be searched, and what a search has found in it, in JSON and in words."""
+"""An open gallery to search, and the results of a search as JSON and as text."""
+import collections
 import json
 import os
 from typing import NamedTuple
@@ -6,43 +7,63 @@ from typing import NamedTuple
 import numpy as np
 
 from tripletreid.errors import InputError
+from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import check_dimensions
 from tripletreid.evaluation.neighbours import PreparedGallery
 from tripletreid.files import write_json
 from tripletreid.image_root import image_path, is_inside
 
+MOST_COPIES = 8  # Copies of a photo in the gallery that a search can skip.
+VOTES_SAMPLED = 500  # Gallery images by which the accuracy of the vote is measured.
+
 
 class Found(NamedTuple):
-    """One of the nearest images: its rank from 1 on, its row in the gallery, its file id, its distance, and whether it
-    is near enough to be the same identity, None where no threshold says it."""
+    """A result of a search.
+
+    rank: from 1.
+    row: in the gallery.
+    fid: file id.
+    distance: to the photo, in the metric's own unit.
+    same: whether it is near enough to be the same identity, None without a threshold.
+    name: its identity, None in a gallery without identities.
+    """
     rank: int
     row: int
     fid: str
     distance: float
     same: bool | None
+    name: str | None = None
+
+
+class Vote(NamedTuple):
+    """The most frequent identity of some results, its number of results, and the number of all of them."""
+    name: str
+    votes: int
+    count: int
 
 
 class Gallery:
-    """Open embeddings to be searched with a photo at a time.
+    """Open embeddings that are searched with one photo at a time.
 
     Attributes:
-        name: what the user calls it.
-        embeddings: open `Embeddings`, which have file ids.
+        name: the path that the user gave.
+        embeddings: open `Embeddings` with file ids.
         metric: one of METRICS.
         threshold: the largest distance that means the same identity, or None.
+        names: identities of the rows, object array [N], or None.
     """
 
-    def __init__(self, name, embeddings, metric, threshold=None, image_root=None, allow_outside_root=False):
+    def __init__(self, name, embeddings, metric, threshold=None, image_root=None, allow_outside_root=False, names=None):
         """
         Args:
-            name, embeddings, metric, threshold: see above.
-            image_root: folder of the images, None where it is not known.
-            allow_outside_root: whether to show images that lie elsewhere.
+            name, embeddings, metric, threshold, names: see above.
+            image_root: folder of the images, None if unknown.
+            allow_outside_root: whether to show images outside the image root.
 
         Raises:
             InputError: embeddings that cannot be compared.
         """
-        self.name, self.embeddings, self.metric, self.threshold = name, embeddings, metric, threshold
+        self.name, self.embeddings, self.metric, self.threshold, self.names = name, embeddings, metric, threshold, names
         self.image_root, self.allow_outside_root = image_root, allow_outside_root
         self._prepared = PreparedGallery(embeddings, metric)
 
@@ -50,11 +71,11 @@ class Gallery:
         return len(self.embeddings)
 
     def fid(self, row):
-        """The file id of a row."""
+        """Return the file id of a row."""
         return self.embeddings.fids_of_rows(row, row + 1)[0]
 
     def path(self, row):
-        """The path of a row's image; None where it is missing or outside of the image root."""
+        """Return the path of a row's image; None if it is missing or outside of the image root."""
         if self.image_root is None:
             return None
         path = image_path(self.image_root, self.fid(row))
@@ -62,73 +83,142 @@ class Gallery:
             return None
         return path if os.path.isfile(path) else None
 
-    def search(self, emb, count, but=None):
-        """The nearest images, nearest first, at equal distances in the order of the gallery.
+    def search(self, emb, count, but=()):
+        """Find the nearest images, nearest first, at equal distances in the order of the gallery.
 
         Args:
             emb: float32 [D].
-            count: how many at most.
-            but: a row that is not to be found.
+            count: maximum number of images.
+            but: rows to skip.
 
         Returns: a list of `Found`.
 
         Raises:
             InputError: another number of dimensions.
         """
-        check_dimensions(emb[None], self.embeddings)
-        nearest = self._prepared.nearest(emb[None], min(count + (but is not None), len(self)))
-        rows = [(int(row), float(distance)) for row, distance in zip(nearest.rows[0], nearest.distances[0]) if row != but]
-        return [Found(rank, row, self.fid(row), distance, None if self.threshold is None else distance <= self.threshold)
+        rows = [(row, distance) for row, distance in self._nearest(emb, count + len(but)) if row not in but]
+        return [Found(rank, row, self.fid(row), distance, None if self.threshold is None else distance <= self.threshold,
+                      None if self.names is None else self.names[row])
                 for rank, (row, distance) in enumerate(rows[:count], 1)]
+
+    def _nearest(self, emb, count):
+        """Return (row, distance) of the nearest images."""
+        check_dimensions(emb[None], self.embeddings)
+        nearest = self._prepared.nearest(emb[None], min(count, len(self)))
+        return list(zip(nearest.rows[0].tolist(), nearest.distances[0].tolist()))
+
+    def copies(self, emb, contents):
+        """Return the rows of the nearest images whose files have the content of a photo: the photo itself.
+
+        Args:
+            emb: the photo's embedding, float32 [D], or the mean of several photos' embeddings.
+            contents: bytes of the photos, a list.
+        """
+        rows = [row for row, _ in self._nearest(emb, MOST_COPIES)]
+        return [row for row in rows if (path := self.path(row)) and any(_holds(path, content) for content in contents)]
+
+    def vote(self, found):
+        """Return the `Vote` of the results that are near enough; None if there are none, or no identities."""
+        return _vote([each.name for each in found if each.same is not False and each.name is not None])
+
+    def vote_accuracy(self, count):
+        """Return a sentence about how often the vote is right: for gallery images, each searched in the rest of the gallery.
+
+        Args:
+            count: number of results that vote.
+        """
+        sizes = collections.Counter(self.names)
+        rows = np.flatnonzero([sizes[name] > 1 for name in self.names])
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:VOTES_SAMPLED])
+        if not len(rows):
+            return 'No identity has two images in the gallery, so the accuracy of the vote cannot be measured.'
+        nearest = self._prepared.nearest(chunks.read_rows(self.embeddings, rows), min(count + 1, len(self)))
+        limit = np.inf if self.threshold is None else self.threshold
+        votes = [_vote([self.names[near] for near, distance in zip(of_row, distances) if near != row and distance <= limit]
+                       [:count]) for row, of_row, distances in zip(rows, nearest.rows, nearest.distances)]
+        right = np.mean([vote is not None and vote.name == self.names[row] for row, vote in zip(rows, votes)])
+        nobody = np.mean([vote is None for vote in votes])
+        return (f'A vote of the {count} nearest is right for {right:.1%} of {len(rows)} gallery images with another image '
+                f'of their identity, each searched in the rest of the gallery'
+                f'{f"; {nobody:.1%} get no vote" if nobody else ""}.')
+
+
+def _vote(names):
+    """Return the `Vote` of names, nearest first; of equally frequent names the nearest wins."""
+    if not names:
+        return None
+    name, votes = collections.Counter(names).most_common(1)[0]
+    return Vote(name, votes, len(names))
+
+
+def _holds(path, content):
+    """Check whether a file has a content."""
+    try:
+        if os.path.getsize(path) != len(content):
+            return False
+        with open(path, 'rb') as file:
+            return file.read() == content
+    except OSError:
+        return False
 
 
 def mean_of(embs):
-    """The mean of several embeddings [N, D] of one identity, float32 [D], as multi-query takes it (Zheng et al. 2015)."""
+    """Return the mean of embeddings [N, D] of one identity, float32 [D], as in multi-query (Zheng et al. 2015)."""
     return np.mean(embs, axis=0, dtype=np.float64).astype(np.float32)
 
 
-def verdict(found, threshold):
-    """What was found, in words: a sentence about a list of `Found`."""
-    nearest = found[0]
+def verdict(found, threshold, vote=None):
+    """Return a sentence about a list of `Found` and its `Vote`."""
+    if not found:
+        return 'the gallery has no other image.'
+    nearest, name = found[0], f'{vote.name} by {vote.votes} of {vote.count} votes: ' if vote else ''
     if threshold is None:
-        return f'the {len(found)} nearest.'
+        return f'{name}the {len(found)} nearest.'
     same = sum(each.same for each in found)
     if not same:
         return (f'nobody. The nearest, {nearest.fid}, is at a distance of {nearest.distance:.4g}, and the same identity '
                 f'would be at {threshold:.4g} at most.')
-    return f'the same identity in {same} of the {len(found)} nearest, at a distance of {threshold:.4g} at most.'
+    return f'{name}the same identity in {same} of the {len(found)} nearest, at a distance of {threshold:.4g} at most.'
 
 
 def table(found):
-    """Lines of text, one for each `Found`."""
+    """Return lines of text, one per `Found`."""
     words = {True: 'same', False: 'other', None: ''}
-    return [f'{each.rank:5}  {each.distance:<10.4g} {words[each.same]:5}  {each.fid}'.rstrip() for each in found]
+    width = max((len(each.name or '') for each in found), default=0)
+    names = [f'{each.name or "":{width}}  ' if width else '' for each in found]
+    return [f'{each.rank:5}  {each.distance:<10.4g} {words[each.same]:5}  {name}{each.fid}'
+            for each, name in zip(found, names)]
+
+
+class Query(NamedTuple):
+    """A search: the name of the photo, its `Found`, the file ids of skipped copies of the photo, and the `Vote` or None."""
+    name: str
+    found: list
+    copies: list = ()
+    vote: Vote | None = None
 
 
 def write_found(path, queries):
-    """Write the JSON file: a list of {"query", "results": [{"rank", "fid", "distance", "same"}]}.
-
-    Args:
-        path: of the file.
-        queries: {name of a query: list of `Found`}, in order.
-    """
-    write_json(path, [{'query': name, 'results': [{'rank': each.rank, 'fid': each.fid, 'distance': each.distance,
-                                                   'same': each.same} for each in found]} for name, found in queries])
+    """Write the JSON file, a list with an object per `Query`."""
+    write_json(path, [{
+        'query': query.name, 'vote': query.vote and query.vote._asdict(), 'skipped_copies': list(query.copies),
+        'results': [{'rank': each.rank, 'fid': each.fid, 'distance': each.distance, 'same': each.same, 'name': each.name}
+                    for each in query.found]} for query in queries])
 
 
 def is_found(path):
-    """Whether a file is one of `write_found`."""
+    """Check whether a file is one of `write_found`."""
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
     except (ValueError, RecursionError):
         return False
-    return isinstance(content, list) and bool(content) and all(isinstance(each, dict) and set(each) == {'query', 'results'}
-                                             for each in content)
+    return isinstance(content, list) and bool(content) and all(
+        isinstance(each, dict) and set(each) >= {'query', 'results'} for each in content)
 
 
 def check_names(embeddings):
-    """Raise InputError where an embedding file does not name its images, as those of the original."""
+    """Raise InputError if an embedding file does not name its images, as files of the original."""
     if not embeddings.has_fids:
         raise InputError(f'The images have no names in {embeddings.path}: give their csv file as --gallery, which embeds '
-                         f'them anew.')
+                         f'them again.')

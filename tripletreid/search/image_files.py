@@ -24,12 +24,14 @@ class ImageFiles:
     fids: file ids, list of str [N].
     stamps: size in bytes and time of the last change in nanoseconds of each file, int64 [N, 2].
     away: {path relative to `root`: reason} of files and folders that cannot be read now.
+    pids: {file id: identity}, None where there are no identities.
     """
     path: str
     root: str
     fids: list
     stamps: np.ndarray
     away: dict = dataclasses.field(default_factory=dict)
+    pids: dict | None = None
 
     def __len__(self):
         return len(self.fids)
@@ -142,7 +144,8 @@ def in_dataset(path, image_root, allow_outside_root=False):
         except OSError as error:
             stamps.append((0, 0))
             away[fid] = error.strerror
-    return ImageFiles(os.path.realpath(path), os.path.realpath(image_root), fids, np.array(stamps, np.int64), away)
+    return ImageFiles(os.path.realpath(path), os.path.realpath(image_root), fids, np.array(stamps, np.int64), away,
+                      dict(zip(fids, dataset.pids.tolist())))
 
 
 def _stamp(state):

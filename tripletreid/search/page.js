@@ -1,5 +1,5 @@
 // The page of search.py, in addition to ranked_page.js. page.py describes `data`; a served page requests its results.
-// {name, pictures: [address or null], doubts: [sentence], results: [{rank, row, fid, distance, picture}]}
+// {name, pictures: [address or null], doubts: [sentence], results: [{rank, row, fid, distance, name, picture}]}
 const queries = [];
 let shown = null, threshold = data.threshold;
 
@@ -8,23 +8,34 @@ const isSame = result => threshold === null ? null : result.distance <= threshol
 const inWords = distance => distance && distance < 1e-3 ? distance.toExponential(1) : String(+distance.toPrecision(4));
 const percent = share => share && share < 1e-3 ? `${+(100 * share).toPrecision(2)}%` : (100 * share).toFixed(1) + '%';
 
-function verdict({results}) {
+// The most frequent name of the results that are near enough, or null; of equally frequent names the nearest wins.
+function vote({results}) {
+  const names = results.filter(each => isSame(each) !== false && each.name !== null).map(each => each.name);
+  const votes = new Map();
+  for (const name of names) votes.set(name, (votes.get(name) ?? 0) + 1);
+  const [name, most] = [...votes].reduce((best, each) => each[1] > best[1] ? each : best, [null, 0]);
+  return name === null ? null : {name, words: `${name} by ${most} of ${names.length} votes. `};
+}
+
+function verdict(query) {
+  const {results} = query, name = vote(query)?.words ?? '';
   if (!results.length) return 'The gallery has no other image.';
-  if (threshold === null) return `The ${results.length} nearest; no threshold says whether they are the same.`;
+  if (threshold === null) return `${name}The ${results.length} nearest; without a threshold none is accepted or rejected.`;
   const same = results.filter(isSame).length;
   if (!same) return `Nobody: the nearest is at a distance of ${inWords(results[0].distance)}.`;
-  return `The same identity in ${same} of the ${results.length} nearest.`;
+  return `${name}The same identity in ${same} of the ${results.length} nearest.`;
 }
 
-// The verdict for who knows what it is about.
-function inShort({results}) {
-  const same = results.filter(isSame).length;
-  return threshold === null ? '' : same ? `${same} of ${results.length}` : 'nobody';
+// The verdict in one or two words.
+function inShort(query) {
+  const {results} = query, same = results.filter(isSame).length, name = vote(query)?.name;
+  if (threshold !== null && !same) return 'nobody';
+  return name ?? (threshold === null ? '' : `${same} of ${results.length}`);
 }
 
-// The threshold, and what it means by the evaluation that it is from.
+// The rates of the threshold in its evaluation.
 function meaning() {
-  if (threshold === null) return 'Not set: move it to mark what is near enough.';
+  if (threshold === null) return 'Not set: move it to mark the results that are near enough.';
   if (!data.curve.length) return data.threshold === threshold ? 'As given by --threshold.' : 'Chosen here.';
   const below = data.curve.findLast(point => point.threshold <= threshold) ?? {tpr: 0};
   const above = data.curve.find(point => point.threshold >= threshold) ?? {fpr: 1};
@@ -46,7 +57,7 @@ function drawThreshold() {
   byId('threshold').setAttribute('aria-valuetext', `${text}. ${meaning()}`);
 }
 
-// What stands in a list is made once and then marked anew: a picture is asked for no more than that.
+// The items of a list are made once and then only marked, so that each picture is requested once.
 function itemOf(query) {
   if (query.item) return query.item;
   const button = element('button', {type: 'button'}, picture(query.pictures[0], ''), element('span', {},
@@ -63,7 +74,7 @@ function drawVisit() {
     item.firstChild.setAttribute('aria-current', String(query === shown));
     item.querySelector('.muted').textContent = inShort(query);
     if (item.parentNode) continue;
-    if (data.served) list.prepend(item);  // What was asked for last comes first.
+    if (data.served) list.prepend(item);  // The last search comes first.
     else list.append(item);
   }
 }
@@ -78,6 +89,7 @@ function resultOf(each) {
   }
   return each.item = element('li', {}, element('span', {class: 'badge', 'aria-hidden': 'true'}), pick,
     element('p', {}, element('b', {}, `rank ${each.rank}`), element('span', {}, inWords(each.distance))),
+    ...(each.name === null ? [] : [element('p', {class: 'identity', title: each.name, dir: 'auto'}, each.name)]),
     element('p', {class: 'name', title: each.fid, dir: 'auto'}, lastName(each.fid)));
 }
 
@@ -98,7 +110,7 @@ function drawFound() {
   byId('found').hidden = shown === null;
   if (shown === null) return;
   byId('query').replaceChildren(
-    element('div', {class: 'pictures'}, ...shown.pictures.map(address => picture(address, 'what is searched for'))),
+    element('div', {class: 'pictures'}, ...shown.pictures.map(address => picture(address, 'the photo'))),
     element('div', {}, element('h2', {id: 'name', tabindex: '-1'}, shown.name), element('p', {id: 'verdict'})));
   byId('doubts').replaceChildren(...shown.doubts.map(doubt => element('p', {class: 'warning'}, `⚠ This photo ${doubt}.`)));
   document.querySelector('#found .ranked').replaceChildren(...shown.results.map(resultOf));
@@ -115,7 +127,7 @@ function show(query) {
   shown = query;
   draw();
   byId('status').textContent = `${query.name}: ${verdict(query)}`;
-  byId('status').className = 'unseen';  // It is for who hears the page: others see it below.
+  byId('status').className = 'unseen';  // For screen readers: the verdict is visible below.
   byId('name').focus();
 }
 
@@ -180,12 +192,12 @@ if (data.served) {
     byId('ask').classList.remove('over');
     const files = [...event.dataTransfer.files];
     if (files.length) return searchWith(files);
-    byId('failure').textContent = 'What was dropped is no file: save the picture first, or paste it.';
+    byId('failure').textContent = 'This is not a file: save the picture first, or paste it.';
     byId('failure').hidden = false;
   });
 }
 
-byId('about').textContent = data.about;
+byId('about').textContent = [data.about, data.accuracy].filter(Boolean).join(' · ');
 queries.push(...data.queries);
 shown = queries[0] ?? null;
 draw();

@@ -1,4 +1,4 @@
-"""The page of search.py: one file with all that was found, or what a server sends of which the rest is asked for."""
+"""The page of search.py: a file with all results, or a page that requests its results from a server."""
 import base64
 import pathlib
 
@@ -19,48 +19,53 @@ def script():
     return html_page.script(TEMPLATE.with_suffix('.js'))
 
 
-def served(gallery, curve):
-    """The page that a server sends: stylesheet, script and pictures have addresses of their own.
+def served(gallery, curve, count):
+    """Return the page that a server sends, whose stylesheet, script and pictures have their own addresses.
 
     Args:
         gallery: `Gallery`.
-        curve: points of an evaluation's ROC, a list of `OperatingPoint` by rising thresholds, empty where none is known.
+        curve: ROC points of an evaluation, a list of `OperatingPoint` by ascending threshold, empty without an evaluation.
+        count: number of results.
     """
     return html_page.filled(TEMPLATE, '<link rel="stylesheet" href="style.css">', '<script src="page.js"></script>',
-                            {**_common(gallery, curve), 'served': True, 'queries': []})
+                            {**_common(gallery, curve, count), 'served': True, 'queries': []})
 
 
-def write_page(path, gallery, queries, photos, curve):
-    """Write the page of what was found, whole or not at all.
+def write_page(path, gallery, queries, photos, curve, count):
+    """Write the page of a search, atomically.
 
     Args:
         path: of the file.
-        gallery: `Gallery`.
-        queries: list of (name, list of `Found`).
-        photos: of each query, the paths of its photos.
-        curve: as for `served`.
+        gallery, curve, count: as for `served`.
+        queries: list of `Query`.
+        photos: the paths of the photos of each query.
     """
     files = [path for paths in photos for path in paths]
-    files += [gallery.path(each.row) for _, found in queries for each in found]
+    files += [gallery.path(each.row) for query in queries for each in query.found]
     addresses = iter([picture and _data_address(picture) for picture in thumbnails(files, WIDTH, HEIGHT)])
     pictures = [[next(addresses) for _ in paths] for paths in photos]
-    content = [{
-        'name': name, 'pictures': of_photos, 'doubts': [],
-        'results': [{'rank': each.rank, 'row': each.row, 'fid': each.fid, 'distance': each.distance,
-                     'picture': next(addresses)} for each in found],
-    } for (name, found), of_photos in zip(queries, pictures)]
-    html_page.write(path, TEMPLATE, {**_common(gallery, curve), 'served': False, 'queries': content})
+    content = [{'name': query.name, 'pictures': addresses_of_photos,
+                'doubts': [f'is in the gallery as {fid}, which is skipped' for fid in query.copies],
+                'results': [{**result(each), 'picture': next(addresses)} for each in query.found]}
+               for query, addresses_of_photos in zip(queries, pictures)]
+    html_page.write(path, TEMPLATE, {**_common(gallery, curve, count), 'served': False, 'queries': content})
+
+
+def result(found):
+    """Return a `Found` as the script reads it."""
+    return {'rank': found.rank, 'row': found.row, 'fid': found.fid, 'distance': found.distance, 'name': found.name}
 
 
 def is_page(path):
-    """Whether a file is a page of `write_page`."""
+    """Check whether a file is a page of `write_page`."""
     return html_page.is_made_from(TEMPLATE, path)
 
 
-def _common(gallery, curve):
-    """What the script reads on either page."""
+def _common(gallery, curve, count):
+    """Return the data that the script reads on either page."""
     name = pathlib.Path(gallery.name).name
     return {'about': f'{len(gallery)} images of {name} · {gallery.metric} distance', 'threshold': gallery.threshold,
+            'accuracy': None if gallery.names is None else gallery.vote_accuracy(count),
             'curve': [{'threshold': point.threshold, 'tpr': point.tpr, 'fpr': point.fpr} for point in curve]}
 
 

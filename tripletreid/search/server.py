@@ -149,21 +149,24 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
     async def alone(function, *args):
         return await asyncio.get_running_loop().run_in_executor(one_at_a_time, function, *args)
 
-    def answer(emb, doubts, but=None):
-        found = gallery.search(emb, count, but)
-        return {'doubts': doubts, 'results': [{'rank': each.rank, 'row': each.row, 'fid': each.fid,
-                                               'distance': each.distance} for each in found]}
+    def answer(emb, doubts, but):
+        return {'doubts': doubts, 'results': [page.result(each) for each in gallery.search(emb, count, but)]}
 
     def search_with(content):
         complaint = pictures.complaint(content, MAX_PIXELS)
         if complaint:
             too_large = complaint == pictures.too_large(MAX_PIXELS)
             raise Refused(413 if too_large else 422, f'The photo cannot be read: {complaint}.')
-        return answer(embedder.photo(content), photos.doubts(content, embedder.size))
+        emb = embedder.photo(content)
+        copies = gallery.copies(emb, [content])
+        doubts = [f'is in the gallery as {gallery.fid(row)}, which is skipped' for row in copies]
+        return answer(emb, doubts + photos.doubts(content, embedder.size), copies)
+
+    content = page.served(gallery, curve, count)
 
     @app.get('/')
     def start():
-        return fastapi.responses.HTMLResponse(page.served(gallery, curve))
+        return fastapi.responses.HTMLResponse(content)
 
     @app.get('/style.css')
     def style():
@@ -191,7 +194,7 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
     @app.post('/search/{row}')
     async def search_like(row: int):
         _checked_row(row, gallery)
-        return await alone(lambda: answer(gallery.embeddings.rows(row, row + 1)[0], [], but=row))
+        return await alone(lambda: answer(gallery.embeddings.rows(row, row + 1)[0], [], but=[row]))
 
     def answer_error(kind, status_of, sentence_of=str):
         @app.exception_handler(kind)
