@@ -143,7 +143,7 @@ def fingerprint(model):
     with quiet.tensorflow_import():
         from tripletreid.experiment import checkpoints
     root, checkpoint = root_and_checkpoint(model)
-    return provenance.file_hash(checkpoints.index_file(checkpoints.of_root(root, checkpoint)))
+    return provenance.file_hash(checkpoints.index_file(checkpoints.find_in_root(root, checkpoint)))
 
 
 def root_and_checkpoint(model):

@@ -221,7 +221,7 @@ def make_job(args, trained, exported, image_root):
     if exported:
         checkpoint, sha256 = args.exported, model_card.hash_of(args.exported)
     else:
-        checkpoint = checkpoints.of_root(args.experiment_root, args.checkpoint)
+        checkpoint = checkpoints.find_in_root(args.experiment_root, args.checkpoint)
         sha256 = provenance.file_hash(checkpoints.index_file(checkpoint))
     facts = exported.facts() if exported else {'metric': recorded_facts.run_metric(trained),
                                                **recorded_facts.making(trained, sizes)}

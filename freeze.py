@@ -194,7 +194,7 @@ def export(args, trained, root, checkpoint, targets):
     from tripletreid.modeling import export_check, export_module, inference, model, model_card
     # Within 1e-4 of the other formats, which do not have a GPU's multiplication with 10 bits.
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    path = checkpoints.of_root(root, checkpoint) if root else checkpoints.find(args.checkpoint_name)
+    path = checkpoints.find_in_root(root, checkpoint) if root else checkpoints.find(args.checkpoint_name)
     evaluation = take_over_evaluation(args, path) if args.like else None
     augmentation = {name: getattr(args, name) for name in model_card.TEST_TIME}
     sizes = inference_flags.sizes(trained, args.crop_augment)

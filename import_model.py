@@ -62,13 +62,13 @@ def main():
 
     # The root.
     root.create(args.experiment_root)
-    with root.locked(args.experiment_root), signals.undone(lambda: root.take_back_start(args.experiment_root)):
+    with root.locked(args.experiment_root), signals.undone(lambda: root.remove_unstarted_root(args.experiment_root)):
         try:
             arguments.save(stored)
             root.record_start(args.experiment_root, stored, [weights_file(args.weights)])
             checkpoints.save(args.experiment_root, 0, model.named_variables(network))
         except BaseException:
-            root.take_back_start(args.experiment_root)
+            root.remove_unstarted_root(args.experiment_root)
             raise
     for line in description(plan, stored, unused):
         print(line)

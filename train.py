@@ -76,7 +76,7 @@ def train_in_root(args, train_set, validator, strategy, notices):
 
     def take_back():
         if has_trained_nothing():
-            root.take_back_start(args.experiment_root)
+            root.remove_unstarted_root(args.experiment_root)
 
     with root.locked(args.experiment_root), signals.undone(take_back):
         if not args.resume:
@@ -91,7 +91,7 @@ def train_in_root(args, train_set, validator, strategy, notices):
                 train(args, train_set, validator, strategy, log)
         except Exception as error:
             if has_trained_nothing():
-                root.take_back_start(args.experiment_root)
+                root.remove_unstarted_root(args.experiment_root)
                 raise
             if isinstance(error, OSError):
                 raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: resolve the problem, then '

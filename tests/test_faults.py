@@ -21,7 +21,7 @@ from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.shards import open_embeddings, shard_names
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, best_checkpoint, train_log
-from tripletreid.experiment.root import LOCK_FILE, SILENCE_OF_THE_DEAD, locked
+from tripletreid.experiment.root import LOCK_FILE, SECONDS_UNTIL_DEAD, locked
 from tripletreid.input_pipeline import sampling
 
 LOG = logging.getLogger('test')
@@ -140,7 +140,7 @@ def test_a_lock_of_another_host(tmp_path):
     with pytest.raises(InputError, match='on another host works in .*host elsewhere process 1.* remove'):
         with locked(tmp_path):
             pass
-    silent_since = time.time() - SILENCE_OF_THE_DEAD - 1
+    silent_since = time.time() - SECONDS_UNTIL_DEAD - 1
     os.utime(log, (silent_since, silent_since))
     with locked(tmp_path):
         assert f'process {os.getpid()}' in lock.read_text()
@@ -221,11 +221,11 @@ def test_embedding_interrupted(people, finished, tmp_path):
     run = Run('embed.py', *arguments, part, fault=Fault(signal.SIGINT, 'file', 3))
     assert run.wait() == -signal.SIGINT and 'Traceback' not in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume', fault=Fault(signal.SIGKILL, 'file', 3))
-    assert run.wait() == -signal.SIGKILL and 'behind 8 rows' in run.output and not part.exists(), run.output
+    assert run.wait() == -signal.SIGKILL and 'after 8 existing rows' in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume', fault=Fault(kill_after_the_last_row, 'file', 1))
-    assert run.wait() == -signal.SIGKILL and 'behind 16 rows' in run.output and not part.exists(), run.output
+    assert run.wait() == -signal.SIGKILL and 'after 16 existing rows' in run.output and not part.exists(), run.output
     run = Run('embed.py', *arguments, part, '--resume')
-    assert run.wait() == 0 and 'behind 24 rows' in run.output, run.output
+    assert run.wait() == 0 and 'after 24 existing rows' in run.output, run.output
     with h5py.File(part) as resumed, h5py.File(tmp_path / 'whole.h5') as whole:
         assert np.array_equal(resumed['emb'], whole['emb']) and np.array_equal(resumed['fids'], whole['fids'])
 
@@ -325,7 +325,7 @@ def test_damaged_newest_checkpoint(saved, ending, damage, caplog):
         path.unlink()
     assert restored(saved) == 10
     # An index that is gone leaves no checkpoint to warn of.
-    assert 'Falling back to the one before' in caplog.text or (ending, damage) == ('.index', 'gone')
+    assert 'Falling back to the previous one' in caplog.text or (ending, damage) == ('.index', 'gone')
 
 
 @pytest.mark.parametrize('state', [None, b'', b'\xff\0', b'model_checkpoint_path: "checkpoint-999"\n',

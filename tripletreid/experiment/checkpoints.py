@@ -1,7 +1,7 @@
 """Checkpoints in the format of the original: TensorFlow V2 files that hold tensors under their TF1 names.
 
 A checkpoint N is the two files `checkpoint-N.index` and `checkpoint-N.data-00000-of-00001`; the file `checkpoint`
-names the newest one. With one format there is one way to read our own, the original's, and TF-Slim's (V1 or V2).
+names the newest one. One reader opens the checkpoints of this project, of the original and of TF-Slim (V1 or V2).
 """
 import contextlib
 import glob
@@ -15,39 +15,39 @@ from tripletreid.experiment import best_checkpoint
 from tripletreid.files import sync_folder, tensorflow_os_errors, written_whole
 
 STATE_FILE = 'checkpoint'
-AVERAGE = '/ExponentialMovingAverage'  # Behind the name of a variable, that of its average over steps, as in TF1.
+AVERAGE = '/ExponentialMovingAverage'  # Suffix of the name of a variable's average over steps, as in TF1.
 DATA_SUFFIX = '.data-00000-of-00001'
 
 
 class DamagedCheckpoint(InputError):
-    """The files of a checkpoint are there, but truncated or otherwise not what was once written."""
+    """The files of a checkpoint are truncated or changed."""
 
 
 def prefix(root, step):
-    """Path of the checkpoint of a step, without its files' endings."""
+    """Return the path of the checkpoint of a step, without its files' endings."""
     return os.path.join(root, f'checkpoint-{step}')
 
 
 def step_of(path):
-    """Step of a checkpoint from its name, or -1 if the name holds none that could be."""
+    """Return the step of a checkpoint from its name, or -1 if the name has no valid step."""
     found = re.search(r'-(\d{1,18})$', path)
     return int(found[1]) if found else -1
 
 
 def save(root, step, variables, keep=0, resumed_from=None):
-    """Write the checkpoint of a step: data, then index, then the state file; each whole and on disk before the next.
+    """Write the checkpoint of a step: data, then index, then the state file; each complete and on disk before the next.
 
     Args:
         root: experiment root.
         step: number of finished iterations.
         variables: dict {TF1 name: variable or tensor}.
-        keep: how many checkpoints stay, the newest ones; 0: all.
-        resumed_from: a step whose checkpoint stays in any case, as the one does that validation found best.
+        keep: number of newest checkpoints that stay; 0: all.
+        resumed_from: a step whose checkpoint stays in any case, like the best validated one.
 
     Returns: the checkpoint's path without endings.
 
     Raises:
-        OSError: the disk is full or gone. What was there before is as it was.
+        OSError: the disk is full or gone. Existing files are unchanged.
         InputError: a variable that is not finite.
     """
     path = prefix(root, step)
@@ -66,7 +66,7 @@ def save(root, step, variables, keep=0, resumed_from=None):
         for ending in (DATA_SUFFIX, '.index'):
             with open(temporary + ending, 'rb') as written:
                 os.fsync(written.fileno())
-        # An old index never stands beside new data, should a step be written again.
+        # An old index must not exist next to new data if a step is written again.
         if os.path.exists(path + '.index'):
             os.remove(path + '.index')
         for ending in (DATA_SUFFIX, '.index'):
@@ -81,7 +81,7 @@ def save(root, step, variables, keep=0, resumed_from=None):
 
 
 def _remove_all_but(root, newest_step, keep, resumed_from):
-    """Remove old checkpoints; what is newer than the newest step was left by a run that went another way, and stays."""
+    """Remove old checkpoints; newer ones than the newest step belong to a run that diverged, and stay."""
     old = sorted(step for step in steps_in(root) if step <= newest_step)[:-keep]
     for step in old:
         if step not in (resumed_from, best_checkpoint.best_step(root)):
@@ -92,13 +92,13 @@ def _remove_all_but(root, newest_step, keep, resumed_from):
 
 
 def remove_unfinished(root):
-    """Remove what a checkpoint that was not written to its end left behind; TensorFlow adds endings of its own."""
+    """Remove the files of an incompletely written checkpoint; TensorFlow adds its own endings."""
     for path in glob.glob(os.path.join(glob.escape(root), '.checkpoint*.partial*')):
         os.remove(path)
 
 
 def write_state(root, newest_step):
-    """Write TensorFlow's state file: the newest checkpoint, and all that are there up to it."""
+    """Write TensorFlow's state file: the newest checkpoint, and all existing ones up to it."""
     steps = sorted(step for step in steps_in(root) if step <= newest_step)
     lines = [f'model_checkpoint_path: "checkpoint-{newest_step}"']
     lines += [f'all_model_checkpoint_paths: "checkpoint-{step}"' for step in steps]
@@ -108,23 +108,23 @@ def write_state(root, newest_step):
 
 
 def steps_in(root):
-    """Steps of all checkpoints in an experiment root, in no order."""
+    """Return the steps of all checkpoints in an experiment root, unordered."""
     found = (re.fullmatch(r'checkpoint-(\d+)\.index', name) for name in os.listdir(root))
     return [int(match[1]) for match in found if match]
 
 
 def were_written(root):
-    """Whether the run of an experiment root has ever written a checkpoint; without one it has trained nothing."""
+    """Return whether the run of an experiment root has ever written a checkpoint; without one it has trained nothing."""
     return bool(steps_in(root)) or os.path.exists(os.path.join(root, STATE_FILE))
 
 
 def newest_first(root):
-    """Paths of an experiment root's checkpoints: the one the state file names, then the earlier ones, newest first.
+    """Return the paths of an experiment root's checkpoints: the one in the state file, then earlier ones, newest first.
 
     Where the state file is missing or garbage, all checkpoints count, by their step.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no checkpoint.
     """
     steps = sorted(steps_in(root), reverse=True)
     if not steps:
@@ -134,21 +134,21 @@ def newest_first(root):
     if os.path.isfile(state_path):
         with open(state_path, encoding='utf-8', errors='replace') as file:
             named = re.search(r'^model_checkpoint_path: "(.*)"$', file.read(1 << 20), re.MULTILINE)
-    # The original may have written absolute paths: what counts is the name, in this very folder.
+    # The original may have written absolute paths; only the name within this folder counts.
     if named and step_of(os.path.basename(named[1])) in steps:
         steps = [step for step in steps if step <= step_of(os.path.basename(named[1]))]
     return [prefix(root, step) for step in steps]
 
 
-def of_root(root, name=None):
-    """The checkpoint of an experiment root that has a name, as `find` takes it; None: the newest one, by `newest_first`."""
+def find_in_root(root, name=None):
+    """Return the named checkpoint of an experiment root, as `find` does; None: the newest one, by `newest_first`."""
     if name == '':
         raise InputError('--checkpoint is empty: name a checkpoint of the experiment root, or leave it for the newest.')
     return newest_first(root)[0] if name is None else find(os.path.join(root, name))
 
 
 def find(path):
-    """The checkpoint that a path means: with or without the files' endings, or the folder that holds it.
+    """Find the checkpoint of a path: with or without the files' endings, or the folder that contains it.
 
     Args:
         path: as a user gives it: `model.ckpt`, `model.ckpt.index`, `checkpoint-25000`, `resnet_v1_50.ckpt` (one V1
@@ -157,7 +157,7 @@ def find(path):
     Returns: the path that TensorFlow's reader takes.
 
     Raises:
-        InputError: nothing there, or several: then what was found there is listed.
+        InputError: there is no checkpoint, or several; the message lists them.
     """
     if os.path.isdir(path):
         return _find_in_folder(path)
@@ -169,8 +169,8 @@ def find(path):
         if os.path.isfile(candidate + '.index') or os.path.isfile(candidate):
             return candidate
     folder, name = os.path.split(path)
-    beside = _checkpoints_in(folder or '.')
-    there = f'found there: {", ".join(beside)}' if beside else 'and no other is in that folder'
+    others = _checkpoints_in(folder or '.')
+    there = f'found there: {", ".join(others)}' if others else 'and no other is in that folder'
     raise InputError(f'There is no checkpoint {path}; {there}.')
 
 
@@ -180,12 +180,12 @@ def _find_in_folder(folder):
         return newest_first(folder)[0]
     if len(names) == 1:
         return os.path.join(folder, names[0])
-    what = f'several checkpoints, name one of them: {", ".join(names)}' if names else 'no checkpoint'
-    raise InputError(f'The folder {folder} holds {what}.')
+    content = f'several checkpoints, name one of them: {", ".join(names)}' if names else 'no checkpoint'
+    raise InputError(f'The folder {folder} holds {content}.')
 
 
 def _checkpoints_in(folder):
-    """Names of the checkpoints in a folder, without the endings of V2 files."""
+    """Return the names of the checkpoints in a folder, without the endings of V2 files."""
     if not os.path.isdir(folder):
         return []
     names = {name[:-len('.index')] if name.endswith('.index') else name
@@ -194,12 +194,12 @@ def _checkpoints_in(folder):
 
 
 def index_file(path):
-    """The file of a checkpoint that holds a checksum of each of its tensors, or the one file of a V1 checkpoint."""
+    """Return the file of a checkpoint with the checksums of its tensors, or the one file of a V1 checkpoint."""
     return path + '.index' if os.path.isfile(path + '.index') else path
 
 
 def open_reader(path):
-    """TensorFlow's reader of a checkpoint, V1 or V2. Raises DamagedCheckpoint when its header does not read."""
+    """Return TensorFlow's reader of a checkpoint, V1 or V2. Raises DamagedCheckpoint if its header is unreadable."""
     try:
         return tf.train.load_checkpoint(path)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
@@ -207,11 +207,11 @@ def open_reader(path):
 
 
 def read(path, shapes):
-    """Read tensors by name; what else the checkpoint holds is left.
+    """Read tensors by name, and ignore all others of the checkpoint.
 
     Args:
         path: as `find` returns it.
-        shapes: dict {name: shape}, what is needed.
+        shapes: dict {name: shape} of the needed tensors.
 
     Returns: dict {name: NumPy array}.
 
@@ -248,17 +248,17 @@ def load(path, variables):
 
 
 def load_weights(path, variables, weights=None):
-    """Set variables from the weights of a checkpoint that embed: where it holds averages over the steps of all, these.
+    """Set variables from the weights of a checkpoint that embed: its averages over the steps, if it has them for all.
 
     Args:
         path, variables: of `load`.
         weights: 'raw' for the weights of the last step in any case, or None.
 
     Raises:
-        InputError: as `read`, or raw weights are asked for where there are no others.
+        InputError: as `read`, or raw weights are requested although there are no others.
     """
     held = open_reader(path).get_variable_to_shape_map()
-    averaged = all(name + AVERAGE in held for name in variables)  # Those of TF-Slim are of some, and were never taken.
+    averaged = all(name + AVERAGE in held for name in variables)  # TF-Slim's files average some.
     if weights == 'raw' and not averaged:
         raise InputError(f'--weights raw has no effect: the checkpoint {path} is of a training without --ema and holds no '
                          f'others.')
@@ -277,12 +277,12 @@ def load_newest(root, load, log):
     Returns: the checkpoint's path.
 
     Raises:
-        InputError: there is no checkpoint, none is whole, or it does not fit.
+        InputError: there is no checkpoint, none is complete, or it does not fit.
     """
     for path in newest_first(root):
         try:
             load(path)
             return path
         except DamagedCheckpoint as error:
-            log.warning('%s Falling back to the one before.', error)
-    raise InputError(f'No checkpoint in {root} is whole.')
+            log.warning('%s Falling back to the previous one.', error)
+    raise InputError(f'No checkpoint in {root} is complete.')

@@ -1,4 +1,4 @@
-"""The experiment root: who may write to it, what was started in it, and how a start is taken back."""
+"""The experiment root: its lock, the record of its starts, and the removal of an unstarted run."""
 import contextlib
 import datetime
 import glob
@@ -17,20 +17,20 @@ from tripletreid.files import left_unfinished, lock, write_json
 PROVENANCE_FILE = 'provenance.json'
 BROKEN_IMAGES_FILE = 'broken_images.csv'
 LOCK_FILE = '.lock'
-SILENCE_OF_THE_DEAD = 1800  # seconds
+SECONDS_UNTIL_DEAD = 1800  # seconds
 
 
 def create(root):
-    """Make the folder of a new experiment. Raises InputError when it holds anything already."""
+    """Make the folder of a new experiment. Raises InputError if it is not empty."""
     check_new(root)
     os.makedirs(root, exist_ok=True)
 
 
 def check_new(root):
-    """Raise InputError if a new experiment cannot be made in a folder, because it holds anything already."""
+    """Raise InputError if a new experiment cannot be made in a folder, because it is not empty."""
     if os.path.exists(root) and not os.path.isdir(root):
         raise InputError(f'The experiment root {root} is a file.')
-    # A lock and half an args.json are what a run leaves that was killed before it had written that.
+    # A run that was killed before it had written args.json leaves a lock and an incomplete args.json.
     if os.path.isdir(root) and not set(os.listdir(root)) <= {LOCK_FILE, *left_unfinished(root, arguments.FILE)}:
         raise InputError(f'The experiment root {root} is not empty. To continue that run add --resume.')
 
@@ -39,9 +39,9 @@ def check_new(root):
 def locked(root):
     """Hold the experiment root for this process. Raises InputError while another run holds it.
 
-    The operating system drops the lock with the process, so one that was killed leaves no harm on the same host.
-    Between hosts not every file system knows of the lock; there the file's content tells, and a run whose log has not
-    grown for half an hour counts as dead.
+    The operating system drops the lock with the process, so a killed run does not block others on its host. Some file
+    systems do not share locks between hosts; there the content of the file decides, and a run whose log has not grown for
+    half an hour counts as dead.
     """
     path = os.path.join(root, LOCK_FILE)
     host = socket.gethostname()
@@ -50,7 +50,7 @@ def locked(root):
         owner = file.read(1000).strip()
         if not lock(file):
             raise InputError(f'Another run works in {root} ({owner}). Wait for it or stop it.')
-        if owner and not owner.startswith(f'host {host} ') and _seconds_since_log(root) < SILENCE_OF_THE_DEAD:
+        if owner and not owner.startswith(f'host {host} ') and _seconds_since_log(root) < SECONDS_UNTIL_DEAD:
             raise InputError(f'A run on another host works in {root} ({owner}). If it is dead, remove {path}.')
         file.truncate(0)
         file.write(f'host {host} process {os.getpid()}\n')
@@ -71,9 +71,9 @@ def _seconds_since_log(root):
 
 
 def record_start(root, args, dataset_files):
-    """Append what it takes to trace a number of this run later to `provenance.json`, a list with an entry a start.
+    """Append versions and hashes, which trace a number of this run, to `provenance.json`, a list with an entry per start.
 
-    Returns: those of the dataset files that are not what they were at the start before this one.
+    Returns: the dataset files that have changed since the previous start.
     """
     path = os.path.join(root, PROVENANCE_FILE)
     starts = []
@@ -96,7 +96,7 @@ def record_start(root, args, dataset_files):
 
 
 def _hash_before(starts, file):
-    """The hash of a dataset file at the last start that is noted of it; None where none is."""
+    """Return the recorded hash of a dataset file at the last start, or None."""
     try:
         return starts[-1]['sha256'][file]
     except (LookupError, TypeError):
@@ -104,13 +104,13 @@ def _hash_before(starts, file):
 
 
 def has_trained(root):
-    """Whether a run has finished an iteration: its log tells of the first one, and checkpoints of later ones."""
+    """Return whether a run has finished an iteration, by its log and its checkpoints."""
     later = glob.glob(os.path.join(glob.escape(root), 'checkpoint-[1-9]*'))
     return bool(later or read_iterations(root))
 
 
-def take_back_start(root):
-    """Remove what a new run has left that trained nothing, so that it can be started again with other arguments."""
+def remove_unstarted_root(root):
+    """Remove the files of a new run without a finished iteration, so that it can start again with other arguments."""
     for pattern in (arguments.FILE, LOG_FILE, PROVENANCE_FILE, BROKEN_IMAGES_FILE, 'checkpoint',
                     'checkpoint-0.*', '*tfevents*', 'log_*.npy'):
         for path in glob.glob(os.path.join(glob.escape(root), pattern)):

@@ -29,7 +29,7 @@ def from_experiment(root, checkpoint=None, input_size=None, weights=None):
         InputError: no experiment, no such checkpoint, or one that does not fit.
     """
     args, _ = arguments.load(root)
-    path = checkpoints.of_root(root, checkpoint)
+    path = checkpoints.find_in_root(root, checkpoint)
     network = build_for(args, input_size)
     checkpoints.load_weights(path, named_variables(network), weights)
     return network, path
