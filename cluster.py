@@ -11,7 +11,7 @@ import numpy as np
 
 from tripletreid import argument_types, quiet
 from tripletreid.argument_types import EMBEDDINGS_OPTIONS, fraction, inner_fraction, positive_int
-from tripletreid.clustering import clusters_file, knowledge, partition, sweep
+from tripletreid.clustering import clusters_file, features, knowledge, partition, review, sweep
 from tripletreid.clustering.clusterer import Settings, cluster
 from tripletreid.dataset import Dataset, is_dataset, load_dataset
 from tripletreid.dataset_writer import save_dataset
@@ -25,6 +25,7 @@ from tripletreid.modeling import inference_flags
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 KNOWLEDGE = ('camera', 'moment', 'names', 'pool_tracklets')
+MOST_PRINTED = 20  # Doubtful images, and pairs of identities.
 EMBEDDING = ('experiment_root', 'checkpoint', 'weights', 'flip_augment', 'crop_augment', 'aggregator', 'loading_threads')
 
 
@@ -48,6 +49,8 @@ def make_parser():
         'table and change nothing else')
 
     add = parser.add_argument_group('instead of grouping').add_argument
+    add('--check_labels', action='store_true', help='instead of grouping, find images of --dataset that are closer to another '
+        'identity, and pairs of identities that look like one')
     add('--apply', metavar='DECISIONS', help='write the dataset that the decisions of visualize.py clusters make of '
         '--clusters')
     add('--clusters', metavar='CSV', help='csv file of cluster.py that --apply changes')
@@ -103,7 +106,7 @@ def main():
         check_output(outputs.embeddings, '--out', 'an .h5 file of embeddings', is_embeddings, inputs)
     embeddings, dataset, image_root = open_input(args, outputs)
     with embeddings:
-        group(args, embeddings, dataset, image_root, outputs)
+        (check_labels if args.check_labels else group)(args, embeddings, dataset, image_root, outputs)
 
 
 def check_flags(args, parser):
@@ -115,7 +118,7 @@ def check_flags(args, parser):
         if not (args.apply and args.clusters):
             parser.error('--apply and --clusters belong together: give both or neither')
         argument_types.refuse_given(parser, {*SETTINGS, *KNOWLEDGE, *EMBEDDING, 'embeddings', 'images', 'dataset',
-                                             'workers', 'dask', 'batch_size'},
+                                             'workers', 'dask', 'batch_size', 'check_labels'},
                                     '--apply only needs --clusters and --out')
         return
     if (args.embeddings is None) == (args.images is None):
@@ -128,6 +131,11 @@ def check_flags(args, parser):
         parser.error('--threshold and --individuals are two ways to choose the threshold: give one')
     if args.pool_tracklets and not args.dataset:
         parser.error('--pool_tracklets needs --dataset CSV, whose third column names the tracklets')
+    if args.check_labels:
+        if not args.dataset:
+            parser.error('--check_labels needs --dataset CSV, the identities to check')
+        argument_types.refuse_given(parser, {*SETTINGS, 'names', 'pool_tracklets', 'workers', 'dask'} - {'whitening'},
+                                    '--check_labels does not group')
     if args.dask:
         argument_types.refuse_given(parser, {'workers'}, '--dask has workers of its own')
 
@@ -203,10 +211,32 @@ def group(args, embeddings, dataset, image_root, outputs):
     for sentence in found.doubts:
         warn(sentence)
     counts = partition.sizes(found.labels)
-    clusters_file.write(outputs, dataset, rows, found, settings, names, known, embeddings, image_root)
+    clusters_file.write(outputs, dataset, rows, found, settings, names, known, embeddings, image_root,
+                        camera=args.camera, moment=args.moment, dataset_path=args.dataset)
     outliers = int((found.labels < 0).sum())
     print(f'{len(rows)} {unit} at threshold {found.threshold:g}: {len(counts)} clusters of {counts.min()} to {counts.max()} '
           f'{unit} in {outputs.clusters}, {outliers} outliers in {outputs.outliers}.')
+
+
+def check_labels(args, embeddings, dataset, image_root, outputs):
+    """Print doubtful labels and write the identities as clusters, for visualize.py clusters."""
+    if embeddings.pooled:
+        raise InputError(f'{embeddings.path} has one row per tracklet; --check_labels needs one row per image.')
+    cameras = args.camera and knowledge.groups_by_pattern(dataset.fids, args.camera, '--camera')
+    moments = args.moment and knowledge.groups_by_pattern(dataset.fids, args.moment, '--moment')
+    prepared = features.features(embeddings, cameras, args.whitening).all()
+    reviewed = review.review(prepared, dataset.pids, moments)
+    closer = [(each.name, row, other) for each in reviewed for row, other in each.closer.items()]
+    pairs = review.similar_pairs(reviewed)
+    for name, row, other in closer[:MOST_PRINTED]:
+        print(f'{dataset.fids[row]}: labelled {name}, closer to {other}')
+    for first, second, distance in pairs[:MOST_PRINTED]:
+        print(f'{first} and {second} may be one identity: distance {distance:.2f}')
+    settings = dataclasses.asdict(Settings(whitening=args.whitening))
+    clusters_file.write_labelled(outputs, dataset, embeddings, image_root=image_root, settings=settings, camera=args.camera,
+                                 moment=args.moment, dataset_path=args.dataset)
+    print(f'{len(closer)} of {len(dataset)} images are closer to another identity, {len(pairs)} pairs of {len(reviewed)} '
+          f'identities look like one. To look at them: python visualize.py clusters {outputs.clusters}')
 
 
 def apply_decisions(args):

@@ -5,6 +5,7 @@
     visualize.py report evaluation.json        one HTML page with numbers, charts and every query's ranked list
     visualize.py embeddings embeddings.h5      a scatter plot, and data for TensorBoard's projector
     visualize.py curves ROOT [ROOT ...]        loss, precision, active count, learning rate, … of runs
+    visualize.py clusters NAME.csv             one HTML page to merge, split and name the clusters of cluster.py
     visualize.py augmentation ROOT             some training images, as the net of a run gets to see them
 
 An evaluation file says which csv and .h5 files it was made from, and an .h5 file says where its images are; the flags
@@ -107,8 +108,15 @@ def make_parser():
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
     add('--filename', metavar='PNG', help='or .pdf, .svg, … (augmentation.png in the experiment root)')
 
+    add = commands.add_parser('clusters', parents=[pictured], example='python visualize.py clusters groups.csv',
+                              help='one HTML page to merge, split, name or throw out clusters').add_argument
+    add('clusters', metavar='CSV', help='csv file of cluster.py')
+    add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of embedding '
+        'thumbnails')
+    add('--filename', metavar='HTML', help='page to write (default: the name of the csv file + .html)')
+
     draw = {'rankings': draw_rankings, 'report': write_report, 'embeddings': draw_embeddings, 'curves': draw_curves,
-            'augmentation': draw_augmentation}
+            'augmentation': draw_augmentation, 'clusters': write_clusters}
     for name, function in draw.items():
         commands.choices[name].set_defaults(draw=function)
     return parser
@@ -180,6 +188,20 @@ def write_report(args):
     write_page(filename, data)
     warn_of_missing(missing)
     print(f'{len(query.dataset)} queries, {os.path.getsize(filename) / 1e6:.1f} MB: {filename}')
+
+
+def write_clusters(args):
+    """Write one page with all clusters and their possible errors."""
+    from tripletreid.visualization.clusters_page import ClustersPage, is_page
+    filename = os.path.splitext(args.clusters)[0] + '.html' if args.filename is None else args.filename
+    check_output(filename, '--filename', 'a page of visualize.py clusters', is_page, [args.clusters])
+    page = ClustersPage(args.clusters, args.image_root, args.allow_outside_root)
+    if not args.link_images:
+        check_megabytes(page.estimated_bytes() / 1e6)
+    warn_of_missing(page.write(filename, args.link_images))
+    doubtful = sum(bool(each.doubts) for each in page.reviewed)
+    print(f'{len(page.reviewed)} clusters, {doubtful} of them suspicious, {os.path.getsize(filename) / 1e6:.1f} MB: '
+          f'{filename}')
 
 
 def check_megabytes(megabytes):

@@ -62,7 +62,7 @@ def read_facts(path):
     return facts
 
 
-def write(paths, dataset, rows, found, settings, names, known, embeddings, image_root):
+def write(paths, dataset, rows, found, settings, names, known, embeddings, image_root, **facts):
     """Write the files of a clustering, complete or not at all.
 
     Args:
@@ -72,6 +72,7 @@ def write(paths, dataset, rows, found, settings, names, known, embeddings, image
         found: `clusterer.Clustering`. settings: `clusterer.Settings`.
         names: number of the known name of each row, or None. known: these names.
         embeddings: open `Embeddings`. image_root: folder of the images, or None.
+        facts: further JSON-serialisable facts, such as the patterns of cameras and moments.
     """
     labels = found.labels
     identities = identity_names(labels, names, known)
@@ -81,11 +82,24 @@ def write(paths, dataset, rows, found, settings, names, known, embeddings, image
     grouped = _with_identities(dataset, identities, labels >= 0)
     save_datasets({paths.clusters: _rows(grouped),
                    paths.outliers: _rows(_with_identities(dataset, identities, labels < 0))})
+    _write_facts(paths, grouped, embeddings, image_root=image_root, settings=dataclasses.asdict(settings),
+                 threshold=found.threshold, table=[dataclasses.asdict(row) for row in found.rows], **facts)
+
+
+def write_labelled(paths, dataset, embeddings, **facts):
+    """Write a labelled `Dataset` as a clustering, so that visualize.py clusters shows it.
+
+    Args:
+        paths: `Paths`. embeddings: open `Embeddings`.
+        facts: as `write` stores them: image_root, settings, camera, moment.
+    """
+    save_datasets({paths.clusters: _rows(dataset)})
+    _write_facts(paths, dataset, embeddings, **facts)
+
+
+def _write_facts(paths, dataset, embeddings, **facts):
     files = getattr(embeddings, 'paths', None) or [embeddings.path]
-    write_json(paths.facts, {
-        MARK: grouped.content_hash(), 'embeddings': [os.path.abspath(path) for path in files], 'image_root': image_root,
-        'settings': dataclasses.asdict(settings), 'threshold': found.threshold,
-        'table': [dataclasses.asdict(row) for row in found.rows]})
+    write_json(paths.facts, {**facts, MARK: dataset.content_hash(), 'embeddings': [os.path.abspath(path) for path in files]})
 
 
 def identity_names(labels, names=None, known=()):

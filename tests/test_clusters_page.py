@@ -1,0 +1,164 @@
+"""The page of clusters: its suspicions, and its use in a browser, whose decisions cluster.py applies."""
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import assert_one_sentence, run_script
+from tripletreid.clustering import review
+from tripletreid.dataset import load_dataset
+from tripletreid.embeddings.writer import save_embeddings
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync']
+PATIENCE = 300_000  # Milliseconds.
+HOSTILE = '"\'<img src=x onerror=alert(1)>&%41#?.png'
+
+
+def points(counts, dim=24, noise=0.1, seed=0):
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    embs = np.eye(dim)[labels] + noise * random.normal(size=(len(labels), dim))
+    return (embs / np.linalg.norm(embs, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def test_suspicious_clusters_are_found():
+    embs, labels = points([8, 6, 5, 9, 7])
+    names = np.array(['joined', 'joined', 'half', 'half of it', 'good'], object)[labels]
+    names[-2:] = 'half'  # Two images with the name of another identity.
+    embs[labels == 3] = points([9], seed=1)[0] @ np.roll(np.eye(24), 2, axis=1)  # As `half`, but with another name.
+    reviewed = {each.name: each for each in review.review(embs, names)}
+    assert reviewed['joined'].groups == (8, 6)
+    assert set(np.flatnonzero(labels == 1)) == set(reviewed['joined'].rows[-6:])
+    assert 'two groups of 8 and 6' in reviewed['joined'].doubts[0]
+    assert reviewed['half'].groups == (5, 2) and reviewed['good'].doubts == [] and reviewed['good'].groups is None
+    assert [reviewed['half'].closer[row] for row in (33, 34)] == ['good', 'good'] and not reviewed['good'].closer
+    assert ('half', 'half of it') in [pair[:2] for pair in review.similar_pairs(list(reviewed.values()))]
+    assert list(review.review(embs, names))[-1].name == 'good'
+
+
+def test_images_of_one_moment_are_a_doubt():
+    embs, _ = points([6])
+    [one] = review.review(embs, np.full(6, 'a', object), np.array(['1', '2', '3', '1', '4', '1'], object))
+    assert one.doubts == ['2 images are at a camera and time of another image.']
+
+
+@pytest.fixture(scope='module')
+def grouped(tmp_path_factory):
+    """images/, groups.csv and its page: five identities of 4 to 8 images, one of them with a hostile file name."""
+    root = tmp_path_factory.mktemp('grouped')
+    (root / 'images').mkdir()
+    embs, labels = points([8, 7, 6, 5, 8, 6])
+    fids = [f'{row:02}.png' for row in range(len(labels))]
+    fids[0] = HOSTILE
+    for fid, label in zip(fids, labels):
+        Image.new('RGB', (32, 64), tuple(int(value) for value in 40 + 30 * np.array([label, label % 3, label % 2]))).save(
+            root / 'images' / fid)
+    (root / 'all.csv').write_text(''.join('?,"{}"\n'.format(fid.replace('"', '""')) for fid in fids))
+    save_embeddings(root / 'all.h5', load_dataset(root / 'all.csv'), embs, {'image_root': str(root / 'images')})
+    process = run_script('cluster.py', '--embeddings', root / 'all.h5', '--out', root / 'groups.csv', '--k1', 5, '--k2', 2,
+                         '--threshold', 0.5, '--whitening', 0)
+    assert process.returncode == 0, process.stderr
+    process = run_script('visualize.py', 'clusters', root / 'groups.csv')
+    assert process.returncode == 0, process.stderr
+    assert '6 clusters' in process.stdout and process.stderr == ''
+    return root
+
+
+def test_a_changed_csv_file_and_missing_images(grouped, tmp_path):
+    for name in ('groups.csv', 'groups.json'):
+        shutil.copy(grouped / name, tmp_path / name)
+    process = run_script('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
+    assert process.returncode == 0 and 'are missing' in process.stderr
+    with open(tmp_path / 'groups.csv', 'a') as file:
+        file.write('Ada,0.png\n')
+    assert_one_sentence(run_script('visualize.py', 'clusters', tmp_path / 'groups.csv'), 'was changed')
+
+
+def test_wrong_labels_are_found(grouped, tmp_path):
+    dataset = load_dataset(grouped / 'all.csv')
+    labels = points([8, 7, 6, 5, 8, 6])[1]
+    labels[3], labels[labels == 5] = 1, np.arange(6) % 2 + 5  # One wrong label, and one identity with two names.
+    (tmp_path / 'labelled.csv').write_text(''.join('p{},"{}"\n'.format(label, fid.replace('"', '""'))
+                                                   for label, fid in zip(labels, dataset.fids)))
+    process = run_script('cluster.py', '--check_labels', '--embeddings', grouped / 'all.h5', '--dataset',
+                         tmp_path / 'labelled.csv', '--out', tmp_path / 'checked.csv', '--whitening', 0)
+    assert process.returncode == 0, process.stderr
+    assert '03.png: labelled p1, closer to p0' in process.stdout
+    assert 'p5 and p6 may be one identity' in process.stdout
+    process = run_script('visualize.py', 'clusters', tmp_path / 'checked.csv')
+    assert process.returncode == 0 and '7 clusters' in process.stdout, process.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; Debian has it as the package chromium')
+def test_decisions_made_in_a_browser_are_applied(grouped):
+    playwright = pytest.importorskip('playwright.sync_api')
+    before = load_dataset(grouped / 'groups.csv')
+    complaints = []
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
+        page = browser.new_page(viewport={'width': 1280, 'height': 900})
+        page.set_default_timeout(PATIENCE)
+        page.on('console', lambda message: complaints.append(message.text))
+        page.on('pageerror', lambda error: complaints.append(str(error)))
+        page.on('request', lambda request: request.url.startswith(('file:', 'data:', 'blob:'))
+                or complaints.append(request.url))
+        page.goto((grouped / 'groups.html').as_uri())
+        page.locator('#sort').select_option('size')
+        cards = page.locator('.cluster')
+        assert cards.count() == 6
+        shown = page.evaluate('[...document.images].filter(image => image.naturalWidth).length')
+        assert shown == len(before)
+        names = cards.evaluate_all('all => all.map(one => one.dataset.name)')
+
+        # By keys: the second cluster is merged with the most similar one, the third gets a name.
+        page.keyboard.press('j')
+        merged = page.locator('.cluster.current').get_attribute('data-name')
+        assert merged == names[1]
+        other = page.locator('.cluster.current button', has_text='Merge with').inner_text().split()[2].rstrip(',')
+        page.keyboard.press('m')
+        assert cards.count() == 5
+        page.keyboard.press('u')
+        assert cards.count() == 6
+        page.keyboard.press('m')
+        left = [name for name in names if name not in (merged, other)]
+        field = page.get_by_label(f'Name of {left[0]}', exact=True)
+        field.fill('Ada, "the first"')
+        field.press('Enter')
+
+        # Two images are split off by mouse and key, one is thrown out, then a whole cluster.
+        strip = page.locator(f'.cluster[data-name="{left[1]}"] .images button')
+        split = [strip.nth(number).get_attribute('title') for number in (0, 1)]
+        strip.nth(0).click()
+        strip.nth(1).click()
+        page.keyboard.press('s')
+        strip = page.locator(f'.cluster[data-name="{left[1]}"] .images button')
+        thrown_out = strip.nth(0).get_attribute('title')
+        strip.nth(0).click()
+        page.keyboard.press('x')
+        page.locator(f'.cluster[data-name="{left[2]}"]').get_by_text('Throw out').click()
+        with page.expect_download() as download:
+            page.keyboard.press('d')
+        assert download.value.suggested_filename == 'groups_decisions.csv'
+        download.value.save_as(grouped / 'decisions.csv')
+        browser.close()
+    assert complaints == []
+
+    process = run_script('cluster.py', '--apply', grouped / 'decisions.csv', '--clusters', grouped / 'groups.csv', '--out',
+                         grouped / 'named.csv')
+    assert process.returncode == 0, process.stderr
+    expected = {}
+    for pid, fid in zip(before.pids, before.fids):
+        name = {other: merged, left[0]: 'Ada, "the first"'}.get(pid, pid)
+        if fid in split:
+            name = f'{pid}-2'
+        if fid != thrown_out and pid != left[2]:
+            expected[fid] = name
+    named = load_dataset(grouped / 'named.csv')
+    assert dict(zip(named.fids, named.pids)) == expected
+    with open(grouped / 'decisions.csv', newline='') as file:
+        assert len(list(csv.reader(file))) - 1 == sum(dict(zip(before.fids, before.pids))[fid] != expected.get(fid)
+                                                      for fid in before.fids)

@@ -1,0 +1,109 @@
+"""The page of clusters: `clusters.html` with the pictures of each cluster, to merge, split, name or throw out clusters."""
+import base64
+import os
+import pathlib
+import urllib.parse
+
+import numpy as np
+
+from tripletreid.clustering import clusters_file, features, knowledge, review
+from tripletreid.dataset import load_dataset
+from tripletreid.embeddings.shards import open_embeddings
+from tripletreid.errors import InputError
+from tripletreid.evaluation import chunks
+from tripletreid.image_root import file_problems, image_path
+from tripletreid.visualization import html_page
+from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
+
+TEMPLATE = pathlib.Path(__file__).with_name('clusters.html')
+WIDTH, HEIGHT = 120, 160  # Maximum size of a picture in pixels.
+SAMPLED = 64  # Pictures from which the size of a page is estimated.
+
+
+class ClustersPage:
+    """The content of a page, before there are pictures.
+
+    Attributes:
+        dataset: `Dataset` of the clusters.
+        reviewed: list of `review.Reviewed`, the most suspicious first.
+        paths: of the image files, None for those that cannot be shown.
+    """
+
+    def __init__(self, clusters, image_root=None, allow_outside_root=False):
+        """Read a clustering and review it.
+
+        Args:
+            clusters: path of the csv file of cluster.py.
+            image_root: folder of the images; None: the one that cluster.py stored.
+
+        Raises:
+            InputError: not a csv file of cluster.py, or one that was changed; or embeddings that are missing.
+        """
+        self.dataset, facts = clusters_file.read_clusters(clusters)
+        self.image_root = image_root or facts.get('image_root')
+        if self.image_root is None:
+            raise InputError(f'{clusters} does not say where its images are: give --image_root.')
+        self.features = _features(self.dataset, facts)
+        moments = facts.get('moment')
+        moments = moments and knowledge.groups_by_pattern(self.dataset.fids, moments, '--moment')
+        self.reviewed = review.review(self.features, self.dataset.pids, moments)
+        usable = (None, 'outside') if allow_outside_root else (None,)
+        problems = file_problems(self.dataset.fids, self.image_root)
+        self.paths = [image_path(self.image_root, fid) if problem in usable else None
+                      for fid, problem in zip(self.dataset.fids, problems)]
+
+    def estimated_bytes(self):
+        """Return the size of all thumbnails, estimated from some of them."""
+        some = self.paths[::max(1, len(self.paths) // SAMPLED)]
+        sizes = [4 / 3 * len(jpeg(picture)) for picture in thumbnails(some, WIDTH, HEIGHT) if picture]
+        return len(self.paths) * sum(sizes) / len(some)
+
+    def write(self, path, link_images):
+        """Write the page; returns the `Missing` images.
+
+        Args:
+            path: of the HTML file.
+            link_images: refer to the image files instead of holding thumbnails.
+        """
+        if link_images:
+            folder = os.path.dirname(os.path.abspath(path))
+            addresses = [each and urllib.parse.quote(os.path.relpath(each, folder)) for each in self.paths]
+        else:
+            addresses = [picture and 'data:image/jpeg;base64,' + base64.b64encode(jpeg(picture)).decode('ascii')
+                         for picture in thumbnails(self.paths, WIDTH, HEIGHT)]
+        second, notes = set(), {}
+        for each in self.reviewed:
+            if each.groups:
+                second.update(each.rows[-each.groups[1]:])
+            notes.update({row: f'closer to {other}' for row, other in each.closer.items()})
+        images = [{'fid': fid, 'cluster': pid, 'address': address, 'second': row in second, 'note': notes.get(row)}
+                  for row, (fid, pid, address) in enumerate(zip(self.dataset.fids, self.dataset.pids, addresses))]
+        stem = os.path.splitext(os.path.basename(self.dataset.path))[0]
+        html_page.write(path, TEMPLATE, {
+            'about': f'{len(images)} images in {len(self.reviewed)} clusters of {self.dataset.path}',
+            'hash': self.dataset.content_hash(), 'filename': f'{stem}_decisions.csv', 'images': images,
+            'order': [row for each in self.reviewed for row in each.rows],
+            'clusters': [{'name': each.name, 'spread': each.spread, 'doubts': each.doubts,
+                          'nearest': [{'name': name, 'distance': distance} for name, distance in each.nearest]}
+                         for each in self.reviewed]}, "data: 'self' file:" if link_images else 'data:')
+        gone = [fid for fid, address in zip(self.dataset.fids, addresses) if address is None]
+        return Missing(gone, len(images))
+
+
+def is_page(path):
+    """Return whether a file is a page of clusters."""
+    return html_page.is_made_from(TEMPLATE, path)
+
+
+def _features(dataset, facts):
+    """The features of the images of a clustering, float32 [N, D], in the order of the dataset."""
+    with open_embeddings(facts['embeddings']) as embeddings:
+        source = embeddings
+        if embeddings.pooled:
+            raise InputError(f'{embeddings.path} has one row per tracklet; the page shows images. Embed without '
+                             f'--pool_tracklets.')
+        fids = embeddings.fids if embeddings.has_fids else load_dataset(facts['dataset_path']).fids
+        cameras = facts.get('camera') and knowledge.groups_by_pattern(fids, facts['camera'], '--camera')
+        row_of = {fid: row for row, fid in enumerate(fids)}
+        rows = np.array([row_of[fid] for fid in dataset.fids])
+        return chunks.read_rows(features.features(source, cameras, facts['settings']['whitening']), rows)
