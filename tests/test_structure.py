@@ -11,7 +11,7 @@ from conftest import ROOT
 from tripletreid import plugins
 
 COMMANDS = {'train', 'embed', 'evaluate', 'compare', 'make_dataset', 'visualize', 'freeze', 'trinet_embed', 'search',
-            'cluster', 'import_model'}
+            'cluster', 'import_model', 'adapt'}
 PLUGINS = ('nets', 'heads', 'origins', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances',
            'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
@@ -20,7 +20,7 @@ GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusi
 LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
            'input_pipeline'}, {'evaluation'}, {'clustering', 'experiment'}, {'modeling'},
-          {'training', 'visualization', 'search'}]
+          {'training', 'visualization', 'search'}, {'adaptation'}]
 # In addition to the ground: parts of losses, layers for training, the random numbers of the seed.
 ALLOWED_IN_PLUGINS = {'nets': {'tripletreid.modeling.batch_norm', 'tripletreid.modeling.stochastic_depth',
                                'tripletreid.modeling.torch_names'},
