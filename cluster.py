@@ -49,8 +49,8 @@ def make_parser():
         'table and change nothing else')
 
     add = parser.add_argument_group('instead of grouping').add_argument
-    add('--check_labels', action='store_true', help='instead of grouping, find images of --dataset that are closer to another '
-        'identity, and pairs of identities that look like one')
+    add('--check_labels', action='store_true', help='instead of grouping, find images of --dataset that are closer to '
+        'another identity, and pairs of identities that look like one')
     add('--apply', metavar='DECISIONS', help='write the dataset that the decisions of visualize.py clusters make of '
         '--clusters')
     add('--clusters', metavar='CSV', help='csv file of cluster.py that --apply changes')
