@@ -57,13 +57,16 @@ def make_parser():
     add = parser.add_argument_group('clustering, as of cluster.py').add_argument
     add('--camera', metavar='PATTERN', help='regular expression for the camera in a file name: the mean embedding of each '
         "camera is subtracted, and the images of an identity in a batch come from many cameras")
-    add('--method', choices=partition.METHODS, default='dbscan', help='(default: %(default)s)')
+    add('--method', choices=partition.METHODS, default='dbscan', help='clustering of the graph of '
+        'neighbours (default: %(default)s)')
     add('--threshold', type=inner_fraction, metavar='D', help='Jaccard distance (default: chosen by the data in each round)')
-    add('--min_size', type=positive_int, default=2, metavar='N', help='(default: %(default)s)')
-    add('--min_samples', type=positive_int, default=4, metavar='N', help='(default: %(default)s)')
-    add('--k1', type=positive_int, default=30, metavar='N', help='(default: %(default)s)')
-    add('--k2', type=positive_int, default=6, metavar='N', help='(default: %(default)s)')
-    add('--whitening', type=fraction, default=0.5, metavar='W', help='(default: %(default)s)')
+    add('--min_size', type=positive_int, default=2, metavar='N', help='smaller clusters are outliers (default: %(default)s)')
+    add('--min_samples', type=positive_int, default=4, metavar='N', help='images that make a dense region of DBSCAN ('
+        'default: %(default)s)')
+    add('--k1', type=positive_int, default=30, metavar='N', help='neighbours that may be reciprocal (default: %(default)s)')
+    add('--k2', type=positive_int, default=6, metavar='N', help='neighbours of the query expansion (default: %(default)s)')
+    add('--whitening', type=fraction, default=0.5, metavar='W', help='exponent of the whitening, from 0 (off) '
+        'to 1 (default: %(default)s)')
 
     add = parser.add_argument_group('more').add_argument
     add('--batch_size', type=positive_int, default=256, metavar='B', help='images embedded at a time (default: %(default)s)')

@@ -108,9 +108,11 @@ def make_parser():
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
     add('--filename', metavar='PNG', help='or .pdf, .svg, … (augmentation.png in the experiment root)')
 
-    add = commands.add_parser('clusters', parents=[pictured], example='python visualize.py clusters groups.csv',
+    add = commands.add_parser('clusters', example='python visualize.py clusters groups.csv',
                               help='one HTML page to merge, split, name or throw out clusters').add_argument
     add('clusters', metavar='CSV', help='csv file of cluster.py')
+    add('--image_root', metavar='DIR', help='folder of the images (default: the one of cluster.py)')
+    add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of embedding '
         'thumbnails')
     add('--filename', metavar='HTML', help='page to write (default: the name of the csv file + .html)')
