@@ -195,6 +195,19 @@ def test_lists_are_those_that_were_evaluated(root, protocols, name):
         assert evaluation.first[q] == hits[0] + 1 if len(hits) else np.isnan(evaluation.first[q])
 
 
+def test_report_of_identities_held_out(root, tmp_path):
+    """Lists are of the gallery that was evaluated, without these identities."""
+    _evaluated.evaluate(root, 'run', '--verification', '--hold_out', 0.3, '--filename', root / 'held_out.json')
+    results = json.loads((root / 'held_out.json').read_text())
+    assert results['counts']['gallery'] < len(load_dataset(root / 'gallery.csv'))
+    _, query, gallery = opened(root, 'held_out.json')
+    held_out = {entry['pid'] for entry in results['queries'] if not entry['matches']}
+    assert len(gallery.dataset) == results['counts']['gallery'] and not held_out & set(gallery.dataset.pids)
+    process = visualize_script('report', root / 'held_out.json', '--compare', root / 'held_out.json', '--filename',
+                               tmp_path / 'out.html')
+    assert process.returncode == 0 and process.stderr == '', process.stderr
+
+
 @pytest.mark.parametrize('name', ['reranked', 'multi'])
 def test_report_of_another_protocol(root, protocols, tmp_path, name):
     evaluation, query, gallery = opened(root, f'{name}.json')

@@ -16,19 +16,20 @@ class KeptRows:
 
     shape: (N, D).
     path: name in messages.
+    kept: the rows, ascending int64 [N].
     """
 
     def __init__(self, embeddings, kept):
         """Keep rows of open `Embeddings`: ascending int64 [N]."""
-        self._embeddings, self._kept = embeddings, kept
+        self._embeddings, self.kept = embeddings, kept
         self.path, self.shape = embeddings.path, (len(kept), embeddings.shape[1])
 
     def __len__(self):
-        return len(self._kept)
+        return len(self.kept)
 
     def rows(self, start, stop):
         """Read the embeddings of the kept rows [start, stop), float32 [stop - start, D]."""
-        kept = self._kept[start:stop]
+        kept = self.kept[start:stop]
         if not len(kept):
             return np.empty((0, self.shape[1]), np.float32)
         return self._embeddings.rows(kept[0], kept[-1] + 1)[kept - kept[0]]

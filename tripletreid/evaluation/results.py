@@ -154,6 +154,8 @@ def _checked(path, content):
             if not (isinstance(parameters[flag], int) and parameters[flag] > 0):
                 raise ValueError(f'{flag} is {parameters[flag]!r}')
         _share(parameters['rerank_lambda'])
+    if parameters.get('hold_out') and not 0 < parameters['hold_out'] < 1:
+        raise ValueError(f'hold_out is {parameters["hold_out"]!r}')
     if parameters.get('multi_query_dataset'):
         _check_text(parameters, 'multi_query_dataset')
         parameters['multi_query_embeddings'] = _paths(parameters, 'multi_query_embeddings')

@@ -6,6 +6,9 @@ from tripletreid.evaluation.by_camera import in_order
 
 CAMERAS_SHOWN = 10  # As many columns as a terminal has room for.
 TOO_FEW = 'too few identities to say'
+# Flags of embed.py that a threshold depends on.
+THRESHOLD_FLAGS = ('weights', 'flip_augment', 'crop_augment', 'aggregator', 'pool_tracklets', 'mixed_precision', 'resize',
+                   'jpeg')
 
 
 def print_results(results):
@@ -66,6 +69,8 @@ def print_verification(results):
     print(f'\nVerification: {found["genuine_pairs"]} genuine pairs, {found["impostor_pairs"]} impostor pairs; '
           f'AUC {found["auc"]:.4%}, EER {found["eer"]:.2%}')
     if found['tpr_at_fpr']:
+        print(f'Thresholds hold for the {results["parameters"]["metric"]} distance of embeddings '
+              f'{making_text(results["embedding_parameters"]["gallery"])}.')
         print(f'{"FPR":>9}{"threshold":>12}{"TPR":>9}   {CONFIDENCE:.0%} interval of TPR')
     else:
         print('There are too few impostor pairs for a threshold.')
@@ -85,6 +90,15 @@ def print_verification(results):
               f'{rate_text(here["chosen_at_fpr"])} there): FPR {here["fpr"]:.4%}, TPR {here["tpr"]:.2%} here'
               + (f', FAR {here["far"]:.2%}, DIR {here["dir"]:.2%}' if 'far' in here else ''))
     print()
+
+
+def making_text(parameters):
+    """Return in words how embeddings were made, given the parameters that their file records."""
+    if 'checkpoint' not in parameters:
+        return 'whose files do not record how they were made'
+    flags = [f'--{name}' if parameters[name] is True else f'--{name} {parameters[name]}' for name in THRESHOLD_FLAGS
+             if parameters.get(name) not in (None, False, 'none')]
+    return ' '.join([f'by {parameters["checkpoint"]}', *(['with', *flags] if flags else ['without test-time augmentation'])])
 
 
 def rate_text(rate):

@@ -12,6 +12,7 @@ from tripletreid.embeddings.with_dataset import open_with_dataset
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks, neighbours
 from tripletreid.evaluation.multi_query import mean_of_images
+from tripletreid.evaluation.open_set import without_identities
 from tripletreid.evaluation.reranking import k_reciprocal
 from tripletreid.evaluation.results import read_evaluation
 from tripletreid.evaluation.retrieval import Retrieval
@@ -53,6 +54,9 @@ def open_evaluation(args):
         args.gallery_embeddings or _file(evaluation, 'gallery_embeddings'),
         args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
     _check_queries(evaluation, query.dataset)
+    if evaluation.parameters.get('hold_out'):
+        evaluation.gallery_embeddings, dataset = _without_held_out(evaluation, gallery.dataset, query.dataset)
+        gallery = LocatedDataset(dataset, [gallery.paths[row] for row in evaluation.gallery_embeddings.kept])
     _check_gallery(evaluation, gallery.dataset)
     _apply_protocol(evaluation, query.dataset)
     return evaluation, query, gallery
@@ -75,9 +79,19 @@ def open_other_evaluation(path, evaluation, query, gallery):
         raise InputError(f'{evaluation.path} was made with --excluder {excluders[0]} and {path} with --excluder '
                          f'{excluders[1]}, so that their queries have different galleries. Evaluate one again.')
     other.query_embeddings, _ = open_with_dataset(_file(other, 'query_embeddings'), query.dataset)
-    other.gallery_embeddings, _ = open_with_dataset(_file(other, 'gallery_embeddings'), gallery.dataset)
+    is_reduced = bool(other.parameters.get('hold_out'))
+    dataset = load_dataset(_file(other, 'gallery_dataset')) if is_reduced else gallery.dataset
+    other.gallery_embeddings, dataset = open_with_dataset(_file(other, 'gallery_embeddings'), dataset)
+    if is_reduced:
+        other.gallery_embeddings, _ = _without_held_out(other, dataset, query.dataset)
     _apply_protocol(other, query.dataset)
     return other
+
+
+def _without_held_out(evaluation, gallery_dataset, query_dataset):
+    """Return gallery embeddings and `Dataset` without the identities that evaluate.py --hold_out removed."""
+    return without_identities(evaluation.gallery_embeddings, gallery_dataset, query_dataset.pids,
+                              evaluation.parameters['hold_out'])
 
 
 def _apply_protocol(evaluation, query_dataset):
