@@ -29,7 +29,7 @@ LONGEST_CMC = 100_000  # Further ranks would only make the file large.
 
 def make_parser():
     """Return the parser of evaluate.py's command line."""
-    benchmarks = [name for name in plugins.choices('excluders') if name not in ('diagonal', 'regex')]
+    benchmarks = [name for name in plugins.choices('excluders') if name not in ('diagonal', 'regex', 'sequence')]
     parser = argument_types.ArgumentParser(
         description='Evaluate embeddings.',
         usage='%(prog)s --query_dataset CSV --query_embeddings H5\n'
@@ -48,7 +48,8 @@ def make_parser():
     add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores. '
         f'diagonal: only the query file itself; {", ".join(benchmarks)}: images of its identity in its own camera, read '
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
-        'file names by a pattern with the groups (?P<pid>…) and (?P<cid>…)')
+        'file names by a pattern with the groups (?P<pid>…) and (?P<cid>…); sequence:PATTERN: images of its identity in '
+        'its own sequence, with the groups (?P<pid>…) and (?P<sid>…)')
     add('--metric', choices=METRICS, help='distance of embeddings, usually the metric of the training')
 
     add = parser.add_argument_group('how and where').add_argument

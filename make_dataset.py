@@ -1,4 +1,4 @@
-"""From the folder of a dataset as downloaded to csv files, and a look at every image before hours of training.
+"""Write csv files for the folder of a dataset as downloaded, and look at every image before hours of training.
 
     make_dataset.py market1501 ROOT            writes data/market1501_{train,query,test}.csv
     make_dataset.py check data/market1501_train.csv data/market1501_test.csv ROOT
@@ -25,6 +25,7 @@ from tripletreid.errors import InputError, exit_with, some, warn
 from tripletreid.files import check_output
 from tripletreid.names import canonical_name, canonical_path
 
+FEW_LEVELS = 16  # Between the darkest and the brightest value.
 LOOKED_AT_ONCE = 1024  # Images per task of a cluster's worker.
 MANY_OF_ONE_MOMENT = 0.2  # As a fraction of the images; Market-1501's queries and gallery, in cameras, have 0.1.
 # Words in the names of csv files that may share images. A name with words of several sides is on the first one.
@@ -36,28 +37,33 @@ def main():
         description=__doc__, example='python make_dataset.py folder products --val_fraction 0.2 --query_per_identity 2\n'
                                      'python make_dataset.py folder --help')
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
+    command_of_name = {}
     for name in plugins.choices('layouts'):
-        dataset = plugins.load('layouts', name)
-        command = commands.add_parser(name, help=(dataset.__doc__ or name).splitlines()[0], description=dataset.__doc__,
+        layout = plugins.load('layouts', name)
+        command = commands.add_parser(name, help=(layout.__doc__ or name).splitlines()[0], description=layout.__doc__,
                                       example=f'python make_dataset.py {name} ~/{name} --out csv')
         command.add_argument('root', metavar='ROOT', help='the folder as downloaded and unpacked')
-        command.add_argument('--out', default='data', help='the folder for the csv files (default data)')
+        command.add_argument('--out', default='data', help='folder for the csv files (default data)')
         command.add_argument('--name', default=name, type=file_name,
-                             help=f'what the names of the csv files begin with (default {name})')
-        if hasattr(dataset, 'add_arguments'):
-            dataset.add_arguments(command)
+                             help=f'beginning of the names of the csv files (default {name})')
+        if hasattr(layout, 'add_arguments'):
+            layout.add_arguments(command)
+        command_of_name[name] = command
     command = commands.add_parser('check', help='Look at every image of csv files.', description=check.__doc__,
                                   example='python make_dataset.py check csv/folder_train.csv csv/folder_test.csv products')
-    command.add_argument('csv', metavar='CSV', nargs='+', help='with several, the images that they share are reported')
+    command.add_argument('csv', metavar='CSV', nargs='+', help='csv files; images that several of them share are reported')
     command.add_argument('root', metavar='ROOT', help='the folder that the paths in the csv files are relative to')
-    command.add_argument('--dask', metavar='ADDRESS', help='have the workers of a Dask cluster look: '
+    command.add_argument('--dask', metavar='ADDRESS', help='let the workers of a Dask cluster look at the images: '
                          f'{DASK_ADDRESS}')
     command = commands.add_parser('join', help='Make one csv file of several.', description=join.__doc__,
                                   example='python make_dataset.py join both.csv market=market_train.csv duke=duke_train.csv')
     command.add_argument('out', metavar='OUT', help='the csv file to write')
-    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=named_csv, help='what is joined')
-    command.add_argument('--image_root', metavar='DIR', help='the folder with the folders NAME: look at the images as well')
-    options = vars(parser.parse_args())
+    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=named_csv, help='the csv files to join')
+    command.add_argument('--image_root', metavar='DIR', help='the folder with the folders NAME; compares the images, too')
+    args = parser.parse_args()
+    if args.command in command_of_name:
+        command_of_name[args.command].check(args)
+    options = vars(args)
 
     name = options.pop('command')
     if name == 'check':
@@ -70,14 +76,14 @@ def main():
 
 
 def file_name(text):
-    """A name without a folder, for argparse."""
+    """Check a name without a folder, for argparse."""
     if not text or text != os.path.basename(text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a name; the folder is given by --out')
     return text
 
 
 def named_csv(text):
-    """('market', 'a.csv') of 'market=a.csv', for argparse."""
+    """Parse 'market=a.csv' into ('market', 'a.csv'), for argparse."""
     name, _, path = text.partition('=')
     if not name or not path or '/' in name or os.sep in name or name in ('.', '..'):
         raise argparse.ArgumentTypeError(f'{text!r} is not NAME=CSV, with a NAME that a folder can have')
@@ -85,77 +91,100 @@ def named_csv(text):
 
 
 def make(name, root, out, options, prefix=None):
-    """Write `out`/PREFIX_SUBSET.csv for each subset of a dataset, sorted, all or none, and print what is in them.
+    """Write `out`/PREFIX_SUBSET.csv for each subset of a dataset, sorted, all or none, and print a summary.
 
-    What is missing of the whole dataset is a warning only: people have reasons to work with a part.
+    Missing parts of the complete dataset are only warned of, because people have reasons to work with a part.
 
     Args:
         name: name of a file in layouts/, see layouts/__init__.py.
         root: the folder of the dataset.
-        out: the folder for the csv files, made when it is not there.
+        out: the folder for the csv files, created if it does not exist.
         options: keyword arguments for `splits` of that file. With `convert` the images are converted into that folder,
             and the csv files name the copies.
-        prefix: of the csv files' names; None: `name`.
+        prefix: beginning of the csv files' names; None: `name`.
 
     Raises:
         InputError: nothing of the dataset is in `root`, something there cannot be read, or csv files of an earlier run
-            would stay beside those of this one.
+            would stay next to the new ones.
     """
-    import numpy as np
-
-    from tripletreid.dataset import Dataset, is_dataset, warn_of_lookalikes
+    from tripletreid.dataset import is_dataset
     from tripletreid.dataset_writer import save_datasets
-    from tripletreid.image_root import file_problems
-    dataset = plugins.load('layouts', name)
+    layout = plugins.load('layouts', name)
     prefix = prefix or name
     convert = options.get('convert')
-    subsets = {}
-    for subset, rows in canonical_rows(dataset.splits(root, **options), root).items():
-        problems = file_problems([row[1] for row in rows], root)
-        fids = {problem: [row[1] for row, its_problem in zip(rows, problems) if its_problem == problem]
-                for problem in ('missing', 'outside')}
-        unusable = ('missing', 'outside') if convert else ('missing',)
-        subsets[subset] = sorted(row for row, problem in zip(rows, problems) if problem not in unusable)
-        if fids['missing']:
-            warn(f'Of the {len(rows)} images of {subset} these are not in {root} and left out: '
-                 f'{some(fids["missing"])}.')
-        if fids['outside']:
-            what_then = 'are left out' if convert else 'are only read with --allow_outside_root'
-            warn(f'Of the {len(rows)} images of {subset} these lie outside of {root} and {what_then}: '
-                 f'{some(fids["outside"])}.')
+    subsets = {subset: existing(rows, subset, root, convert)
+               for subset, rows in canonical_rows(layout.splits(root, **options), root).items()}
     if not any(subsets.values()):
-        raise InputError(f'No image of {name} is in {root}; make_dataset.py {name} --help says what is looked for.')
-    paths = {subset: os.path.join(out, f'{prefix}_{subset}.csv') for subset in (*dataset.TOTALS, *subsets)}
+        raise InputError(f'No image of {name} is in {root}; make_dataset.py {name} --help describes the expected folder.')
+    paths = {subset: os.path.join(out, f'{prefix}_{subset}.csv') for subset in (*layout.TOTALS, *subsets)}
     refuse_leftovers(paths, subsets)
     if os.path.isdir(out):
         for path in paths.values():
             check_output(path, '--out', 'a csv file of images', is_dataset)
     if convert:
-        copies = _convert.convert(root, sorted({row[1] for rows in subsets.values() for row in rows}), convert)
+        fids = sorted({row[1] for rows in subsets.values() for row in rows})
+        copies = _convert.convert(root, fids, convert, options.get('max_side'), options.get('bits', 16))
         subsets = {subset: sorted((pid, copies[fid]) for pid, fid in rows if fid in copies)
                    for subset, rows in subsets.items()}
         refuse_leftovers(paths, subsets)
-
-    excluder = dataset.excluder(**options) if hasattr(dataset, 'excluder') else dataset.EXCLUDER
     os.makedirs(out, exist_ok=True)
     save_datasets({paths[subset]: rows for subset, rows in subsets.items() if rows})
-    columns = {subset: [np.array(column, object) for column in zip(*rows)] for subset, rows in subsets.items() if rows}
-    warn_of_lookalikes(*(Dataset(paths[subset], *of_subset) for subset, of_subset in columns.items()))
-    table = [('subset', 'identities', 'images', 'tracklets', 'cameras', 'file')]
     for subset, rows in subsets.items():
         if not rows:
             warn(f'There are no images of {subset} in {root}: {paths[subset]} is not written.')
-            continue
+    excluder = layout.excluder(root, **options) if hasattr(layout, 'excluder') else layout.EXCLUDER
+    print_summary({subset: rows for subset, rows in subsets.items() if rows}, paths, excluder, layout.TOTALS)
+    print(f'The images are in {convert or root}: train with --image_root {shlex.quote(convert or root)}.')
+
+
+def existing(rows, subset, root, convert):
+    """Return the sorted rows whose images exist, and warn of the others.
+
+    Args:
+        rows: rows of a subset.
+        subset: its name.
+        root: the folder of the dataset.
+        convert: whether images are converted; then images outside of the root are skipped.
+    """
+    from tripletreid.image_root import file_problems
+    problems = file_problems([row[1] for row in rows], root)
+    fids = {kind: [row[1] for row, problem in zip(rows, problems) if problem == kind] for kind in ('missing', 'outside')}
+    if fids['missing']:
+        warn(f'{len(fids["missing"])} of {len(rows)} images of {subset} are not in {root} and are skipped: '
+             f'{some(fids["missing"])}.')
+    if fids['outside']:
+        consequence = 'are skipped' if convert else 'are only read with --allow_outside_root'
+        warn(f'{len(fids["outside"])} of {len(rows)} images of {subset} lie outside of {root} and {consequence}: '
+             f'{some(fids["outside"])}.')
+    unusable = ('missing', 'outside') if convert else ('missing',)
+    return sorted(row for row, problem in zip(rows, problems) if problem not in unusable)
+
+
+def print_summary(subsets, paths, excluder, totals):
+    """Print the numbers of each subset and its excluder; warn of missing parts and of names that look equal.
+
+    Args:
+        subsets: {subset: rows}.
+        paths: {subset: csv file}.
+        excluder: value of `--excluder`.
+        totals: the known numbers, see layouts/__init__.py.
+    """
+    import numpy as np
+
+    from tripletreid.dataset import Dataset, warn_of_lookalikes
+    warn_of_lookalikes(*(Dataset(paths[subset], *(np.array(column, object) for column in zip(*rows)))
+                         for subset, rows in subsets.items()))
+    table = [('subset', 'identities', 'images', 'tracklets', 'cameras', 'file')]
+    for subset, rows in subsets.items():
         counts = count(rows, excluder)
         table.append((subset, *(number or '-' for number in counts.values()), paths[subset]))
-        for what, known in dataset.TOTALS.get(subset, {}).items():
-            if counts[what] != known:
-                difference = 'missing' if counts[what] < known else 'too many'
-                warn(f'{subset} has {counts[what]} of {known} {what}: {abs(known - counts[what])} {difference}.')
+        for kind, known in totals.get(subset, {}).items():
+            if counts[kind] != known:
+                difference = 'missing' if counts[kind] < known else 'too many'
+                warn(f'{subset} has {counts[kind]} of {known} {kind}: {abs(known - counts[kind])} {difference}.')
     print_table(table)
     why = ', since no cameras are known' if excluder == 'diagonal' else ''
     print(f'Evaluate with --excluder {shlex.quote(excluder)}{why}.')
-    print(f'The images are in {convert or root}: train with --image_root {shlex.quote(convert or root)}.')
 
 
 def canonical_rows(subsets, root):
@@ -172,8 +201,8 @@ def canonical_rows(subsets, root):
             spellings[name].add(spelled)
     merged = next((sorted(each) for name, each in spellings.items() if len(each) > 1 or not name), None)
     if merged:
-        raise InputError(f'{" and ".join(map(repr, merged))} in {root} cannot be told apart as identities, since blanks '
-                         f'around a name do not count; rename them.')
+        raise InputError(f'{" and ".join(map(repr, merged))} in {root} would be one identity, since blanks around '
+                         f'a name do not count; rename them.')
     return canonical
 
 
@@ -183,29 +212,32 @@ def refuse_leftovers(paths, subsets):
     They are not deleted here, since somebody may have made them by hand.
 
     Args:
-        paths: {subset: csv file}, of all subsets that there may be.
-        subsets: {subset: rows}, of those that are to be written.
+        paths: {subset: csv file} for all possible subsets.
+        subsets: {subset: rows} for the subsets that will be written.
     """
     left = [path for subset, path in paths.items() if not subsets.get(subset) and os.path.lexists(path)]
     if left:
-        raise InputError(f'{" and ".join(left)} of an earlier run would stay beside the csv files of this one, though '
-                         f'they do not belong together; delete what is old, or choose another --name or --out.')
+        raise InputError(f'{" and ".join(left)} of an earlier run would stay next to the csv files of this run, though '
+                         f'they do not belong together; delete the old files, or choose another --name or --out.')
 
 
 def count(rows, excluder):
-    """Numbers of identities, images, tracklets and cameras among rows; 0 tracklets or cameras where there are none."""
+    """Count the identities, images, tracklets and cameras of rows, a dict; 0 tracklets or cameras if they have none."""
     pattern = getattr(exclusion.load(excluder)([]), 'pattern', None)
-    names = [row[1] if '/' in pattern else os.path.basename(row[1]) for row in rows] if pattern else []
+    cameras = set()
+    if pattern and 'cid' in re.compile(pattern).groupindex:
+        names = (row[1] if '/' in pattern else os.path.basename(row[1]) for row in rows)
+        cameras = {match['cid'] for match in (re.search(pattern, name) for name in names) if match}
     return {
         'identities': len({row[0] for row in rows}),
         'images': len(rows),
         'tracklets': len({(row[0], row[2]) for row in rows if len(row) == 3}),
-        'cameras': len({match['cid'] for match in (re.search(pattern, name) for name in names) if match}),
+        'cameras': len(cameras),
     }
 
 
 def check(csv_paths, root, dask=None):
-    """Look at every image of csv files, and print what may spoil a training or an evaluation.
+    """Look at every image of csv files, and print the faults that may spoil a training or an evaluation.
 
     Reported are missing and undecodable files, images that training sees differently from how a viewer shows them (turned
     by EXIF, transparent), identities with one image, odd sizes, copies (images with the same content, or one picture
@@ -240,7 +272,7 @@ def check(csv_paths, root, dask=None):
 
 
 class Copies:
-    """Which of the images that were looked at show the same.
+    """The copies among images.
 
     usable: set of the file ids of images that can be decoded; only these are compared.
     exact: {file id: set of the file ids with the same content}.
@@ -265,13 +297,13 @@ class Copies:
         self.saved_again = {fid: others for fid, others in again.items() if others}
         self.same_moment = {fid: others for fid, others in similar.items() if min(usable[fid].size) >= SMALLEST_SIDE}
 
-    def of(self, fid):
+    def all_copies(self, fid):
         """Return the file ids of all copies of an image, a set."""
         return self.exact.get(fid, set()) | self.saved_again.get(fid, set())
 
 
 def have_one_shape(size, other):
-    """Return whether two sizes have the same proportions, upright or turned, but for rounding."""
+    """Return whether two sizes have the same proportions, upright or turned, except for rounding."""
     (short, long), (other_short, other_long) = sorted(size), sorted(other)
     return abs(short * other_long - other_short * long) <= max(long, other_long) * 2
 
@@ -279,17 +311,17 @@ def have_one_shape(size, other):
 def shared_images(first, second, copies):
     """Print which images two datasets share, and warn of shared identities and moments; return a list of faults."""
     both = f'both {first.path} and {second.path}'
-    of_first = set(first.fids) & copies.usable
-    shared = {fid for fid in second.fids if fid in of_first or copies.exact.get(fid, set()) & of_first}
-    again = {fid for fid in second.fids if fid not in shared and copies.saved_again.get(fid, set()) & of_first}
+    first_fids = set(first.fids) & copies.usable
+    shared = {fid for fid in second.fids if fid in first_fids or copies.exact.get(fid, set()) & first_fids}
+    again = {fid for fid in second.fids if fid not in shared and copies.saved_again.get(fid, set()) & first_fids}
     pid_of_fid = dict(zip(first.fids, first.pids))
     other_side = not are_of_one_side(first.path, second.path)
     moment = {fid for pid, fid in zip(second.pids, second.fids) if fid not in shared | again
-              and any(other_side or pid_of_fid[each] == pid for each in copies.same_moment.get(fid, set()) & of_first)}
+              and any(other_side or pid_of_fid[each] == pid for each in copies.same_moment.get(fid, set()) & first_fids)}
     print(f'images in {both}: {some(shared)}')
     print(f'pictures in {both}, saved again: {some(again)}')
     print(f'nearly equal pictures{"" if other_side else " of one identity"} in {both}: {some(moment)}')
-    if len(moment) > MANY_OF_ONE_MOMENT * min(len(of_first), len(set(second.fids))):
+    if len(moment) > MANY_OF_ONE_MOMENT * min(len(first_fids), len(set(second.fids))):
         warn(f'{len(moment)} of {len(second)} images of {second.path} are nearly equal to one of {first.path}, as frames '
              f'of one sequence are. Even an untrained net finds those: split by sequence (make_dataset.py folder '
              f'--sequence_pattern), or evaluate with an excluder that ignores them.')
@@ -297,19 +329,19 @@ def shared_images(first, second, copies):
         return []
     pids = set(first.pids) & set(second.pids)
     if pids:
-        warn(f'Identities in {both}: {some(pids)}. If these are the same ones and not only counted alike, an evaluation '
-             f'says nothing about identities that were not trained on.')
+        warn(f'Identities in {both}: {some(pids)}. If these are the same persons and not only the same numbers, '
+             f'an evaluation says nothing about identities that were not trained on.')
     hint = 'only sets to evaluate on may, which have query, test or gallery in their names.'
     return ([f'{first.path} and {second.path} share images, {some(shared)}: {hint}'] if shared else []) + (
         [f'{first.path} and {second.path} share pictures that were saved again, {some(again)}: {hint}'] if again else [])
 
 
 def join(out, sets, image_root):
-    """Make one csv file of several, in which NAME/ is in front of each identity and each path: nothing merges.
+    """Make one csv file of several, in which each identity and each path begins with NAME/: nothing merges.
 
-    The images of each set have to lie in a folder NAME of what is --image_root from then on. With that given here
-    already, images with the same content in two sets are told of. (`train.py --train_set A.csv B.csv` joins as well,
-    each with an image root of its own.)
+    The images of each set have to lie in a folder NAME of the --image_root of later commands. If that is given here, the
+    command warns of images with the same content in two sets. (`train.py --train_set A.csv B.csv` joins as well, each
+    with an image root of its own.)
     """
     from tripletreid.copies import warn_of_shared_images
     from tripletreid.dataset import is_dataset, joined, load_dataset
@@ -320,7 +352,7 @@ def join(out, sets, image_root):
     if twice:
         raise InputError(f'Two csv files are called {twice}, so that their identities would merge: give each its own NAME.')
     if len(sets) < 2:
-        raise InputError('There are two csv files at least to be joined, each as NAME=CSV.')
+        raise InputError('Give at least two csv files to join, each as NAME=CSV.')
     check_output(out, 'OUT', 'a csv file of images', is_dataset, [path for _, path in sets])
     datasets = {name: load_dataset(path) for name, path in sets}
     for dataset in datasets.values():
@@ -328,13 +360,13 @@ def join(out, sets, image_root):
         if outside:
             raise InputError(f'{dataset.path} has paths that lead out of its folder: {some(outside)}.')
     both = joined(list(datasets.values()), names)
-    both = dataclasses.replace(both, sets=())  # Its paths have the folders of the sets in them from now on.
+    both = dataclasses.replace(both, sets=())  # From now on its paths begin with the folders of the sets.
     if image_root is not None:
-        check_files(both, image_root, allow_outside_root=True)  # These folders may well be links.
+        check_files(both, image_root, allow_outside_root=True)  # These folders may be links.
     for first, second in itertools.combinations(datasets, 2):
         pids = set(datasets[first].pids) & set(datasets[second].pids)
         if pids:
-            warn(f'{first} and {second} have identities that are called alike: {some(pids)}. They stay apart, as '
+            warn(f'{first} and {second} have identities with equal names: {some(pids)}. They stay apart, as '
                  f'{first}/{min(pids)} and {second}/{min(pids)}; if both count the same persons, put the rows of both '
                  f'into one csv file instead.')
     if image_root is not None:
@@ -371,12 +403,12 @@ def look_at(paths, dask):
     with dask_cluster.pool(dask) as share:
         at_once = max(1, min(LOOKED_AT_ONCE, len(paths) // share.count))
         tasks = [paths[start:start + at_once] for start in range(0, len(paths), at_once)]
-        of_tasks = share(functools.partial(list_of_looks, _convert.changes), tasks, 'Looking at images')
-        return list(itertools.chain.from_iterable(of_tasks))
+        results = share(functools.partial(list_of_looks, _convert.changes), tasks, 'Looking at images')
+        return list(itertools.chain.from_iterable(results))
 
 
 def print_report(dataset, looks, copies):
-    """Print what was seen of the images of one csv file."""
+    """Print the report on the images of one csv file."""
     fids_of_pid, fids_of_problem, fids_of_change, pids_of_fid = (collections.defaultdict(set) for _ in range(4))
     for pid, fid in zip(dataset.pids, dataset.fids):
         fids_of_pid[pid].add(fid)
@@ -398,7 +430,9 @@ def print_report(dataset, looks, copies):
     same, again = ([fid for fid in pids_of_fid if kind.get(fid, set()) & pids_of_fid.keys()]
                    for kind in (copies.exact, copies.saved_again))
     mixed = [fid for fid, pids in pids_of_fid.items()
-             if len(pids.union(*(pids_of_fid[copy] for copy in copies.of(fid) & pids_of_fid.keys()))) > 1]
+             if len(pids.union(*(pids_of_fid[copy] for copy in copies.all_copies(fid) & pids_of_fid.keys()))) > 1]
+    flat = [fid for fid in pids_of_fid if not looks[fid].problem and looks[fid].levels < FEW_LEVELS]
+    print(f'  images of fewer than {FEW_LEVELS} grey levels, nearly uniform: {some(flat)}')
     print(f'  identities with one image: {some(single)}')
     print(f'  images with the content of another: {some(same)}')
     print(f'  pictures of another, saved again: {some(again)}')
@@ -406,13 +440,13 @@ def print_report(dataset, looks, copies):
 
 
 def spread(numbers):
-    """'2 to 72, median 15'."""
+    """Return '2 to 72, median 15' for numbers."""
     numbers = sorted(numbers)
     return f'{numbers[0]} to {numbers[-1]}, median {statistics.median_low(numbers)}'
 
 
 def print_table(table):
-    """Print rows of cells in aligned columns: the first and the last to the left, numbers between them to the right."""
+    """Print rows of cells in aligned columns: the first and the last to the left, the numbers between to the right."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*table)]
     for first, *numbers, last in table:
         middle = '  '.join(f'{number:>{width}}' for number, width in zip(numbers, widths[1:-1]))

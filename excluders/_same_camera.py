@@ -18,6 +18,7 @@ class SameCameraExcluder:
     junk: bool [G], the gallery images that every query ignores.
     """
     pattern = None
+    groups = ('pid', 'cid')
 
     def __init__(self, gallery_fids, pattern=None):
         """Read the file names of a gallery.
@@ -47,7 +48,7 @@ class SameCameraExcluder:
         ids = []
         for fid in fids:
             match = search(fid if whole else fid.rpartition('/')[2])
-            both = match.group('pid', 'cid') if match else (None, None)
+            both = match.group(*self.groups) if match else (None, None)
             if None in both:
                 raise InputError(f'The file name {fid} does not fit the pattern {self.pattern} of the excluder.')
             ids.append(both)

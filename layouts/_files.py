@@ -1,19 +1,22 @@
-"""What the datasets share: finding and reading the files of a download, exporting images as PNG, a seeded order."""
+"""Helpers of the layouts: finding and reading the files of a download, exporting images as PNG, a seeded order."""
 import concurrent.futures
 import faulthandler
 import hashlib
 import os
 import re
 
-from tripletreid.errors import InputError
+from tripletreid.errors import InputError, some, warn
 from tripletreid.files import temporary_folder
+
+NAMES_OF_VIEWERS = ('Thumbs.db', 'desktop.ini')
+IMAGE_ENDING = r'\.(?:jpe?g|png)$'
 
 
 def find(root, *names):
-    """The path of the first of `names` (files or folders relative to `root`) that is there.
+    """Return the path of the first of `names` (files or folders relative to `root`) that exists.
 
     Raises:
-        InputError: none of them is. A sub-folder that has one is named, since an archive often unpacks into one.
+        InputError: none of them exists. The message names a sub-folder with one, since archives often unpack into one.
     """
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
@@ -28,21 +31,36 @@ def find(root, *names):
 
 
 def named_images(root, folder, pattern):
-    """Rows (pid, file id) of the files in `folder` whose names fit `pattern`, a regular expression with a group `pid`.
+    """Return rows (pid, file id) of the files in `folder` whose names fit a pattern; no rows without such a folder.
 
-    Others, such as the `Thumbs.db` in the originals, are no images. A folder that is not there has no rows.
+    Other files are skipped with a warning, except `Thumbs.db` of the originals and hidden files.
+
+    Args:
+        pattern: a regular expression with a group `pid`; case does not matter.
+
+    Raises:
+        InputError: there are files, and none of them fits.
     """
     if not os.path.isdir(os.path.join(root, folder)):
         return []
-    found = [re.search(pattern, name) for name in os.listdir(os.path.join(root, folder))]
+    names = [name for name in sorted(os.listdir(os.path.join(root, folder)))
+             if name not in NAMES_OF_VIEWERS and name[0] != '.']
+    found = [re.search(pattern, name, re.IGNORECASE) for name in names]
+    others = [name for name, match in zip(names, found) if not match]
+    if others and len(others) == len(names):
+        raise InputError(f'None of the {len(names)} files in {os.path.join(root, folder)}, such as {names[0]}, has a name '
+                         f'as the images of this dataset have: {pattern}')
+    if others:
+        warn(f'Files in {os.path.join(root, folder)} without a name as the images of this dataset have are skipped: '
+             f'{some(others)}.')
     return [(match['pid'], f'{folder}/{match.string}') for match in found if match]
 
 
 def read_table(path, columns):
-    """The lines of a text file that has so many words in each: a list of lists of str. Empty lines do not count.
+    """Read the lines of a text file with a fixed number of words: a list of lists of str, without empty lines.
 
     Raises:
-        InputError: no UTF-8 text, or a line with another number of words.
+        InputError: not UTF-8 text, or a line with another number of words.
     """
     try:
         with open(path, encoding='utf-8') as file:
@@ -56,16 +74,16 @@ def read_table(path, columns):
 
 
 def read_mat(path, variable):
-    """One variable of a MATLAB file (up to version 7), an array as SciPy gives it.
+    """Read a variable of a MATLAB file (up to version 7), an array as SciPy returns it.
 
     Raises:
-        InputError: no MATLAB file, a damaged one, or one without that variable.
+        InputError: not a MATLAB file, a damaged file, or a file without that variable.
     """
-    # In a process of its own, since a damaged byte may crash the reader; what is told of that is told below.
+    # In a process of its own, because a damaged byte may crash the reader.
     with concurrent.futures.ProcessPoolExecutor(1, initializer=faulthandler.disable) as pool:
         try:
             content = pool.submit(_load_mat, path).result()
-        except Exception as error:  # The reader raises whatever a damaged byte leads it to.
+        except Exception as error:  # The reader raises errors of many types for damaged files.
             raise InputError(f'{path} cannot be read as a MATLAB file ({error}).') from error
     if variable not in content:
         held = ', '.join(name for name in content if not name.startswith('__')) or 'nothing'
@@ -79,7 +97,7 @@ def _load_mat(path):
 
 
 def pick(items, numbers, path):
-    """The items with MATLAB's numbers, which count from 1; `path` is the file that the numbers are from.
+    """Return the items with MATLAB's numbers, which count from 1; `path` is the file with the numbers.
 
     Raises:
         InputError: a number that is not from 1 to the number of items.
@@ -93,11 +111,11 @@ def pick(items, numbers, path):
 def export_png(root, folder, images, total):
     """Write images as PNG files into a new folder of `root`: all of them, or no folder at all.
 
-    A folder that is there already is left as it is, and `images` is not even begun.
+    An existing folder stays as it is, and `images` is not iterated.
 
     Args:
         images: iterable of (name, pixels), pixels uint8 [H, W] or [H, W, 3].
-        total: how many they are, for the progress bar.
+        total: their number, for the progress bar.
     """
     import tqdm
     from PIL import Image
@@ -114,5 +132,5 @@ def export_png(root, folder, images, total):
 
 
 def shuffled(names, seed):
-    """The names in an order drawn by a hash: the same for a seed on every machine and with every version of Python."""
+    """Return the names in a random order by a hash: equal for a seed on every machine and version of Python."""
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f'{seed} {name}')).digest())

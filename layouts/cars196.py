@@ -17,7 +17,7 @@ TOTALS = {
 
 
 def splits(root):
-    """The rows of each subset."""
+    """Return the rows of each subset."""
     _files.find(root, 'car_ims', 'devkit/cars_train_annos.mat')
     if os.path.isdir(os.path.join(root, 'car_ims')):
         rows = annotated(_files.find(root, 'cars_annos.mat'), 'relative_im_path', '')
@@ -30,7 +30,7 @@ def splits(root):
 
 
 def annotated(path, field, prefix):
-    """The rows of an annotation file whose records have their file name in `field`."""
+    """Return the rows of an annotation file whose records have their file name in `field`."""
     annotations = _files.read_mat(path, 'annotations')
     names, models = annotations[field].ravel(), annotations['class'].ravel()
     return [(str(model.item()), prefix + name.item()) for name, model in zip(names, models)]

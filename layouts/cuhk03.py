@@ -1,7 +1,7 @@
 """CUHK03, new protocol: cuhk-03.mat (or cuhk03_release/cuhk-03.mat) and cuhk03_new_protocol_config_*.mat.
 
 The latter are the splits, `detected` and `labeled`, of github.com/zhunzhong07/person-re-ranking. The images are
-exported once, as PNG into images_detected/ and images_labeled/ beside them. 1_001_2_06.png is the sixth image of person
+exported once, as PNG into images_detected/ and images_labeled/ next to them. 1_001_2_06.png is the sixth image of person
 1 of camera pair 1, in the second camera of the pair.
 
 Li et al., DeepReID, CVPR 2014. Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
@@ -21,7 +21,7 @@ TOTALS = {
 
 
 def splits(root):
-    """The rows of each subset, those of the detected and those of the labeled images."""
+    """Return the rows of each subset, for the detected and for the labeled images."""
     images = _files.find(root, 'cuhk-03.mat', 'cuhk03_release/cuhk-03.mat')
     subsets = {}
     for version in ('detected', 'labeled'):
@@ -38,7 +38,7 @@ def read_images(path, version):
     """Yield name and pixels, uint8 [H, W, 3], of each image of cuhk-03.mat.
 
     This is a MATLAB file of version 7.3, that is HDF5 with all axes reversed: a list of camera pairs, each of them an
-    array [10, people] of references, five to the images of the first camera and five to those of the second.
+    array [10, people] of references, five to images of the first camera and five to images of the second.
     """
     import h5py
     try:

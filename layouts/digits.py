@@ -1,6 +1,6 @@
 """Scanned digits, 8 x 8 pixels, which come with scikit-learn: 1797 images, exported as PNG into ROOT/digits/.
 
-A small dataset to try everything with. Of each digit 100 images train, 20 are queries and the others the test set;
+A small dataset to try everything with. 100 images of each digit train, 20 are queries and the others the test set;
 which ones is drawn with a seed.
 
 Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository 1998.
@@ -18,11 +18,11 @@ TOTALS = {
 
 
 def add_arguments(parser):
-    parser.add_argument('--seed', type=int, default=0, help='of the split (default 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the split (default 0)')
 
 
 def splits(root, seed=0):
-    """The rows of each subset; the folder `root` is made when it is not there."""
+    """Return the rows of each subset; the folder `root` is made when it is not there."""
     from sklearn.datasets import load_digits
     digits = load_digits()
     names = [f'{number:04}.png' for number in range(len(digits.target))]

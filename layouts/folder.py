@@ -1,247 +1,260 @@
 """Your own images: a folder with one sub-folder per identity, the images (.jpg, .jpeg, .png, .gif) anywhere below it.
 
-Without options all of them train. With --val_fraction that share of the identities is held out: they are seen by the
-query and the test set only. With --query_per_identity alone all identities are, for evaluating a given model.
-Identities of one image are in the test set only, as there is nothing else of them to be found.
+Without options all identities train. With --val_fraction that fraction of the identities is held out, in the query and
+the test set only. With --test_fraction in addition there are three sets of identities: train, val_query and val_test to
+choose a checkpoint by, query and test for the score to report. With --query_per_identity alone all identities are query
+and test, for evaluating a given model. Identities with one image are in the test set only.
 
-With --camera_folders or --camera_pattern a query is to find its identity in other cameras, and gets one image at least
-there; --excluder regex:… is printed that reads both off the paths.
+Folders train, val, test, query or gallery in place of identities are taken as the split that they are.
 
-With --convert FOLDER pictures of other formats (.webp, .bmp, .tif and more) take part as well. JPEG copies of all of
-them, turned as EXIF says and on white where they are transparent, go into that new folder, and the csv files name
-those.
+With --camera_folders or --camera_pattern each query has a match from another camera; with --sequence_pattern or
+--sequence_gap no sequence of frames is divided among query and test. The --excluder that goes with it is printed.
+
+With --convert FOLDER pictures of other formats (.webp, .heic, .tif and more) take part as well. JPEG copies of all of
+them, turned as EXIF says and on white where they are transparent, go into that new folder, and the csv files name those.
 """
-import collections
-import os
-import re
+import argparse
+import functools
+import itertools
+import typing
 
-from layouts import _convert, _files
+from layouts import _files, _identities, _moments
+from tripletreid.argument_types import inner_fraction, non_negative_float, positive_int, side
 from tripletreid.errors import InputError, some, warn
 
 EXCLUDER = 'diagonal'
-TOTALS = {'train': {}, 'query': {}, 'test': {}}
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif')
-ANIMATED = 'animated .gif'  # Training reads no GIF of several frames.
-CAMERA_FOLDERS = r'^(?P<pid>[^/]+)/(?P<cid>[^/]+)/'
+TOTALS = {subset: {} for subset in ('train', 'val_query', 'val_test', 'query', 'test')}
+FEW_IDENTITIES = 5
 
 
 def add_arguments(parser):
-    parser.add_argument('--val_fraction', type=float, metavar='F', help='share of the identities held out, 0 < F < 1')
-    parser.add_argument('--query_per_identity', type=int, metavar='N',
+    parser.add_argument('--val_fraction', type=inner_fraction, metavar='F',
+                        help='fraction of the identities held out, 0 < F < 1')
+    parser.add_argument('--test_fraction', type=inner_fraction, metavar='F', needs='--val_fraction',
+                        help='fraction of the identities held out in addition, for the score to report')
+    parser.add_argument('--query_per_identity', type=positive_int, metavar='N',
                         help='held-out images of an identity that are queries (default 1); the others are the test set')
-    parser.add_argument('--seed', type=int, default=0, help='of what is held out and what is a query (default 0)')
+    parser.add_argument('--seed', type=int, default=0,
+                        help='seed of the choice of held-out identities and queries (default 0)')
+    parser.add_argument('--depth', type=positive_int, default=1, metavar='N',
+                        help='number of nested folders that name an identity: 2 for Apple/Golden/1.jpg (default 1)')
+    parser.add_argument('--no_split_folders', action='store_true',
+                        help='folders called train, val, test, query and gallery are identities as well')
     parser.add_argument('--camera_folders', action='store_true',
                         help='the folders in the folder of an identity are cameras: IDENTITY/CAMERA/…')
     parser.add_argument('--camera_pattern', metavar='REGEX',
                         help='searched in IDENTITY/…/NAME, with a group (?P<cid>…) that is the camera')
+    parser.add_argument('--sequence_pattern', metavar='REGEX',
+                        help='searched in IDENTITY/…/NAME, with a group (?P<sid>…) that is the sequence, such as a video')
+    parser.add_argument('--sequence_gap', type=non_negative_float, metavar='SECONDS',
+                        help='images of an identity at most so long after each other, by EXIF, are one sequence')
     parser.add_argument('--convert', metavar='FOLDER',
-                        help='write JPEG copies of the pictures into this new folder, which is the image root then')
+                        help='write JPEG copies of the pictures into this new folder, which is then the image root')
+    parser.add_argument('--max_side', type=side, metavar='N', needs='--convert',
+                        help='reduce copies to N pixels of the longer side (default: not)')
+    parser.add_argument('--bits', type=bits, default=16, metavar='N', needs='--convert',
+                        help='bits that 16-bit pictures use, 9 to 16, e.g. 12 (default 16)')
 
 
-def excluder(camera_folders=False, camera_pattern=None, **_):
-    """The excluder for what `splits` gives with these options."""
-    if camera_folders:
-        return f'regex:{CAMERA_FOLDERS}'
-    # The identity in a look-ahead, so that the camera may stand anywhere; its slash has the excluder look at paths.
-    return f'regex:^(?=(?P<pid>[^/]+)/).*?(?:{camera_pattern})' if camera_pattern else EXCLUDER
+def bits(text):
+    """Parse a number of bits, for argparse."""
+    if text not in map(str, range(9, 17)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 9 to 16')
+    return int(text)
 
 
-def splits(root, val_fraction=None, query_per_identity=None, seed=0, convert=None, camera_folders=False,
-           camera_pattern=None):
-    """The rows of each subset. What is left out, and why, is a warning.
+def excluder(root, depth=1, no_split_folders=False, camera_folders=False, camera_pattern=None, sequence_pattern=None, **_):
+    """Return the excluder for the subsets that `splits` returns with these options."""
+    pattern = functools.partial(_moments.excluder_pattern, depth=depth,
+                                part=not no_split_folders and bool(_identities.parts_of_split(root)))
+    if camera_folders or camera_pattern:
+        return f'regex:{pattern("cid", camera_pattern)}'
+    return f'sequence:{pattern("sid", sequence_pattern)}' if sequence_pattern else EXCLUDER
+
+
+def splits(root, val_fraction=None, test_fraction=None, query_per_identity=None, seed=0, depth=1, no_split_folders=False,
+           convert=None, max_side=None, bits=16, **moments):
+    """Return the rows of each subset, and warn of skipped files.
 
     Args:
-        val_fraction: share of the identities in the query and the test set, between 0 and 1; None: none of them, or
-            all of them where `query_per_identity` is given.
-        query_per_identity: how many images of such an identity are queries; None: one. One image at least stays in
-            the test set, so that there is something to find.
-        seed: of the order in which identities are held out and images become queries.
-        convert: anything but None: the images are to be converted, so that more formats are taken.
-        camera_folders: whether the folders in the folder of an identity are its cameras.
-        camera_pattern: or a regular expression with a group `cid`.
+        root: the folder.
+        val_fraction: fraction of the identities in the query and the test set, between 0 and 1; None: none of them, or
+            all of them if `query_per_identity` is given.
+        test_fraction: fraction of other identities, which are then the query and the test set, while the
+            identities of `val_fraction` are val_query and val_test.
+        query_per_identity: number of queries per held-out identity; None: one. One image at least stays in the test
+            set, so that there is something to find.
+        seed: seed of the order in which identities are held out and images become queries.
+        depth: number of nested folders that name an identity.
+        no_split_folders: take folders that are called like parts of a split as identities.
+        convert: anything but None: the images will be converted, so that more formats are taken.
+        max_side, bits: of the conversion.
+        moments: camera_folders, camera_pattern, sequence_pattern, sequence_gap; at most one of them.
     """
-    if val_fraction is not None and not 0 < val_fraction < 1:
-        raise InputError(f'--val_fraction {val_fraction} is not between 0 and 1.')
+    for name, value in (('--val_fraction', val_fraction), ('--test_fraction', test_fraction)):
+        if value is not None and not 0 < value < 1:
+            raise InputError(f'{name} {value} is not between 0 and 1.')
     if query_per_identity is not None and query_per_identity < 1:
         raise InputError(f'--query_per_identity {query_per_identity} is less than 1.')
-    images = images_of_identities(root, convert)
-    camera_of = cameras(images, convert, camera_folders, camera_pattern)
-    if val_fraction is not None:
-        if len(images) == 1:
-            raise InputError(f'{root} has one identity only, which cannot be both trained on and held out.')
-        held_out = min(max(1, round(val_fraction * len(images))), len(images) - 1)
-    else:
-        held_out = len(images) if query_per_identity else 0
+    given = [name for name, value in moments.items() if value not in (None, False)]
+    if len(given) > 1:
+        raise InputError(f'--{given[0]} and --{given[1]} both say which images belong together; leave one of them out.')
+    find = functools.partial(_identities.images_of_identities, root, depth=depth, convert=convert is not None,
+                             expect_inner=bool(given))
+    parts = {} if no_split_folders else _identities.parts_of_split(root)
+    find_moments = functools.partial(moments_of, root=root, convert=convert is not None, depth=depth, part=bool(parts),
+                                     **moments)
+    divide = functools.partial(divided, wanted=query_per_identity or 1, seed=seed)
+    if parts:
+        if val_fraction is not None:
+            raise InputError(f'{root} is divided into {", ".join(parts.values())} already, so that --val_fraction has no '
+                             f'effect; leave it out, or give --no_split_folders if these are identities.')
+        print(f'The folders {", ".join(parts.values())} in {root} are taken as its split (with --no_split_folders as '
+              f'identities).')
+        images = {part: find(folder) for part, folder in parts.items()}
+        all_images = list(itertools.chain.from_iterable(images_of_part.items() for images_of_part in images.values()))
+        return rows_images_of_parts(parts, images, functools.partial(divide, moments=find_moments(all_images)))
+    images = find()
+    divide = functools.partial(divide, moments=find_moments(list(images.items())))
+    if len(images) < FEW_IDENTITIES:
+        warn(f'{root} has {len(images)} identities only, {", ".join(images)}. If the identities are folders further down, '
+             f'give --depth.')
+    held_out = numbers_held_out(root, len(images), val_fraction, test_fraction, query_per_identity)
     identities = _files.shuffled(images, seed)
-    subsets = {'train': [(pid, fid) for pid in identities[held_out:] for fid in images[pid]], 'query': [], 'test': []}
-    wanted = query_per_identity or 1
-    queries = {pid: queries_of(_files.shuffled(images[pid], seed), wanted, camera_of) for pid in identities[:held_out]}
-    for pid, fids in queries.items():
-        subsets['query'] += [(pid, fid) for fid in fids]
-        subsets['test'] += [(pid, fid) for fid in images[pid] if fid not in fids]
-    # That some identities have few images is in the data; a number of queries that none of them has is a mistake.
-    most = max((len(images[pid]) for pid in queries), default=0)
-    if queries and most <= wanted:
-        raise InputError(f'No held-out identity has {wanted + 1} images, {wanted} to search with and one to be found, '
-                         f'but {most} at most; lower --query_per_identity or add images.')
-    if queries and not subsets['query']:
-        raise InputError(f'No held-out identity is seen by two cameras, of which {some(set(camera_of.values()))} are known: '
-                         f'there would be nothing to find.')
-    held = f'Of {held_out} held-out identities these'
-    few = {pid: [] for pid in ('single', 'in one camera', 'short')}
-    for pid, fids in queries.items():
-        if len(images[pid]) == 1:
-            few['single'].append(pid)
-        elif camera_of and not fids:
-            few['in one camera'].append(pid)
-        elif len(fids) < wanted:
-            few['short'].append(pid)
-    if few['single']:
-        warn(f'{held} have one image, which is for the test set only: {some(few["single"])}.')
-    if few['in one camera']:
-        warn(f'{held} are seen by one camera, and are for the test set only: {some(few["in one camera"])}.')
-    if few['short']:
-        warn(f'{held} have fewer than {wanted + 1} images, {wanted} to search with and one to be found'
-             f'{" in another camera" if camera_of else ""}, and so fewer queries: {some(few["short"])}.')
+    subsets = {}
+    start = 0
+    for (query, test), number in held_out.items():
+        some_images = {pid: images[pid] for pid in identities[start:start + number]}
+        subsets[query], subsets[test] = divide(some_images)
+        start += number
+    train = [(pid, fid) for pid in identities[start:] for fid in images[pid]]
+    return {subset: rows for subset, rows in {'train': train, **subsets}.items() if rows}
+
+
+def numbers_held_out(root, identities, val_fraction, test_fraction, query_per_identity):
+    """Return the number of identities of each pair of query and gallery, {(query, gallery): number}; the others train."""
+    if val_fraction is None:
+        return {('query', 'test'): identities} if query_per_identity else {}
+    fractions = {('query', 'test'): val_fraction}
+    if test_fraction is not None:
+        fractions = {('query', 'test'): test_fraction, ('val_query', 'val_test'): val_fraction}
+    if identities <= len(fractions):
+        raise InputError(f'{root} has {"one identity" if identities == 1 else f"{identities} identities"} only, too few '
+                         f'for {len(fractions) + 1} sets without a common identity.')
+    numbers = {subsets: max(1, round(fraction * identities)) for subsets, fraction in fractions.items()}
+    while sum(numbers.values()) >= identities:
+        numbers[max(numbers, key=numbers.get)] -= 1
+    return numbers
+
+
+def rows_images_of_parts(parts, images, divide):
+    """Return the rows of each subset for folders that are a split.
+
+    Args:
+        parts: {part: folder}, see `_identities.parts_of_split`.
+        images: {part: {pid: file ids}}.
+        divide: function of {pid: file ids} that returns the rows of queries and gallery.
+    """
+    rows = {part: [(pid, fid) for pid, fids in images_of_part.items() for fid in fids]
+            for part, images_of_part in images.items()}
+    subsets = {'train': rows.get('train', [])}
+    if 'val' in parts:
+        subsets['val_query'], subsets['val_test'] = divide(images['val'])
+    if 'query' in parts and ('gallery' in parts or 'test' in parts):
+        subsets['query'], subsets['test'] = rows['query'], rows['gallery' if 'gallery' in parts else 'test']
+        missing = sorted(set(images['query']) - {pid for pid, _ in subsets['test']})
+        if missing:
+            warn(f'Identities of {parts["query"]} without an image to be found: {some(missing)}.')
+    else:
+        held_out = {}
+        for part in ('query', 'gallery', 'test'):
+            for pid, fids in images.get(part, {}).items():
+                held_out.setdefault(pid, []).extend(fids)
+        if held_out:
+            subsets['query'], subsets['test'] = divide(held_out)
+    for part in set(images) - {'train'}:
+        shared = set(images[part]) & set(images.get('train', ()))
+        if shared:
+            warn(f'Identities in both {parts["train"]} and {parts[part]}: {some(shared)}. Then the score says nothing about '
+                 f'identities that were not trained on.')
     return {subset: rows for subset, rows in subsets.items() if rows}
 
 
-def queries_of(fids, wanted, camera_of):
-    """Those of the images of one identity that search for the others, a list.
+def moments_of(images, *, root, convert, depth, part, camera_folders=False, camera_pattern=None, sequence_pattern=None,
+               sequence_gap=None):
+    """Return the camera or the sequence of each image, `Moments`.
 
     Args:
-        fids: the images, in the order in which they become queries.
-        wanted: at most so many of them.
-        camera_of: camera of each file id; where it has none, any other image is one to be found, else one of another
-            camera has to stay for each query.
+        images: list of (pid, file ids).
+        others: as for `splits`; `part` is whether the folders of the identities are in folders of a split.
     """
-    if not camera_of:
-        return fids[:min(wanted, len(fids) - 1)]
-    left = collections.Counter(camera_of[fid] for fid in fids)  # How many of the others each camera has.
-    queries, cameras_of_queries = [], set()
-    for fid in fids:
-        camera = camera_of[fid]
-        left_then = +(left - collections.Counter([camera]))
-        if len(queries) < wanted and all(set(left_then) - {each} for each in {camera, *cameras_of_queries}):
-            queries.append(fid)
-            cameras_of_queries.add(camera)
-            left = left_then
-    return queries
+    pattern = functools.partial(_moments.excluder_pattern, depth=depth, part=part)
+    if camera_folders or camera_pattern:
+        flag = '--camera_pattern' if camera_pattern else '--camera_folders'
+        return Moments('camera', _moments.by_pattern(images, flag, 'cid', camera_pattern or pattern('cid', None),
+                                                     pattern('cid', camera_pattern), convert))
+    if sequence_pattern:
+        return Moments('sequence', _moments.by_pattern(images, '--sequence_pattern', 'sid', sequence_pattern,
+                                                       pattern('sid', sequence_pattern), convert))
+    if sequence_gap is not None:
+        return Moments('sequence', _moments.by_time(root, images, sequence_gap))
+    return Moments(None, {})
 
 
-def cameras(images, convert, camera_folders, camera_pattern):
-    """The camera of each image, {file id: name}; empty where nothing says what it is.
+class Moments(typing.NamedTuple):
+    """The moments that images were taken at: kind is 'camera', 'sequence' or None, name_of_fid {file id: its name}."""
+    kind: str | None
+    name_of_fid: dict
+
+
+def divided(images, *, moments, wanted, seed):
+    """Divide the images of held-out identities into queries and gallery; return the rows of both.
 
     Args:
         images: {pid: file ids}.
-        The others are those of `splits`.
-
-    Raises:
-        InputError: both are given, no such pattern, or one that does not fit all images.
+        moments: `Moments`.
+        wanted: number of queries per identity.
+        seed: seed of the order in which images become queries.
     """
-    if not camera_folders and not camera_pattern:
-        return {}
-    if camera_folders and camera_pattern:
-        raise InputError('--camera_folders and --camera_pattern both say what the camera is; leave one of them out.')
-    pattern = camera_pattern or CAMERA_FOLDERS
-    try:
-        groups = set(re.compile(pattern).groupindex)
-        of_excluder = re.compile(excluder(camera_folders, camera_pattern).partition(':')[2])
-    except re.error as error:
-        raise InputError(f'--camera_pattern {pattern} is not a regular expression, or not one that can be a part of '
-                         f'another: {error}.') from error
-    if camera_pattern and groups != {'cid'}:
-        raise InputError(f'--camera_pattern {pattern} needs one named group, (?P<cid>…); the identity is the folder.')
-    found, without = {}, []
-    for pid, fid in ((pid, fid) for pid in images for fid in images[pid]):
-        # As they are named in the csv file.
-        name = _convert.name_of_copy(fid) if convert else fid
-        match, again = re.search(pattern, name), of_excluder.search(name)
-        if not match or not match['cid']:
-            without.append(name)
-        elif not again or (again['pid'], again['cid']) != (pid, match['cid']):
-            raise InputError(f'--camera_pattern {pattern} means something else for {name} when it is a part of an '
-                             f'excluder; write it without numbered references.')
-        else:
-            found[fid] = match['cid']
-    if without:
-        flag = '--camera_folders' if camera_folders else f'--camera_pattern {pattern}'
-        raise InputError(f'{flag} tells no camera of {len(without)} of {len(without) + len(found)} images: '
-                         f'{", ".join(without[:3])}{", …" if len(without) > 3 else ""}.')
-    return found
-
-
-def images_of_identities(root, convert=False):
-    """The file ids of each identity: a dict of pid to a list. What else lies in `root` is left out with a warning.
-
-    Hidden files, and those in hidden folders, are no images, and nothing is said of them.
-
-    Args:
-        convert: take the formats that can be converted, not only those that training reads.
-
-    Raises:
-        InputError: no such folder, or no sub-folder of it with images in it.
-    """
-    if not os.path.isdir(root):
-        raise InputError(f'There is no folder {root}.')
-    endings = _convert.SUFFIXES if convert else SUFFIXES
-    kinds_of_pictures = {*_convert.SUFFIXES, ANIMATED}
-    taken = kinds_of_pictures if convert else {*SUFFIXES}
-    images, beside, left_out, links = {}, [], collections.Counter(), []
-    for name in shown(os.listdir(root)):
-        if not os.path.isdir(os.path.join(root, name)):
-            beside += [name] if ending(name) in kinds_of_pictures else []
+    queries, gallery = {}, {}
+    for pid, fids in images.items():
+        order = _files.shuffled(fids, seed)
+        if moments.kind == 'sequence':
+            queries[pid], gallery[pid] = _moments.queries_of_sequences(order, wanted, moments.name_of_fid)
             continue
-        images[name] = []
-        for folder, folders, files in os.walk(os.path.join(root, name), onerror=reraise):
-            folders[:] = shown(folders)
-            links += [path for path in (os.path.join(folder, each) for each in folders) if os.path.islink(path)]
-            for path in (os.path.join(folder, each) for each in shown(files)):
-                kind = ANIMATED if ending(path) == '.gif' and is_animated(path) else ending(path)
-                if kind in taken:
-                    images[name].append(os.path.relpath(path, root))
-                else:
-                    left_out[kind] += 1
-
-    if beside:
-        warn(f'Images beside the folders of the identities are left out: {some(beside)}; move each into the folder of '
-             f'its identity.')
-    if left_out:
-        numbers = ', '.join(f'{number} {kind}' for kind, number in sorted(left_out.items()))
-        convertible = sorted(set(left_out) & kinds_of_pictures)
-        advice = f'; --convert FOLDER takes {", ".join(convertible)} as well' if convertible else ''
-        warn(f'Files that are not {", ".join(endings)} are left out: {numbers}{advice}.')
-    if links:
-        warn(f'Folders that are links are left out: {some(links)}.')
-    empty = [pid for pid in images if not images[pid]]
-    if len(empty) == len(images):
-        raise InputError(f'There is no sub-folder with images ({", ".join(endings)}) in {root}.')
-    if empty:
-        warn(f'Folders without images are left out: {some(empty)}.')
-    return {pid: fids for pid, fids in images.items() if fids}
+        queries[pid] = (_moments.queries_of_cameras(order, wanted, moments.name_of_fid) if moments.kind == 'camera'
+                        else order[:min(wanted, len(order) - 1)])
+        gallery[pid] = [fid for fid in fids if fid not in queries[pid]]
+    warn_of_few_queries(images, queries, wanted, moments)
+    left = sum(map(len, images.values())) - sum(len(queries[pid]) + len(gallery[pid]) for pid in images)
+    if left:
+        print(f'{left} images of the sequences of queries are neither queries nor in the test set.')
+    return tuple([(pid, fid) for pid, fids in each.items() for fid in sorted(fids)] for each in (queries, gallery))
 
 
-def shown(names):
-    """The names that are not hidden, sorted."""
-    return sorted(name for name in names if not name.startswith('.'))
+def warn_of_few_queries(images, queries, wanted, moments):
+    """Warn of held-out identities with fewer queries than wanted.
 
-
-def ending(name):
-    """'.jpg' of 'a/1.JPG'."""
-    return os.path.splitext(name)[1].lower() or 'without an ending'
-
-
-def is_animated(path):
-    """Whether a GIF file has several frames. A broken one has none to be told of here."""
-    from PIL import Image
-    if not os.path.isfile(path):
-        return False
-    try:
-        with Image.open(path, formats=['GIF']) as image:
-            return image.is_animated
-    except Exception:  # Pillow raises whatever a damaged byte leads it to.
-        return False
-
-
-def reraise(error):
-    raise error
+    Raises:
+        InputError: there is no query, or no identity has enough images.
+    """
+    # Few images of some identities are a property of the data; a number of queries that none of them has is a mistake.
+    most = max(map(len, images.values()))
+    if most <= wanted:
+        raise InputError(f'No held-out identity has {wanted + 1} images, {wanted} to search with and one to be found, '
+                         f'but {most} at most; lower --query_per_identity or add images.')
+    if not any(queries.values()):
+        known = len(set(moments.name_of_fid.values()))
+        raise InputError(f'No held-out identity is seen in two {moments.kind}s, of which {known} are known: there would be '
+                         f'nothing to find.')
+    held = f'of {len(images)} held-out identities'
+    single = [pid for pid, fids in images.items() if len(fids) == 1]
+    alone = [pid for pid in images if not queries[pid] and pid not in single]
+    short = [pid for pid in images if 0 < len(queries[pid]) < wanted]
+    if single:
+        warn(f'{len(single)} {held} have one image, which is for the test set only: {some(single)}.')
+    if alone:
+        warn(f'{len(alone)} {held} are seen in one {moments.kind}, and are for the test set only: {some(alone)}.')
+    if short:
+        warn(f'{len(short)} {held} have fewer than {wanted + 1} images, {wanted} to search with and one to be found'
+             f'{f" in another {moments.kind}" if moments.kind else ""}, and so fewer queries: {some(short)}.')

@@ -15,11 +15,11 @@ TOTALS = {
     'test': {'identities': 752, 'images': 19732},  # 750 people, junk, distractors.
     'multi_query': {'identities': 750, 'tracklets': 3368},
 }
-PATTERN = r'^(?P<pid>-1|\d+)_c\d+s\d+_.*\.jpg$'
+PATTERN = rf'^(?P<pid>-1|\d+)_c\d+s\d+_.*{_files.IMAGE_ENDING}'
 
 
 def splits(root):
-    """The rows of each subset."""
+    """Return the rows of each subset."""
     _files.find(root, 'bounding_box_train', 'query', 'bounding_box_test')
     query = _files.named_images(root, 'query', PATTERN)
     queries = {person_and_camera(fid) for _, fid in query}
@@ -33,5 +33,5 @@ def splits(root):
 
 
 def person_and_camera(fid):
-    """'0001_c1' of 'query/0001_c1s1_001051_00.jpg'."""
+    """Return '0001_c1' for 'query/0001_c1s1_001051_00.jpg'."""
     return fid.split('/')[-1].split('s')[0]

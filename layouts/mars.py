@@ -18,7 +18,7 @@ TOTALS = {
 
 
 def splits(root):
-    """The rows of each subset."""
+    """Return the rows of each subset."""
     train = tracklets(root, 'train')
     test = tracklets(root, 'test')
     query_path = _files.find(root, 'info/query_IDX.mat')
@@ -31,7 +31,7 @@ def splits(root):
 
 
 def tracklets(root, subset):
-    """The tracklets of bbox_train/ or bbox_test/, each a list of rows, in the order of info/tracks_*_info.mat."""
+    """Return the tracklets of bbox_train/ or bbox_test/, each a list of rows, in the order of info/tracks_*_info.mat."""
     names = _files.read_table(_files.find(root, f'info/{subset}_name.txt'), 1)
     rows = [row(f'bbox_{subset}', name) for [name] in names]
     path = _files.find(root, f'info/tracks_{subset}_info.mat')
@@ -42,6 +42,6 @@ def tracklets(root, subset):
 
 
 def row(folder, name):
-    """The row of a frame: 0001C1T0002F003.jpg is the third frame of tracklet 0001C1T0002 of person 0001 in camera 1."""
+    """Return the row of a frame: 0001C1T0002F003.jpg is frame 3 of tracklet 0001C1T0002, of person 0001 in camera 1."""
     person = name[:4]
     return person.replace('00-1', '-1'), f'{folder}/{person}/{name}', name.split('F')[0]

@@ -1,7 +1,7 @@
 """MNIST: the four original files {train,t10k}-{images-idx3,labels-idx1}-ubyte, as they are or with .gz.
 
-The images are exported once, as PNG into mnist_train/ and mnist_test/ beside them. Those of t10k are query and test at
-once (excluder `diagonal`).
+The images are exported once, as PNG into mnist_train/ and mnist_test/ next to them. The images of t10k are query and
+test at once (excluder `diagonal`).
 
 LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998.
 """
@@ -22,13 +22,13 @@ TOTALS = {
 
 
 def splits(root):
-    """The rows of each subset."""
+    """Return the rows of each subset."""
     test = exported(root, 't10k', 'mnist_test')
     return {'train': exported(root, 'train', 'mnist_train'), 'query': test, 'test': test}
 
 
 def exported(root, part, folder):
-    """The rows of the images of one part, which are PNG files in `folder` afterwards."""
+    """Return the rows of the images of one part, which are PNG files in `folder` afterwards."""
     pixels = read_idx(root, f'{part}-images', 3)  # [N, 28, 28]
     labels = read_idx(root, f'{part}-labels', 1)  # [N]
     if len(pixels) != len(labels):
@@ -39,7 +39,7 @@ def exported(root, part, folder):
 
 
 def read_idx(root, name, rank):
-    """The array, uint8, of an idx file: magic number 0x0800 + rank, the size of each axis (big endian), the values."""
+    """Read the array, uint8, of an idx file: magic number 0x0800 + rank, the size of each axis (big endian), the values."""
     import numpy as np
     name = f'{name}-idx{rank}-ubyte'
     path = _files.find(root, name, f'{name}.gz')
@@ -51,5 +51,5 @@ def read_idx(root, name, rank):
         raise InputError(f'{path} is damaged ({error}).') from error
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
     if magic != 0x0800 + rank or len(values) != math.prod(shape):
-        raise InputError(f'{path} is damaged, or no idx file of {rank} dimension(s) and bytes.')
+        raise InputError(f'{path} is damaged, or not an idx file of {rank} dimension(s) and bytes.')
     return values.reshape(shape)

@@ -1,9 +1,9 @@
 """MOTChallenge: sequences with gt/gt.txt, as in MOT17/train. The boxes of its persons are cut out as PNG files.
 
-An identity is a person of one sequence. Its third column names tracklets: boxes without a gap between them, at most
---tracklet_frames. With --test_sequences these are not trained on: of each person with several tracklets the first one is
-the query, the others and everybody else are the test set. All of a sequence is one camera (excluder `diagonal`).
-Of the sequences that MOT17 has three times, once for each detector, one is taken.
+An identity is a person of one sequence. The third column names tracklets: boxes without a gap between them, at most
+--tracklet_frames. With --test_sequences these are not trained on: of each person with several walks, which are more than
+--walk_gap frames apart, the first walk is query, and the others are the test set, like everybody else. A sequence is one
+camera (excluder `diagonal`). MOT17 has each sequence three times, once per detector; one of them is taken.
 
 Milan et al., MOT16: A Benchmark for Multi-Object Tracking, arXiv 1603.00831.
 """
@@ -32,11 +32,14 @@ def add_arguments(parser):
     parser.add_argument('--test_sequences', nargs='+', metavar='NAME', default=(),
                         help='sequences that are tested, the others train (none: all train)')
     parser.add_argument('--min_visibility', type=fraction, default=0.5, metavar='V',
-                        help='leave out boxes of which less is visible, 0 to 1 (default %(default)s)')
+                        help='skip boxes with a lower visibility, 0 to 1 (default %(default)s)')
     parser.add_argument('--every', type=positive_int, default=5, metavar='N',
                         help='take every Nth frame (default %(default)s)')
+    parser.add_argument('--walk_gap', type=positive_int, default=50, metavar='N',
+                        help='frames without a person that end a walk: query and test set show different walks, since '
+                             'frames of one moment are found by any net (default %(default)s)')
     parser.add_argument('--tracklet_frames', type=positive_int, default=16, metavar='N',
-                        help='the most boxes of a tracklet (default %(default)s)')
+                        help='the most boxes per tracklet (default %(default)s)')
 
 
 class Box(typing.NamedTuple):
@@ -49,15 +52,16 @@ class Box(typing.NamedTuple):
     height: float
 
 
-def splits(root, test_sequences=(), min_visibility=0.5, every=5, tracklet_frames=16):
-    """The rows of each subset; the crops are written, all of them or none, into a folder of `root` for such options.
+def splits(root, test_sequences=(), min_visibility=0.5, every=5, tracklet_frames=16, walk_gap=50):
+    """Return the rows of each subset; write the crops, all or none, into a folder of `root` for these options.
 
     Args:
         root: the folder of the sequences.
         test_sequences: names of sequences.
-        min_visibility: the least that is taken of what the ground truth calls visibility.
+        min_visibility: the least visibility, as the ground truth gives it.
         every: take every Nth frame.
         tracklet_frames: the most boxes of a tracklet.
+        walk_gap: more frames than these without a person end a walk.
     """
     sequences = sequences_of(root)
     unknown = [name for name in test_sequences if name not in sequences]
@@ -65,33 +69,38 @@ def splits(root, test_sequences=(), min_visibility=0.5, every=5, tracklet_frames
         raise InputError(f'--test_sequences: there is no sequence {unknown[0]} with ground truth in {root}, but '
                          f'{", ".join(sequences)}.')
     boxes = {name: read_boxes(os.path.join(root, name, GROUND_TRUTH), min_visibility, every) for name in sequences}
-    boxes = {name: with_frames(root, name, of_sequence) for name, of_sequence in boxes.items()}
+    boxes = {name: with_frames(root, name, its_boxes) for name, its_boxes in boxes.items()}
     total = sum(map(len, boxes.values()))
     if not total:
         raise InputError(f'No box of the ground truth in {root} is to be taken, of every {every}th frame those with a '
                          f'visibility of {min_visibility}; lower --min_visibility or --every.')
     folder = f'crops_every_{every}_visibility_{min_visibility:g}'
-    crops = itertools.chain(*(crops_of(root, name, of_sequence) for name, of_sequence in boxes.items()))
+    crops = itertools.chain(*(crops_of(root, name, its_boxes) for name, its_boxes in boxes.items()))
     _files.export_png(root, folder, crops, total)
 
     subsets = {'train': [], 'query': [], 'test': []}
-    for name, of_sequence in boxes.items():
-        for person, of_person in by_person(of_sequence).items():
-            tracklets = tracklets_of(of_person, every, tracklet_frames)
-            for number, tracklet in enumerate(tracklets):
+    for name, its_boxes in boxes.items():
+        for person, path in by_person(its_boxes).items():
+            walks = divided(path, walk_gap)
+            tracklets = [(place, tracklet) for place, walk in enumerate(walks)
+                         for tracklet in divided(walk, every, tracklet_frames)]
+            for number, (walk, tracklet) in enumerate(tracklets):
                 subset = 'train'
                 if name in test_sequences:
-                    subset = 'query' if number == 0 and len(tracklets) > 1 else 'test'
+                    subset = 'query' if walk == 0 and len(walks) > 1 else 'test'
                 subsets[subset] += [(f'{name}_{person}', f'{folder}/{crop_name(name, box)}', f'{name}_{person}_{number}')
                                     for box in tracklet]
+    if test_sequences and not subsets['query']:
+        warn(f'Nobody in {", ".join(test_sequences)} has two walks that are more than {walk_gap} frames apart: there are no '
+             f'queries. Lower --walk_gap, or test other sequences.')
     return {subset: rows for subset, rows in subsets.items() if rows}
 
 
 def sequences_of(root):
-    """The names of the folders in `root` that have ground truth, sorted.
+    """Return the sorted names of the folders in `root` that have ground truth.
 
     Raises:
-        InputError: there are none.
+        InputError: there is no such folder.
     """
     if not os.path.isdir(root):
         raise InputError(f'There is no folder {root}.')
@@ -105,16 +114,16 @@ def sequences_of(root):
     for name in found:
         once.setdefault(re.sub(DETECTOR, '', name), name)
     if len(once) < len(found):
-        warn(f'Sequences that are another one with other detections are left out: '
+        warn(f'Sequences that are another one with other detections are skipped: '
              f'{some(set(found) - set(once.values()))}.')
     return list(once.values())
 
 
 def read_boxes(path, min_visibility, every):
-    """The boxes of a ground truth that are to be taken, in the order of its lines.
+    """Read the boxes of a ground truth that are to be taken, in the order of its lines.
 
     Raises:
-        InputError: a line that is not of the nine numbers of `COLUMNS`.
+        InputError: a line that does not have the nine numbers of `COLUMNS`.
     """
     boxes = []
     with open(path, encoding='utf-8', errors='replace', newline='') as file:
@@ -136,7 +145,7 @@ def read_boxes(path, min_visibility, every):
 
 
 def with_frames(root, name, boxes):
-    """The boxes of a sequence whose frames are there and that lie in them; the others are a warning."""
+    """Return the boxes of a sequence that lie in existing frames; warn of the others."""
     from PIL import Image
     size_of_frame = {}
     missing = set()
@@ -148,19 +157,19 @@ def with_frames(root, name, boxes):
                 size_of_frame[frame] = image.size
         except FileNotFoundError:
             missing.add(os.path.relpath(path, root))
-        except Exception as error:  # Pillow raises whatever a damaged byte leads it to.
-            raise InputError(f'{path} is no whole JPEG or PNG image ({error}).') from error
+        except Exception as error:  # Pillow raises errors of many types for damaged files.
+            raise InputError(f'{path} is damaged, or not a JPEG or PNG image ({error}).') from error
     if missing:
-        warn(f'These frames are not there, and their boxes left out: {some(missing)}.')
+        warn(f'Missing frames, whose boxes are skipped: {some(missing)}.')
     inside = [box for box in boxes if box.frame in size_of_frame and clipped(box, *size_of_frame[box.frame])]
     outside = len([box for box in boxes if box.frame in size_of_frame]) - len(inside)
     if outside:
-        warn(f'{outside} boxes of {name} lie outside of their frames and are left out.')
+        warn(f'{outside} boxes of {name} lie outside of their frames and are skipped.')
     return inside
 
 
 def frame_paths(root, name):
-    """A function that gives the path of a frame; seqinfo.ini says what they are called where not img1/000001.jpg."""
+    """Return a function from frame to path; seqinfo.ini names them where they are not called img1/000001.jpg."""
     info = configparser.ConfigParser(interpolation=None)
     path = os.path.join(root, name, 'seqinfo.ini')
     try:
@@ -174,7 +183,7 @@ def frame_paths(root, name):
 
 
 def clipped(box, width, height):
-    """Pixels (left, top, right, bottom) of what of a box is in its frame, counted from 0; None where that is nothing."""
+    """Return the pixels (left, top, right, bottom) of a box that are in its frame, counted from 0, or None."""
     left, top = round(box.left) - 1, round(box.top) - 1
     right, bottom = left + round(box.width), top + round(box.height)
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
@@ -182,14 +191,14 @@ def clipped(box, width, height):
 
 
 def crops_of(root, name, boxes):
-    """Yields the name and the pixels, uint8 [H, W, 3], of the boxes of a sequence; each frame is read once."""
+    """Yield the name and the pixels, uint8 [H, W, 3], of the boxes of a sequence; each frame is read once."""
     import numpy as np
 
     from tripletreid import pictures
     path_of = frame_paths(root, name)
-    for frame, of_frame in itertools.groupby(sorted(boxes), key=lambda box: box.frame):
+    for frame, boxes_in_frame in itertools.groupby(sorted(boxes), key=lambda box: box.frame):
         pixels = np.asarray(pictures.read(path_of(frame)))
-        for box in of_frame:
+        for box in boxes_in_frame:
             left, top, right, bottom = clipped(box, *reversed(pixels.shape[:2]))
             yield crop_name(name, box), pixels[top:bottom, left:right]
 
@@ -201,17 +210,17 @@ def crop_name(name, box):
 
 def by_person(boxes):
     """{number of a person: its boxes in the order of their frames}."""
-    of_person = collections.defaultdict(list)
+    boxes_of_person = collections.defaultdict(list)
     for box in sorted(boxes):
-        of_person[box.person].append(box)
-    return of_person
+        boxes_of_person[box.person].append(box)
+    return boxes_of_person
 
 
-def tracklets_of(boxes, every, most):
-    """The boxes of a person, in the order of their frames, divided where frames are left out and after `most` of them."""
-    tracklets = []
+def divided(boxes, gap, most=None):
+    """Divide the boxes of a person, in the order of their frames, where more than `gap` frames pass, and after `most`."""
+    parts = []
     for box in boxes:
-        if not tracklets or len(tracklets[-1]) == most or box.frame - tracklets[-1][-1].frame > every:
-            tracklets.append([])
-        tracklets[-1].append(box)
-    return tracklets
+        if not parts or len(parts[-1]) == most or box.frame - parts[-1][-1].frame > gap:
+            parts.append([])
+        parts[-1].append(box)
+    return parts

@@ -18,7 +18,7 @@ TOTALS = {
 
 
 def splits(root):
-    """The rows of each subset."""
+    """Return the rows of each subset."""
     train, test = 'train', 'test'
     if os.path.isdir(os.path.join(root, 'mask_train_v2')):
         train, test = 'mask_train_v2', 'mask_test_v2'
@@ -30,6 +30,6 @@ def splits(root):
 
 
 def listed(root, name, folder):
-    """The rows of a list file, which has lines such as `0000/0000_001_01_0303morning_0008_0_ex.jpg 0`."""
+    """Return the rows of a list file, which has lines such as `0000/0000_001_01_0303morning_0008_0_ex.jpg 0`."""
     table = _files.read_table(_files.find(root, name), 2)
     return [(path.split('/')[0], f'{folder}/{path}') for path, _ in table]

@@ -1,8 +1,8 @@
 """Omniglot: images_background/ and images_evaluation/ side by side, or one such folder with --test_alphabets.
 
 An identity is a character, a camera one of the 20 people who drew it: each drew every character of an alphabet once.
-images_background_small1/ and _small2/, five alphabets each, are taken as well. What is tested, and with --val_alphabets
-what choices are made by, are whole alphabets; drawers 01 to 05 of each character are its queries, 06 to 20 the gallery.
+images_background_small1/ and _small2/, five alphabets each, are read as well. The test, and with --val_alphabets the
+validation, are whole alphabets; drawers 01 to 05 of each character are its queries, 06 to 20 the gallery.
 
 Lake, Salakhutdinov and Tenenbaum, Human-level Concept Learning through Probabilistic Program Induction, Science 2015.
 """
@@ -23,18 +23,18 @@ QUERY_DRAWERS = 5
 
 def add_arguments(parser):
     parser.add_argument('--test_alphabets', nargs='+', metavar='NAME',
-                        help='alphabets that are tested (all of images_evaluation)')
+                        help='alphabets of the test (default: all of images_evaluation)')
     parser.add_argument('--val_alphabets', nargs='+', metavar='NAME', default=(),
-                        help='alphabets held back to choose by: val_query and val_test (none)')
+                        help='alphabets of the validation: val_query and val_test (default: none)')
 
 
 def splits(root, test_alphabets=None, val_alphabets=()):
-    """The rows of each subset.
+    """Return the rows of each subset.
 
     Args:
         root: a folder of alphabets, or one with some of `PARTS` in it.
-        test_alphabets: names of alphabets; None: those of images_evaluation.
-        val_alphabets: names of others. What is neither trains.
+        test_alphabets: names of alphabets; None: the alphabets of images_evaluation.
+        val_alphabets: names of others. All remaining alphabets train.
     """
     folders = folders_of_alphabets(root)
     if test_alphabets is None:
@@ -71,7 +71,7 @@ def splits(root, test_alphabets=None, val_alphabets=()):
 
 
 def folders_of_alphabets(root):
-    """The folder of each alphabet, relative to `root`: a dict of its name to that.
+    """Return the folder of each alphabet, relative to `root`: a dict of its name to that.
 
     Raises:
         InputError: there is no alphabet.
@@ -95,6 +95,6 @@ def folders_of_alphabets(root):
 
 
 def names_in(root, folder, pattern):
-    """What fits a pattern of `glob` in a folder of `root`: paths relative to that folder, with /, sorted."""
+    """Return the paths that fit a pattern of `glob` in a folder of `root`, relative to that folder, with /, sorted."""
     folder = os.path.join(root, folder)
     return sorted(path.replace(os.sep, '/') for path in glob.glob(pattern, root_dir=folder))

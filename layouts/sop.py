@@ -15,12 +15,12 @@ TOTALS = {
 
 
 def splits(root):
-    """The rows of each subset."""
+    """Return the rows of each subset."""
     test = listed(root, 'Ebay_test.txt')
     return {'train': listed(root, 'Ebay_train.txt'), 'query': test, 'test': test}
 
 
 def listed(root, name):
-    """The rows of a list file; its first line names the columns: image_id, class_id, super_class_id, path."""
+    """Return the rows of a list file; its first line names the columns: image_id, class_id, super_class_id, path."""
     _, *table = _files.read_table(_files.find(root, name), 4)
     return [(product, path) for _, product, _, path in table]

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import threading
 import time
 
@@ -108,6 +109,25 @@ def test_duke_mtmc(root, capsys):
     assert 'warning: test has 2 of 17661 images' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('ending', ['.JPG', '.jpeg', '.png'])
+def test_market1501_with_other_endings(root, capsys, ending):
+    put(root, *(path.replace('.jpg', ending) for path in MARKET if not path.endswith('.db')))
+    csv = make('market1501', root)
+    assert [len(csv[subset]) for subset in ('train', 'query', 'test')] == [3, 2, 4]
+    assert csv['query'][0] == f'0001,query/0001_c1s1_001051_00{ending}' and 'without a name' not in capsys.readouterr().err
+
+
+def test_names_that_are_no_names_of_a_dataset(root, capsys):
+    put(root, *MARKET, 'query/notes.txt')
+    make('market1501', root)
+    assert f'Files in {root}/query without a name as the images of this dataset have are skipped: 1 (notes.txt)' in (
+        capsys.readouterr().err)
+    shutil.rmtree(root / 'query')
+    put(root, 'query/person1.jpg', 'query/person2.jpg')
+    with pytest.raises(InputError, match='None of the 2 files in .*query, such as person1.jpg, has a name as'):
+        make('market1501', root, root.parent / 'other')
+
+
 def test_half_a_dataset(root, capsys):
     put(root, *(path for path in MARKET if path.startswith('bounding_box_train')))
     assert list(make('market1501', root)) == ['train']
@@ -169,8 +189,8 @@ def test_mars_frames_that_are_not_there_are_left_out(root, capsys):
     (root / 'bbox_train/0001/0001C2T0002F002.jpg').unlink()
     csv = make('mars', root)
     assert set(whole['train']) - set(csv['train']) == {'0001,bbox_train/0001/0001C2T0002F002.jpg,0001C2T0002'}
-    assert ('warning: Of the 6 images of train these are not in '
-            f'{root} and left out: 1 (bbox_train/0001/0001C2T0002F002.jpg).\n') in capsys.readouterr().err
+    assert (f'warning: 1 of 6 images of train are not in {root} and are skipped: '
+            '1 (bbox_train/0001/0001C2T0002F002.jpg).\n') in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('path, content, parts', [
@@ -498,16 +518,123 @@ def test_folder_for_evaluation_only(root):
 
 def test_more_queries_than_images(root, tmp_path, capsys):
     put(root, *(f'{person}/{image}.jpg' for person in 'abc' for image in range(3)), 'd/0.jpg', 'd/1.jpg')
+    put(root, 'e/0.jpg', 'e/1.jpg', 'e/2.jpg')
     make('folder', root, tmp_path / 'fits', query_per_identity=1)
     assert capsys.readouterr().err == ''
     csv = make('folder', root, query_per_identity=2)
     assert capsys.readouterr().err == (
-        'warning: Of 4 held-out identities these have fewer than 3 images, 2 to search with and one to be found, and '
+        'warning: 1 of 5 held-out identities have fewer than 3 images, 2 to search with and one to be found, and '
         'so fewer queries: 1 (d).\n')
-    assert [line[0] for line in csv['query']] == list('aabbccd')
+    assert [line[0] for line in csv['query']] == list('aabbccdee')
     with pytest.raises(InputError, match='^No held-out identity has 4 images, .* but 3 at most; lower'):
         make('folder', root, tmp_path / 'none', query_per_identity=3)
     assert not (tmp_path / 'none').exists()
+
+
+def test_folder_in_three_sets(root, tmp_path):
+    put_folder(root)
+    csv = make('folder', root, val_fraction=0.2, test_fraction=0.3)
+    sets = [pids(csv[each]) for each in ('train', 'val_test', 'test')]
+    assert [len(each) for each in sets] == [11 - 2 - 3, 2, 3] and len(set.union(*sets)) == 11
+    assert pids(csv['val_query']) <= sets[1] and pids(csv['query']) <= sets[2]
+    assert sum(map(len, csv.values())) == len(make('folder', root, tmp_path / 'all')['train'])
+    few = root.parent / 'few'
+    put(few, *(f'{name}/{number}.jpg' for name in 'abc' for number in '12'))
+    assert [len(pids(lines)) for lines in make('folder', few, tmp_path / 'few_csv', val_fraction=0.9,
+                                               test_fraction=0.9).values()] == [1] * 5
+    shutil.rmtree(few / 'c')
+    with pytest.raises(InputError, match='has 2 identities only, too few for 3 sets'):
+        make('folder', few, tmp_path / 'none', val_fraction=0.3, test_fraction=0.3)
+
+
+def test_identities_in_nested_folders(root, tmp_path, capsys):
+    put(root, *(f'{kind}/{sort}/box {box}/{number}.jpg' for kind in ('Apple', 'Pear') for sort in ('Red', 'Golden', 'Wild')
+                for box in '12' for number in '123'), 'Apple/x.jpg')
+    csv = make('folder', root)
+    errors = capsys.readouterr().err
+    assert pids(csv['train']) == {'Apple', 'Pear'} and 'has 2 identities only, Apple, Pear.' in errors
+    assert 'e.g. Apple/Golden/box 1 as Apple. If those folders are identities, give --depth 3;' in errors
+    csv = make('folder', root, tmp_path / 'deep', depth=2, camera_folders=True, query_per_identity=1)
+    errors = capsys.readouterr()
+    assert pids(csv['test']) == {f'{kind}/{sort}' for kind in ('Apple', 'Pear') for sort in ('Red', 'Golden', 'Wild')}
+    assert 'only' not in errors.err
+    assert 'Images outside of the folders of the identities are skipped: 1 (Apple/x.jpg)' in errors.err
+    [name] = re.findall(r"--excluder '(.*)'\.$", errors.out, re.MULTILINE)
+    gallery = ['Apple/Red/box 1/2.jpg', 'Apple/Red/box 2/2.jpg', 'Apple/Wild/box 1/1.jpg', 'Pear/Red/box 1/2.jpg']
+    assert ignored(name, 'Apple/Red/box 1/1.jpg', gallery) == gallery[:1]
+
+
+@pytest.mark.parametrize('folders, subsets', [
+    ('train val test', {'train': 9, 'val_query': 3, 'val_test': 6, 'query': 3, 'test': 6}),
+    ('Training validation', {'train': 9, 'val_query': 3, 'val_test': 6}),
+    ('query gallery', {'query': 9, 'test': 9}),
+    ('train query test', {'train': 9, 'query': 9, 'test': 9}),
+    ('train gallery', {'train': 9, 'query': 3, 'test': 6}),
+])
+def test_folders_that_are_a_split_already(root, tmp_path, capsys, folders, subsets):
+    names = folders.split()
+    put(root, *(f'{folder}/{"seen" if folder.lower().startswith("train") else "new"} {pid}/cam{number}.jpg'
+                for folder in names for pid in 'abc' for number in '123'))
+    csv = make('folder', root, camera_pattern=r'/cam(?P<cid>\d)')
+    output = capsys.readouterr()
+    assert {subset: len(lines) for subset, lines in csv.items()} == subsets
+    assert f'The folders {", ".join(sorted(names))} in {root} are taken as its split' in output.out
+    [name] = re.findall(r"--excluder '(.*)'\.$", output.out, re.MULTILINE)
+    paths = [f'{names[-1]}/new a/cam1.jpg', f'{names[0]}/new a/cam1.jpg', f'{names[0]}/new b/cam1.jpg']
+    assert ignored(name, paths[0], paths) == paths[:2]
+    with pytest.raises(InputError, match='is divided into .* already'):
+        make('folder', root, tmp_path / 'other', val_fraction=0.5)
+    assert pids(make('folder', root, tmp_path / 'none', no_split_folders=True)['train']) == set(names)
+
+
+def test_identities_in_both_parts_of_a_split_are_warned_of(root, capsys):
+    put(root, *(f'{folder}/{pid}/{number}.jpg' for folder in ('train', 'test') for pid in 'ab' for number in '12'))
+    make('folder', root)
+    assert 'warning: Identities in both train and test: 2 (a, b).' in capsys.readouterr().err
+
+
+def put_walks(root):
+    """Identities with three walks of four frames, one with a single walk."""
+    put(root, *(f'{pid}/walk{walk}_{frame}.jpg' for pid in 'abcde' for walk in '123' for frame in range(4)),
+        *(f'f/walk9_{frame}.jpg' for frame in range(4)))
+
+
+def test_no_sequence_is_divided(root, capsys):
+    put_walks(root)
+    csv = make('folder', root, query_per_identity=2, sequence_pattern=r'/(?P<sid>walk\d)')
+    output = capsys.readouterr()
+    sequences = [{line.split('_')[0] for line in csv[each]} for each in ('query', 'test')]
+    assert not sequences[0] & sequences[1] and pids(csv['query']) == set('abcde') and pids(csv['test']) == set('abcdef')
+    assert len(csv['query']) == 10 and len(csv['test']) == 5 * 8 + 4
+    assert '10 images of the sequences of queries are neither queries nor in the test set.' in output.out
+    assert '1 of 6 held-out identities are seen in one sequence, and are for the test set only: 1 (f).' in output.err
+    [name] = re.findall(r"--excluder '(.*)'\.$", output.out, re.MULTILINE)
+    gallery = ['a/walk1_1.jpg', 'a/walk2_1.jpg', 'b/walk1_1.jpg']
+    assert ignored(name, 'a/walk1_0.jpg', gallery) == gallery[:1]
+
+
+def test_sequences_by_the_time_in_exif(root, tmp_path, capsys):
+    for pid in 'abcdef':
+        for second in (0, 2, 4, 50, 52):
+            exif = Image.Exif()
+            exif.get_ifd(0x8769)[0x9003] = f'2024:05:01 12:00:{second:02}'
+            (root / pid).mkdir(exist_ok=True)
+            photo(second).save(root / pid / f'{second}.jpg', exif=exif)
+    csv = make('folder', root, query_per_identity=1, sequence_gap=3.0)
+    early = [{line.split('/')[-1] in ('0.jpg', '2.jpg', '4.jpg') for line in csv[each] if line[0] == 'a'}
+             for each in ('query', 'test')]
+    assert len(csv['query']) == 6 and len(early[0]) == len(early[1]) == 1 and early[0] != early[1]
+    put_picture(root, 'a/no time.png')
+    make('folder', root, tmp_path / 'again', query_per_identity=1, sequence_gap=3.0)
+    assert '1 of 31 images have no time in their EXIF data' in capsys.readouterr().err
+    with pytest.raises(InputError, match='No held-out identity is seen in two sequences'):
+        make('folder', root, tmp_path / 'one', query_per_identity=1, sequence_gap=1e9) if not os.remove(
+            root / 'a/no time.png') else None
+    put_walks(tmp_path / 'walks')
+    with pytest.raises(InputError, match='No image in .* has a time in its EXIF data'):
+        make('folder', tmp_path / 'walks', tmp_path / 'none', query_per_identity=1, sequence_gap=1.0)
+    with pytest.raises(InputError, match='--sequence_pattern and --sequence_gap both say'):
+        make('folder', root, tmp_path / 'both', sequence_pattern='(?P<sid>.)', sequence_gap=1.0)
 
 
 def put_cameras(root):
@@ -523,8 +650,8 @@ def test_folder_with_cameras(root, capsys, options):
     csv = make('folder', root, query_per_identity=3, **options)
     assert [len(csv[subset]) for subset in ('query', 'test')] == [2 * 3, 2 * 3 + 4]
     output = capsys.readouterr()
-    assert 'Of 4 held-out identities these have one image, which is for the test set only: 1 (dora).' in output.err
-    assert 'these are seen by one camera, and are for the test set only: 1 (carl).' in output.err
+    assert '1 of 4 held-out identities have one image, which is for the test set only: 1 (dora).' in output.err
+    assert '1 of 4 held-out identities are seen in one camera, and are for the test set only: 1 (carl).' in output.err
     assert [line.split()[1:5] for line in output.out.splitlines()[1:3]] == [['2', '6', '-', cameras_in(csv['query'])],
                                                                            ['4', '10', '-', '3']]
     # The printed excluder leaves, for each query, images of its identity in other cameras, and other identities.
@@ -542,21 +669,21 @@ def cameras_in(lines):
 
 
 def test_a_query_leaves_something_to_find_in_another_camera():
-    from layouts.folder import queries_of
+    from layouts._moments import queries_of_cameras
     camera_of = {'a1': 'a', 'a2': 'a', 'b1': 'b', 'b2': 'b', 'c1': 'c'}
     for fids in itertools.permutations(camera_of):
         for wanted in (1, 2, 3, 5):
-            queries = queries_of(list(fids), wanted, camera_of)
+            queries = queries_of_cameras(list(fids), wanted, camera_of)
             rest = [camera_of[fid] for fid in fids if fid not in queries]
             assert 1 <= len(queries) <= wanted and all(set(rest) - {camera_of[fid]} for fid in queries)
             assert len(queries) == wanted or wanted > 2
-    assert queries_of(['a1', 'a2'], 2, camera_of) == [] and queries_of(['a1', 'b1'], 2, camera_of) == ['a1']
-    assert queries_of(['a1', 'b1', 'b2'], 2, camera_of) == ['a1'] and queries_of(['b1', 'b2'], 5, {}) == ['b1']
+    assert queries_of_cameras(['a1', 'a2'], 2, camera_of) == [] and queries_of_cameras(['a1', 'b1'], 2, camera_of) == ['a1']
+    assert queries_of_cameras(['a1', 'b1', 'b2'], 2, camera_of) == ['a1']
 
 
 @pytest.mark.parametrize('options, part', [
-    ({'camera_pattern': r'cam(?P<cid>\d)'}, 'tells no camera of 16 of 16 images: anna/c 3/0.png, anna'),
-    ({'camera_pattern': r'/(?P<cid>left)/'}, 'tells no camera of 9 of 16 images: anna/c 3/0.png'),
+    ({'camera_pattern': r'cam(?P<cid>\d)'}, 'finds no camera for 16 of 16 images: anna/c 3/0.png, anna'),
+    ({'camera_pattern': r'/(?P<cid>left)/'}, 'finds no camera for 9 of 16 images: anna/c 3/0.png'),
     ({'camera_pattern': r'/(?P<cid>left'}, 'is not a regular expression'),
     ({'camera_pattern': r'(?i)/(?P<cid>.*?)/'}, 'is not a regular expression, or not one that can be a part'),
     ({'camera_pattern': r'/(.*)/'}, r'needs one named group, \(\?P<cid>…\)'),
@@ -570,7 +697,7 @@ def test_camera_patterns_that_cannot_be(root, options, part):
 
 def test_no_identity_in_two_cameras(root):
     put(root, 'a/1/x.jpg', 'a/1/y.jpg', 'b/2/x.jpg', 'b/2/y.jpg')
-    with pytest.raises(InputError, match='No held-out identity is seen by two cameras'):
+    with pytest.raises(InputError, match='No held-out identity is seen in two cameras'):
         make('folder', root, query_per_identity=1, camera_folders=True)
 
 
@@ -601,12 +728,15 @@ def test_folder_says_what_it_leaves_out(root, capsys):
     gifs = [line for line in csv['train'] if line.endswith('.gif')]
     assert len(csv['train']) == 34 and gifs == [f'person 4,person 4/{name}.gif' for name in ('broken', 'still')]
     assert capsys.readouterr().err.splitlines() == [
-        'warning: Images beside the folders of the identities are left out: 2 (1.jpg, 2.webp); move each into the '
+        'warning: Images outside of the folders of the identities are skipped: 2 (1.jpg, 2.webp); move each into the '
         'folder of its identity.',
-        'warning: Files that are not .jpg, .jpeg, .png, .gif are left out: 1 .bmp, 10 .txt, 3 .webp, 1 animated .gif, '
-        '1 without an ending; --convert FOLDER takes .bmp, .webp, animated .gif as well.',
-        f'warning: Folders that are links are left out: 1 ({root}/person 5/link).',
-        'warning: Folders without images are left out: 2 (nothing, webps).']
+        'warning: Files that are not .jpg, .jpeg, .jfif, .jpe, .pjp, .pjpeg, .gif, .png are skipped: 1 .bmp, 10 .txt, 3 '
+        '.webp, 1 animated .gif, 1 without an ending; --convert FOLDER takes .bmp, .webp, animated .gif as well.',
+        f'warning: Folders that are links are skipped: 1 ({root}/person 5/link).',
+        'warning: Folders without images are skipped: 2 (nothing, webps).',
+        'warning: Images in 1 folders further down count as images of the identity that the folder above names, e.g. '
+        'person 3/camera 2 as person 3. If those folders are identities, give --depth 2; if they are cameras, '
+        '--camera_folders.']
 
 
 def test_a_folder_of_other_formats_only(root, capsys):
@@ -654,11 +784,11 @@ def test_images_outside_of_the_root(root, tmp_path, capsys):
     (root / 'a/2.png').symlink_to(tmp_path / 'elsewhere/c/1.png')
     (root / 'c').symlink_to(tmp_path / 'elsewhere/c')
     assert len(make('folder', root)['train']) == 4
-    assert ('warning: Of the 4 images of train these lie outside of '
+    assert ('warning: 2 of 4 images of train lie outside of '
             f'{root} and are only read with --allow_outside_root: 2 (a/2.png, c/1.png).\n') in capsys.readouterr().err
     csv = make('folder', root, tmp_path / 'converted', convert=str(tmp_path / 'jpegs'))
     assert csv['train'] == ['a,a/1.png.jpg', 'b,b/1.png.jpg'] and not (tmp_path / 'jpegs/c').exists()
-    assert 'are left out: 2 (a/2.png, c/1.png).\n' in capsys.readouterr().err
+    assert 'are skipped: 2 (a/2.png, c/1.png).\n' in capsys.readouterr().err
 
 
 def colours(size, *stripes):
@@ -752,7 +882,7 @@ def test_convert_leaves_out_what_cannot_be_read(root, tmp_path, capsys):
     csv = make('folder', root, convert=str(tmp_path / 'jpegs'))
     assert csv['train'] == ['a,a/1.png.jpg', 'b,b/1.bmp.jpg']
     assert sorted(path.name for path in (tmp_path / 'jpegs').rglob('*.*')) == ['1.bmp.jpg', '1.png.jpg']
-    assert 'warning: Pictures that cannot be read are left out: 6 (a/2.jpg: ' in capsys.readouterr().err
+    assert 'warning: Pictures that cannot be read are skipped: 6 (a/2.jpg: ' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('damage, part', [
@@ -769,6 +899,43 @@ def test_convert_writes_a_whole_folder_or_none(root, tmp_path, damage, part):
     assert sorted(tmp_path.rglob('*')) == before
 
 
+def test_convert_of_odd_pictures(root, tmp_path, capsys):
+    """A picture larger than a JPEG can be is skipped with its name, a name that gets too long is shortened."""
+    long_name = 'ä' * 124 + '.png'
+    put_picture(root, 'a/1.png', f'a/{long_name}', 'b/1.jfif.jpg', 'b/2.jpg', colour=90)
+    os.rename(root / 'b/1.jfif.jpg', root / 'b/1.jfif')
+    Image.new('RGB', (65501, 2), 'red').save(root / 'b/wide.png')
+    csv = make('folder', root, convert=str(tmp_path / 'jpegs'))
+    assert 'are skipped: 1 (b/wide.png: 65501x2 pixels are too many for a JPEG; give --max_side)' in capsys.readouterr().err
+    copies = [line.split(',')[1] for line in csv['train']]
+    assert len(copies) == 4 and {'b/1.jfif.jpg', 'b/2.jpg', 'a/1.png.jpg'} < set(copies)
+    assert all((tmp_path / 'jpegs' / copy).exists() and len(os.path.basename(copy).encode()) < 256 for copy in copies)
+    csv = make('folder', root, tmp_path / 'small', convert=str(tmp_path / 'smaller'), max_side=10)
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / 'smaller').rglob('*.jpg')}
+    assert len(csv['train']) == 5 and sizes['wide.png.jpg'] == (10, 1) and sizes['1.jfif.jpg'] == (5, 10)
+
+
+def test_convert_of_12_bits_in_16(root, tmp_path, capsys):
+    pixels = np.repeat(np.linspace(0, 3500, 32, dtype=np.uint16)[None], 16, 0)
+    (root / 'a').mkdir()
+    for name in ('1.png', '2.tif'):
+        Image.fromarray(pixels).save(root / 'a' / name)
+    make('folder', root, convert=str(tmp_path / 'dark'))
+    assert 'almost black, without a pixel above 15 of 255: 2 (a/1.png, a/2.tif)' in capsys.readouterr().err
+    make('folder', root, tmp_path / 'out 12', convert=str(tmp_path / 'seen'), bits=12)
+    assert 'almost black' not in capsys.readouterr().err
+    for copy in (tmp_path / 'seen/a').iterdir():
+        np.testing.assert_allclose(np.asarray(Image.open(copy))[..., 0], pixels >> 4, atol=6)
+
+
+def test_formats_that_need_a_library_are_named(root, capsys, monkeypatch):
+    put(root, 'a/1.heic', 'a/2.HEIF', 'a/3.jfif', 'a/4.pjpeg')
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    assert len(make('folder', root)['train']) == 2
+    assert '1 .heic, 1 .heif; "pip install pillow-heif" and then --convert FOLDER take .heic, .heif.' in (
+        capsys.readouterr().err)
+
+
 def test_convert_into_the_folder_itself(root, tmp_path):
     put_picture(root, 'a/1.png')
     (tmp_path / 'link').symlink_to(root)
@@ -782,7 +949,7 @@ def test_convert_on_a_full_disk(root, tmp_path, monkeypatch):
     put_picture(root, 'a/1.png', 'b/1.png')
     begun, ended = threading.Event(), threading.Event()
 
-    def save(image, path, *_, **options):
+    def write(path, content):
         """The disk is full for one picture while another thread is in the middle of the next."""
         if os.path.basename(os.path.dirname(path)) == 'a':
             begun.wait(60 if os.cpu_count() > 1 else 0)
@@ -795,7 +962,7 @@ def test_convert_on_a_full_disk(root, tmp_path, monkeypatch):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         ended.set()
 
-    monkeypatch.setattr(Image.Image, 'save', save)
+    monkeypatch.setattr(make_dataset._convert, '_write', write)
     with pytest.raises(OSError, match='No space left'):
         make('folder', root, convert=str(tmp_path / 'jpegs'))
     assert ended.wait(60) or os.cpu_count() == 1
@@ -819,7 +986,7 @@ def test_identities_that_differ_in_blanks_or_spelling_only(root, capsys):
     make('folder', root)
     assert ('warning: 4 identities of ' in capsys.readouterr().err)
     put(root, 'Bob /1.jpg')
-    with pytest.raises(InputError, match="'Bob' and 'Bob ' in .* cannot be told apart"):
+    with pytest.raises(InputError, match="'Bob' and 'Bob ' in .* would be one identity"):
         make('folder', root, root.parent / 'other')
 
 
@@ -829,6 +996,19 @@ def test_a_name_that_is_not_utf8(root):
     with pytest.raises(InputError, match=r"'1/\\udcff.jpg' is not UTF-8"):
         make('folder', root)
     assert not list((root.parent / 'out').iterdir())
+
+
+def test_a_folder_that_is_not_utf8(tmp_path):
+    """The csv files, the checks and TensorFlow need UTF-8; one sentence says so, in characters that every terminal has."""
+    folder = os.fsencode(tmp_path) + b'/photos \xff'
+    os.makedirs(folder + b'/a')
+    Image.new('RGB', (9, 9)).save(os.fsdecode(folder) + '/a/1.png')
+    put(tmp_path, 'set.csv', content=b'a,a/1.png\n')
+    folder = os.fsdecode(folder)
+    for command in (['folder', folder], ['check', tmp_path / 'set.csv', folder],
+                    ['join', 'both.csv', f'a={tmp_path}/set.csv', f'b={tmp_path}/set.csv', '--image_root', folder]):
+        process = run_script('make_dataset.py', *command, cwd=tmp_path)
+        assert_one_sentence(process, r"photos \udcff' is not UTF-8: rename", status=2)
 
 
 def test_the_order_of_the_disk_does_not_matter(root, tmp_path, monkeypatch):
@@ -867,21 +1047,24 @@ def test_command_line(root, tmp_path):
 
 
 def test_command_line_that_converts(root, tmp_path):
-    put_picture(root, 'a/1.webp', 'b/1.png')
+    put_picture(root, 'a/1.webp', 'b/1.png', *(f'{name}/1.jpg' for name in 'cdef'), colour=90)
     process = run_script('make_dataset.py', 'folder', root, '--out', 'csv', '--name', 'goods', '--convert', 'my jpegs',
                          cwd=tmp_path)
     assert process.returncode == 0 and process.stderr == '', process.stderr
     assert process.stdout.splitlines()[-1] == "The images are in my jpegs: train with --image_root 'my jpegs'."
     assert [path.name for path in (tmp_path / 'csv').iterdir()] == ['goods_train.csv']
-    assert (tmp_path / 'csv/goods_train.csv').read_text() == 'a,a/1.webp.jpg\nb,b/1.png.jpg\n'
+    assert (tmp_path / 'csv/goods_train.csv').read_text().startswith('a,a/1.webp.jpg\nb,b/1.png.jpg\nc,c/1.jpg\n')
 
 
 @pytest.mark.parametrize('arguments, part, status', [
     (['market1502', '.'], 'market1502', 2),
     (['market1501'], 'ROOT', 2),
     (['market1501', '.', '--val_fraction', '0.5'], '--val_fraction', 2),
-    (['folder', '.', '--val_fraction', '1.5'], '--val_fraction 1.5 is not between 0 and 1', 1),
-    (['folder', '.', '--query_per_identity', '0'], '--query_per_identity 0 is less than 1', 1),
+    (['folder', '.', '--val_fraction', '1.5'], '--val_fraction: 1.5 is not a number between 0 and 1', 2),
+    (['folder', '.', '--query_per_identity', '0'], '--query_per_identity', 2),
+    (['folder', '.', '--test_fraction', '0.2'], '--test_fraction needs --val_fraction', 2),
+    (['folder', '.', '--max_side', '200'], '--max_side needs --convert', 2),
+    (['folder', '.', '--convert', 'x', '--bits', '8'], "'8' is not a number from 9 to 16", 2),
     (['folder', '.', '--name', 'a/b'], "'a/b' is not a name; the folder is given by --out", 2),
     (['check', '.', '.'], '. is a folder, where the csv file of a dataset is expected', 1),
     (['check', 'nowhere.csv', '.'], 'There is no dataset file nowhere.csv', 1),
@@ -924,6 +1107,7 @@ def test_check(check, root, tmp_path):
         f'{tmp_path}/train.csv: 7 rows, 5 images, 3 identities',
         'images of an identity: 1 to 3, median 2',
         'width: 8 to 20, median 8; height: 10 to 16, median 16; 8x16 most often (4)',
+        'images of fewer than 16 grey levels, nearly uniform: 5 (a/1.png, a/2.jpg, a/3.png, ...)',
         'identities with one image: 1 (b)',
         'images with the content of another: 2 (b/1.png, c/1.png)',
         'pictures of another, saved again: 0',
@@ -1062,7 +1246,7 @@ def test_check_counts_what_training_sees_differently(root, tmp_path, capsys, mon
     shown = put_pictures(root)
     put_gif(root / 'röt/still.gif', frames=1)
     Image.new('RGBA', (8, 8), (1, 2, 3, 255)).save(root / 'röt/opaque.png')
-    suffixes = plugins.load('layouts', 'folder').SUFFIXES
+    suffixes = plugins.load('layouts', 'folder')._identities.SUFFIXES
     fids = [fid for fid in (*shown, 'röt/still.gif', 'röt/opaque.png') if fid.endswith(suffixes)]
     put(tmp_path, 'set.csv', content=''.join(f'1,{fid}\n' for fid in fids).encode())
     with pytest.raises(InputError, match='^2 of 14 images cannot be used.$'):
@@ -1070,8 +1254,8 @@ def test_check_counts_what_training_sees_differently(root, tmp_path, capsys, mon
     output = capsys.readouterr()
     lines = [line.strip() for line in output.out.splitlines()]
     folder = 'with blank/inner'
-    assert f'turned by EXIF, which training ignores: 2 ({folder}/turned.jpg, {folder}/turned.png)' in lines
-    assert f'transparent, which training ignores: 2 ({folder}/alpha.png, {folder}/palette.png)' in lines
+    assert f'turned by EXIF, which the net does not see: 2 ({folder}/turned.jpg, {folder}/turned.png)' in lines
+    assert f'transparent, which the net does not see: 2 ({folder}/alpha.png, {folder}/palette.png)' in lines
     assert 'An animated GIF: 1 (röt/moving.gif)' in lines
     assert 'Neither a JPEG, a PNG nor a GIF: 1 (röt/misnamed.png)' in lines
     assert 'warning: Training sees 4 of 14 images differently from how a viewer shows them; ' in output.err
@@ -1100,7 +1284,7 @@ def test_join(sets):
     assert [line.split()[:4] for line in process.stdout.splitlines()[:4]] == [
         ['set', 'identities', 'images', 'tracklets'], ['market', '1', '2', '-'], ['duke', '2', '2', '-'],
         ['together', '3', '4', '-']]
-    assert process.stderr.count('warning') == 1 and 'called alike: 1 (p). They stay apart, as market/p and duke/p' in (
+    assert process.stderr.count('warning') == 1 and 'with equal names: 1 (p). They stay apart, as market/p and duke/p' in (
         process.stderr)
 
 
@@ -1118,7 +1302,7 @@ def test_join_warns_of_copies(sets, capsys):
 
 
 @pytest.mark.parametrize('given, part', [
-    ('m=a.csv m=b.csv', 'Two csv files are called m'), ('m=a.csv', 'two csv files at least'),
+    ('m=a.csv m=b.csv', 'Two csv files are called m'), ('m=a.csv', 'at least two csv files'),
     ('m=a.csv n=video.csv', 'video.csv names tracklets in a third column and'),
     ('m=a.csv n=out.csv', 'out.csv has paths that'), ('m=a.csv n=nowhere.csv', 'nowhere.csv'),
 ])
@@ -1152,14 +1336,15 @@ def test_mot(root, capsys):
     put_sequence(root, 'A-04', [*MOT[:2], '5,9,1,1,2,2,1,1,1'], info=True)
     frame = root / 'A-04' / 'frames' / '000005.png'
     Image.fromarray(np.asarray(Image.open(frame)).astype(np.uint16) * 257).save(frame)  # 16 bits
-    csv = make('mot', root, test_sequences=['A-02'], every=1, tracklet_frames=3)
+    csv = make('mot', root, test_sequences=['A-02'], every=1, tracklet_frames=3, walk_gap=2)
     folder = 'crops_every_1_visibility_0.5'
     assert csv['train'] == [f'A-04_7,{folder}/A-04/7_000001.png,A-04_7_0', f'A-04_7,{folder}/A-04/7_000002.png,A-04_7_0',
                             f'A-04_9,{folder}/A-04/9_000005.png,A-04_9_0']
-    # Frames 1 to 3 are a whole tracklet, 4 is one since it is followed by a gap, and 7 and 8 are the third.
-    assert csv['query'] == [f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_0' for frame in (1, 2, 3)]
+    # Frames 1 to 3 are a whole tracklet and 4 another one of the same walk; 7 and 8 are the second walk.
+    assert csv['query'] == [f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_{number}'
+                            for frame, number in ((1, 0), (2, 0), (3, 0), (4, 1))]
     assert csv['test'] == [f'A-02_12,{folder}/A-02/12_000001.png,A-02_12_0'] + [
-        f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_{number}' for frame, number in ((4, 1), (7, 2), (8, 2))]
+        f'A-02_7,{folder}/A-02/7_00000{frame}.png,A-02_7_2' for frame in (7, 8)]
     assert '1 boxes of A-02 lie outside of their frames' in capsys.readouterr().err
     crop = np.asarray(Image.open(root / folder / 'A-02' / '7_000004.png'))
     assert crop.shape == (20, 8, 3)
@@ -1167,6 +1352,10 @@ def test_mot(root, capsys):
     assert np.asarray(Image.open(root / folder / 'A-04' / '9_000005.png')).tolist() == [[[50] * 3] * 2] * 2
     assert Image.open(root / folder / 'A-02' / '12_000001.png').size == (6, 11)  # From -4 to 6, from 19 to the end at 30.
     assert load_dataset(root.parent / 'out' / 'mot_test.csv').tracklets is not None
+
+    one_walk = make('mot', root, root.parent / 'one_walk', test_sequences=['A-02'], every=1, tracklet_frames=3)
+    assert 'query' not in one_walk and len(one_walk['test']) == 7
+    assert 'Nobody in A-02 has two walks that are more than 50 frames apart: there are no queries' in capsys.readouterr().err
 
     fewer = make('mot', root, root.parent / 'fewer', every=2, min_visibility=0.7)
     assert list(fewer) == ['train'] and sum('A-02' in line for line in fewer['train']) == 3  # Frames 1, 3 and 7.
@@ -1178,7 +1367,7 @@ def test_mot_takes_one_of_the_detectors(root, capsys):
     for name in ('MOT17-02-DPM', 'MOT17-02-FRCNN', 'MOT17-02-SDP', 'MOT17-04-SDP'):
         put_sequence(root, name, MOT[:2])
     assert len(make('mot', root, every=1)['train']) == 4
-    assert 'left out: 2 (MOT17-02-FRCNN, MOT17-02-SDP)' in capsys.readouterr().err
+    assert 'are skipped: 2 (MOT17-02-FRCNN, MOT17-02-SDP)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('line, frames, options, part', [

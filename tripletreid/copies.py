@@ -17,6 +17,7 @@ import numpy as np
 
 from tripletreid.errors import some, warn
 from tripletreid.image_root import THREADS, image_path, image_root_of_sets
+from tripletreid.pictures import ORIENTATION
 from tripletreid.provenance import file_hash
 
 SIMILAR_BITS = 6  # Out of 64 bits: 8% of Market-1501's queries have such a test image, no training image has one.
@@ -26,7 +27,6 @@ GREY_SIDE = 16
 SMALLEST_SIDE = 32  # In smaller pictures, such as scanned digits, a hash of one motif is like a hash of another.
 LARGEST_REDUCED = 512  # Pixels; larger pictures are reduced before hashing, to save time.
 LEAST_CONTRAST = 2  # Standard deviation of grey levels; the hash of a flatter picture is noise.
-ORIENTATION = 0x0112  # EXIF tag; 1 means upright.
 MOST_ALIKE = 20_000  # Pictures with 32 bits in common that are compared with each other.
 
 

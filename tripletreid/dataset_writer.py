@@ -17,7 +17,7 @@ def save_dataset(path, dataset):
 def save_datasets(rows_of_path):
     """Write csv files that belong together: all of them, or none.
 
-    A kill between two renames must not leave a new training set beside an old test set, with images in both. Therefore
+    A kill between two renames must not leave a new training set and an old test set, which may share images. Therefore
     all old files except one are removed first, and the first rename replaces that one.
 
     Args:
