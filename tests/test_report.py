@@ -150,7 +150,8 @@ def test_numbers_are_those_of_the_evaluation(root, look):
     assert numbers['mAP'].startswith(f'{evaluation["mAP"]:.1%}')
     assert numbers['rank-5'].startswith(f'{evaluation["CMC"][4]:.1%}')
     assert numbers['mINP'].startswith(f'{evaluation["mINP"]:.1%}')
-    assert page.locator('.chart h2').all_inner_texts() == ['CMC', 'AP of the queries', 'Distances']
+    assert page.locator('.chart h2').all_inner_texts() == ['CMC', 'AP of the queries', 'Distances',
+                                                               'Wrong first results by cameras']
 
 
 def test_queries_are_sorted(root, look):
@@ -191,6 +192,28 @@ def test_queries_are_filtered(root, look):
     page.fill('#identity', 'nobody')
     assert rows(page) == []
     assert page.get_by_text('No query fits the filter.').is_visible()
+
+
+def test_errors_by_pairs_of_cameras(root, look):
+    """A cell counts by the definition, and a click shows its wrong queries."""
+    page = look(root / 'new.html')
+    wrong, counts = {}, {}
+    for fid, ranked in lists_by_hand(root).items():
+        nearest, _, kind = next(entry for entry in ranked if entry[2] != 'excluded')
+        if not any(entry[2] == 'match' for entry in ranked):
+            continue
+        pair = tuple(each.split('_c')[1][0] for each in (fid, nearest))
+        counts[pair] = counts.get(pair, 0) + 1
+        wrong.setdefault(pair, set()).update([fid] if kind == 'miss' else [])
+    shown = page.locator('#pairs button').evaluate_all('all => all.map(one => [one.title, one.textContent])')
+    assert len(shown) == len(counts) > 1
+    for (query, nearest), count in counts.items():
+        title = (f'{len(wrong[query, nearest])} of {count} queries of camera {query} whose nearest image is of camera '
+                 f'{nearest} are wrong')
+        assert [title, f'{len(wrong[query, nearest])}/{count}'] in shown
+    pair = max(wrong, key=lambda pair: len(wrong[pair]))
+    page.locator(f'#pairs button[title*="of camera {pair[0]} whose nearest image is of camera {pair[1]} "]').click()
+    assert wrong[pair] and set(rows(page)) == wrong[pair]
 
 
 def test_an_identity_in_full_or_a_part(named, look):

@@ -12,7 +12,7 @@ function thumbnail(number, description) {
   return picture(address, description, {loading: 'lazy', decoding: 'async'});
 }
 
-// A name out of a file, whole on hover. Where it does not fit, `fit` leaves out of its middle, once it stands.
+// A name out of a file, whole on hover. `fit` shortens its middle where it does not fit.
 function short(tag, name, kind = '', shown = name) {
   const made = element(tag, {class: `short ${kind}`, title: name, dir: 'auto'}, shown);
   made.letters = [...shown];
@@ -48,8 +48,8 @@ function ticks(low, high) {
   return Array.from({length: count}, (_, i) => +((first + i) * step).toPrecision(10));
 }
 
-// Appends a chart's frame and returns what draws the chart, once all frames stand and have their width.
-// Marks are [x, what it is]: vertical lines.
+// Appends a chart's frame and returns a function that draws the chart, once all frames have their width.
+// Marks are [x, name]: vertical lines.
 function chart(title, xName, yName, series, yLow, yHigh, yText, {xText = String, marks = []} = {}) {
   const key = element('div', {class: 'key'});
   if (series.length > 1) for (const s of series) key.append(element('span', {},
@@ -75,15 +75,19 @@ function chart(title, xName, yName, series, yLow, yHigh, yText, {xText = String,
       if (s.filled) drawing.append(fill);
       drawing.append(svg('path', {d: 'M' + line, style: stroke(s)}));
     }
-    // Each name a line lower than the one before, since their lines may stand close together.
-    for (const [i, [value, name]] of marks.filter(([value]) => value >= xLow && value <= xHigh).entries()) drawing.append(
-      svg('line', {class: 'mark', x1: x(value), x2: x(value), y1: top, y2: height - bottom}, svg('title', {}, name)),
-      svg('text', {x: x(value) + 3, y: top + 9 + 12 * i}, name));
+    // Each name is a line lower than the previous one, and inside the chart, because marks may be close to each other.
+    for (const [i, [value, name]] of marks.filter(([value]) => value >= xLow && value <= xHigh).entries()) {
+      const fits = x(value) + 3 + 7 * name.length < width;
+      drawing.append(
+        svg('line', {class: 'mark', x1: x(value), x2: x(value), y1: top, y2: height - bottom}, svg('title', {}, name)),
+        svg('text', {class: 'label', x: x(value) + (fits ? 3 : -3), y: top + 9 + 12 * i, 'text-anchor': fits ? 'start' : 'end'},
+          name));
+    }
     key.before(drawing);
   };
 }
 
-// The outline of a histogram: counts per bin between edges, as shares of their sum.
+// The outline of a histogram: counts per bin between edges, as fractions of their sum.
 function outline(counts, edges) {
   const total = counts.reduce((a, b) => a + b, 0) || 1;
   const points = counts.flatMap((count, i) => [[edges[i], count / total], [edges[i + 1], count / total]]);
@@ -129,6 +133,7 @@ function drawCharts() {
         ...series, points: series.run.verification.roc.map(([fpr, tpr]) => [Math.log10(fpr), tpr])})),
       0, 1, share => (100 * share).toFixed(0) + '%', {xText: power => Number.isInteger(power) ? rate(10 ** power) : ''})]
       : [])];
+  drawPairs();
   drawings.forEach(draw => draw());
 }
 
@@ -140,7 +145,44 @@ byId('warnings').append(...data.warnings.map(warning => element('p', {class: 'wa
 for (const [name, value, note] of data.numbers) byId('numbers').append(
   element('div', {}, element('dt', {}, name), element('dd', {}, value, element('small', {}, note))));
 
-// The list: which queries, in which order. Run 0 is the one looked at, run 1 the one before it.
+// The camera of a query's nearest image that is not excluded, or null.
+function nearestCamera(q) {
+  const entry = runs[0].lists[q].find(([, , excluded]) => !excluded);
+  return entry && gallery.camera ? gallery.camera[entry[0]] : null;
+}
+
+// A table of the rank-1 errors by the camera of the query and the camera of its nearest image; a cell shows its queries.
+const MOST_CAMERAS = 15;
+function drawPairs() {
+  const cameras = queries.camera ? distinct([...queries.camera, ...gallery.camera]) : [];
+  if (cameras.length < 2 || cameras.length > MOST_CAMERAS) return;
+  const counts = new Map();
+  for (let q = 0; q < count; q++) {
+    const nearest = nearestCamera(q);
+    if (nearest === null || runs[0].first[q] === null) continue;
+    const cell = counts.get(`${queries.camera[q]} ${nearest}`) ?? [0, 0];
+    counts.set(`${queries.camera[q]} ${nearest}`, [cell[0] + (runs[0].first[q] > 1), cell[1] + 1]);
+  }
+  const head = element('tr', {}, element('td'), ...cameras.map(camera => element('th', {scope: 'col'}, camera)));
+  const lines = cameras.filter(camera => queries.camera.includes(camera)).map(from => element('tr', {},
+    element('th', {scope: 'row'}, from), ...cameras.map(to => {
+      const [wrong, all] = counts.get(`${from} ${to}`) ?? [0, 0];
+      if (!all) return element('td');
+      const description = `${wrong} of ${all} queries of camera ${from} whose nearest image is of camera ${to} are wrong`;
+      const button = element('button', {type: 'button', title: description, 'aria-label': description,
+        style: `background: color-mix(in srgb, var(--miss) ${Math.round(70 * wrong / all)}%, transparent)`}, `${wrong}/${all}`);
+      button.onclick = () => {
+        [byId('camera').value, byId('nearest').value, byId('show').value] = [from, to, 'first result wrong'];
+        filterAndSort();
+      };
+      return element('td', {}, button);
+    })));
+  byId('charts').append(element('figure', {class: 'chart', id: 'pairs'}, element('h2', {}, 'Wrong first results by cameras'),
+    element('p', {class: 'muted'}, 'rows: camera of the query; columns: camera of its nearest image'),
+    element('div', {class: 'scroll'}, element('table', {}, head, ...lines))));
+}
+
+// The list of queries. Run 0 is the evaluation of the report, run 1 the earlier one.
 const count = queries.fid.length;
 const change = q => compared && runs[0].ap[q] !== null && runs[1].ap[q] !== null ? runs[0].ap[q] - runs[1].ap[q] : null;
 const text = new Intl.Collator('en', {numeric: true}).compare;
@@ -180,17 +222,21 @@ if (queries.camera) {
   byId('cameras').hidden = false;
   byId('camera').append(...distinct(queries.camera).map(camera => element('option', {}, camera)));
 }
+if (gallery.camera) {
+  byId('nearest-cameras').hidden = false;
+  byId('nearest').append(...distinct(gallery.camera).map(camera => element('option', {}, camera)));
+}
 if (compared) byId('sort').value = 'most lost first';
 
 const list = byId('list'), rowHeight = 84;
 let order = [], selected = null, addressing = null;
 
 function filterAndSort() {
-  const [identity, camera, file] = ['identity', 'camera', 'file'].map(id => byId(id).value.trim());
+  const [identity, camera, nearest, file] = ['identity', 'camera', 'nearest', 'file'].map(id => byId(id).value.trim());
   const kind = kinds[byId('show').value];
   const isWanted = pids.has(identity) ? pid => pid === identity : pid => pid.includes(identity);
   order = [...Array(count).keys()].filter(q => kind(q) && isWanted(queries.pid[q]) && (!camera
-    || queries.camera[q] === camera) && queries.fid[q].includes(file));
+    || queries.camera[q] === camera) && (!nearest || nearestCamera(q) === nearest) && queries.fid[q].includes(file));
   order.sort(orders[byId('sort').value]);
   byId('count').textContent = `${order.length} of ${count} queries`;
   list.scrollTop = 0;
