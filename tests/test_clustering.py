@@ -61,6 +61,16 @@ def test_large_distances_are_not_stored():
     assert (dense(near) == expected).all() and near.nnz < every.nnz
 
 
+def test_distant_pairs_take_no_memory_and_change_no_cluster(monkeypatch):
+    embs, *_ = people(30, 10, noise=0.8, dim=32)
+    near = clusterer.cluster(embs, clusterer.Settings(threshold=0.6, k1=15))
+    monkeypatch.setattr(clusterer, 'LARGEST_STORED', 1.0)
+    every = clusterer.cluster(embs, clusterer.Settings(threshold=0.6, k1=15))
+    assert (near.labels == every.labels).all() and near.chosen.silhouette == pytest.approx(every.chosen.silhouette, abs=0.05)
+    counts = [graph.jaccard_graph(embs, 'euclidean', 15, 6, largest).nnz for largest in (0.95, 1.0)]
+    assert 3 * counts[0] < counts[1]
+
+
 def test_images_with_equal_embeddings_are_in_one_cluster():
     embs = np.repeat(people(identities=5, images=1, singles=0)[0], 6, axis=0)
     found = clusterer.cluster(embs, clusterer.Settings(k1=5, k2=2))
