@@ -10,7 +10,7 @@ import os
 
 from tripletreid import argument_types, plugins, quiet
 from tripletreid.errors import InputError, exit_with, warn
-from tripletreid.experiment import arguments, train_flags
+from tripletreid.experiment import arguments, net_flags, train_flags
 from tripletreid.modeling import exports, inference_flags
 
 CHECKED_IMAGES = 16
@@ -48,7 +48,7 @@ def make_parser():
         f'{MODEL_FLAGS["net_input_height"]})')
     add('--net_input_width', type=argument_types.side, metavar='W', help='width of the images (default: '
         f'{MODEL_FLAGS["net_input_width"]})')
-    train_flags.add_net_options(add)
+    net_flags.add_flags(add)
     add('--checkpoint', metavar='NAME', needs='--experiment_root',
         help='name of a checkpoint in the experiment root (default: the newest)')
     inference_flags.add_weights(add)

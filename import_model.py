@@ -8,7 +8,7 @@ import os
 
 from tripletreid import argument_types, plugins, quiet, signals
 from tripletreid.errors import InputError, exit_with
-from tripletreid.experiment import arguments, root, train_flags
+from tripletreid.experiment import arguments, net_flags, root, train_flags
 from tripletreid.metrics import METRICS
 
 # The flags of train.py that determine how a model embeds.
@@ -36,7 +36,7 @@ def make_parser():
     add('--head_name', choices=plugins.choices('heads'), help='head; features skips the head of the file')
     add('--net_input_height', type=argument_types.side, metavar='H', help='height of the images')
     add('--net_input_width', type=argument_types.side, metavar='W', help='width of the images')
-    train_flags.add_net_options(add)
+    net_flags.add_flags(add)
     add('--resize', choices=('tf1', 'bilinear', 'bicubic'), help='resizing of images')
     add('--jpeg', choices=('fast', 'accurate'), help='JPEG decoder')
     add('--metric', choices=METRICS, help='metric that compares the embeddings')

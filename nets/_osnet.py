@@ -10,6 +10,7 @@ import keras
 
 from nets import _pooling, _resnet
 from nets._applications import PIXELS
+from nets._options import Pixels, Pooling
 from nets._torch_resnet import InstanceNorm, stem_pooled
 from tripletreid.errors import InputError
 from tripletreid.modeling.batch_norm import BatchNorm
@@ -43,7 +44,7 @@ def signatures(channels, *names):
              **dict.fromkeys(names, (channels[1],))},)
 
 
-def body(input_shape, pooling='avg', pixels='imagenet', *, name, channels, norms=PLAIN):
+def body(input_shape, pooling: Pooling = 'avg', pixels: Pixels = 'imagenet', *, name, channels, norms=PLAIN):
     """Build an omni-scale network.
 
     Args:

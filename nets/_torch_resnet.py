@@ -3,18 +3,24 @@
 A stage strides in the 3×3 convolution of its first unit, which is also called version 1.5. Layers have the names that
 torchvision and the authors of IBN-Net give them.
 """
+from typing import Annotated, Literal
+
 import keras
 import tensorflow as tf
 
 from nets import _pooling, _resnet
 from nets._applications import PIXELS
+from nets._options import LastStride, Pixels, Pooling
 from tripletreid.modeling.batch_norm import BatchNorm
 
 STAGES = (r'\w+/(conv1|bn1)/', *(rf'\w+/layer{stage}/' for stage in (1, 2, 3, 4)))
 
 
-def body(input_shape, last_stride=2, pooling='avg', pixels='imagenet', stem='torchvision', *, name, instance_norm,
-         unit_counts=(3, 4, 6, 3)):
+def body(input_shape, last_stride: LastStride = 2, pooling: Pooling = 'avg', pixels: Pixels = 'imagenet',
+         stem: Annotated[Literal['torchvision', 'fast_reid', 'strong_baseline'],
+                         'first layers of the ResNets of PyTorch, as the code base of their weights has them (default: as '
+                         'the initial checkpoint needs; else torchvision)'] = 'torchvision',
+         *, name, instance_norm, unit_counts=(3, 4, 6, 3)):
     """Build a ResNet of bottleneck units.
 
     Args:

@@ -4,11 +4,14 @@ Under a 16 bit policy the sums along the depth, norms and softmax stay float32, 
 """
 import functools
 import math
+from typing import Annotated, Literal
 
 import keras
 import tensorflow as tf
 
 from nets._applications import PIXELS
+from nets._options import Pixels
+from tripletreid.argument_types import fraction, non_negative_int, positive_int
 from tripletreid.errors import InputError
 from tripletreid.modeling.stochastic_depth import StochasticDepth
 
@@ -19,8 +22,20 @@ GELUS = {'exact': lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),
 STAGES = (r'\w+/(patches|tokens)/', *(rf'\w+/block_{number}/' for number in range(1, 13)))
 
 
-def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False, pooling='cls', patch_stride=None,
-         drop_path=0.0, class_token=None, registers=0, gelu='exact', pixels='half'):
+def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
+         pooling: Annotated[Literal['avg', 'cls', 'map'], 'of a transformer: the mean of the patches, the class token, or '
+                            'multi-head attention pooling (default: cls)'] = 'cls',
+         patch_stride: Annotated[positive_int, 'stride of the patches of a transformer (default: the size of a '
+                                 'patch)'] = None,
+         drop_path: Annotated[fraction, 'stochastic depth of a transformer: probability of skipping the last branches of an '
+                              'image, lower for earlier ones (default: 0)'] = 0.0,
+         class_token: Annotated[Literal['yes', 'no'], 'whether a transformer has a class token (default: as the initial '
+                                'checkpoint; else yes, except with --pooling map)'] = None,
+         registers: Annotated[non_negative_int, 'register tokens of a transformer (default: as the initial checkpoint; '
+                              'else 0)'] = 0,
+         gelu: Annotated[Literal['exact', 'tanh'], 'GELU of a transformer: exact, or the tanh approximation of JAX '
+                         '(default: as the initial checkpoint needs; else exact)'] = 'exact',
+         pixels: Pixels = 'half'):
     """A vision transformer.
 
     Args:

@@ -5,13 +5,14 @@ It has no batch norm and, as Keras builds it, nothing random.
 import keras
 
 from nets import _applications, _pooling
+from nets._options import Pooling
 
 WEIGHTS = "Keras's convnext_tiny_notop.h5"
 STAGES = ('convnext_tiny_stem/', 'convnext_tiny_stage_0_',
           *(f'convnext_tiny_(downsampling_block_{stage - 1}/|stage_{stage}_)' for stage in (1, 2, 3)))
 
 
-def body(input_shape, pooling='avg'):
+def body(input_shape, pooling: Pooling = 'avg'):
     """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 768], 'model_output': [B, 768]}."""
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(keras.applications.ConvNeXtTiny, images)

@@ -2,6 +2,7 @@
 import keras
 
 from nets import _pooling
+from nets._options import Pooling
 from tripletreid.modeling.batch_norm import BatchNorm
 
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -10,7 +11,7 @@ WEIGHTS = "TF-Slim's mobilenet_v1_1.0_224.ckpt"
 STAGES = tuple(rf'MobilenetV1/Conv2d_{i}(_\w+)?/' for i in range(1 + len(WIDTHS)))
 
 
-def body(input_shape, pooling='avg'):
+def body(input_shape, pooling: Pooling = 'avg'):
     """images [B, H, W, 3] of RGB 0..255 -> {'Conv2d_13_pointwise': feature map, 'model_output': [B, 1024]}."""
     images = keras.Input(input_shape, name='images')
     net = _bn_relu6(_conv(WIDTHS[0] // 2, 3, 2, 'Conv2d_0')(images / 255), 'Conv2d_0')

@@ -1,10 +1,11 @@
 """ResNet-50, version 1, in TF-Slim's layout."""
 from nets import _resnet
+from nets._options import LastStride, Pooling
 
 WEIGHTS = "TF-Slim's resnet_v1_50.ckpt"
 STAGES = _resnet.STAGES
 
 
-def body(input_shape, last_stride=2, pooling='avg'):
+def body(input_shape, last_stride: LastStride = 2, pooling: Pooling = 'avg'):
     """See `_resnet.slim_body`."""
     return _resnet.slim_body('resnet_v1_50', (3, 4, 6, 3), input_shape, last_stride, pooling)

@@ -1,14 +1,17 @@
 """Flags that need other flags: refused ones, ones with a warning only, and stored ones."""
 import importlib
+import inspect
 import json
 import re
 import shlex
+import typing
 
 import pytest
 
 from conftest import ROOT
+from tripletreid import plugins
 from tripletreid.argument_types import ArgumentParser
-from tripletreid.experiment import arguments, flag_checks, resumption, train_flags
+from tripletreid.experiment import arguments, flag_checks, net_flags, resumption, train_flags
 
 NEEDED = ['--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.']
 
@@ -147,3 +150,17 @@ def test_needs_name_flags_and_values_that_exist(command):
                     flag, _, values = text.partition(' ')
                     assert flag in actions, f'--{name} needs {text}'
                     assert set(values.split('|')) - {''} <= set(map(str, actions[flag].choices or values.split('|')))
+
+
+def test_options_of_nets_are_read_off_their_signatures():
+    """The annotated keywords of `body`, as `inspect` reads them, are the flags."""
+    for net in plugins.choices('nets'):
+        parameters = inspect.signature(plugins.load('nets', net).body, eval_str=True).parameters.values()
+        options = {each.name: each.annotation for each in parameters if each.annotation is not inspect.Parameter.empty}
+        assert options == net_flags.options_of_net(net), net
+        for name, annotation in options.items():
+            action = next(each for each in train_flags.make_parser()._actions if each.dest == name)
+            kind, text = typing.get_args(annotation)
+            assert text in action.help
+            assert kind == action.type or set(typing.get_args(kind)) <= set(action.choices)
+    assert set(train_flags.NET_OPTIONS) == set(net_flags.options_of_nets())

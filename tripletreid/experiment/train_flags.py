@@ -23,6 +23,7 @@ from tripletreid.argument_types import (
     side,
     threads,
 )
+from tripletreid.experiment import net_flags
 from tripletreid.metrics import METRICS
 
 # Arguments of one start of a run; they are not stored for the next start.
@@ -101,12 +102,12 @@ def make_parser():
     add('--resize', choices=('tf1', 'bilinear', 'bicubic'), default='tf1', help='resizing of images: as TensorFlow 1 '
         "did, or with Pillow's antialiased filters; embedding and search follow the run (default: %(default)s)")
     add('--jpeg', choices=('fast', 'accurate'), default='fast', help="JPEG decoder: TensorFlow's default, or the accurate "
-        'one, with the pixels of Pillow and OpenCV; embedding and search follow the run (default: %(default)s)')
+        'one, with the pixels of Pillow; embedding and search follow the run (default: %(default)s)')
     add('--embedding_dim', type=dimensions, default=128, metavar='D', help='dimensions of the embedding '
         '(default: %(default)s)')
     add('--head_name', default='fc1024', choices=plugins.choices('heads'), help='layers between body and embedding, a file '
         'of heads/ (default: %(default)s)')
-    add_net_options(add)
+    net_flags.add_flags(add)
 
     add = parser.add_argument_group('batches').add_argument
     add('--batch_p', type=positive_int, default=32, metavar='P', help='identities per batch (default: %(default)s)')
@@ -262,36 +263,7 @@ def make_parser():
     return parser
 
 
-def add_net_options(add):
-    """Add the flags of nets through the `add_argument` of a parser or group.
-
-    A flag that is not given takes the default of the net's `body`, or the value that published weights need (`complete`).
-    """
-    add('--last_stride', type=int, choices=(1, 2), help='stride of the last stage of a ResNet (default: 2)')
-    add('--pooling', choices=('avg', 'gem', 'cls', 'map'), help='global pooling of a convolutional net: average, or '
-        'generalised mean with a learned exponent (default: avg); of a transformer: the mean of the patches, the class '
-        'token, or multi-head attention pooling (default: cls)')
-    add('--patch_stride', type=positive_int, metavar='N', help='stride of the patches of a transformer (default: the size '
-        'of a patch)')
-    add('--drop_path', type=fraction, metavar='P', help='stochastic depth of a transformer: probability of skipping the '
-        'last branches of an image, lower for earlier ones (default: 0)')
-    add('--class_token', choices=('yes', 'no'), help='whether a transformer has a class token (default: as the initial '
-        'checkpoint; else yes, except with --pooling map)')
-    add('--registers', type=non_negative_int, metavar='N', help='register tokens of a transformer (default: as the initial '
-        'checkpoint; else 0)')
-    add('--gelu', choices=('exact', 'tanh'), help='GELU of a transformer: exact, or the tanh approximation of JAX '
-        '(default: as the initial checkpoint needs; else exact)')
-    add('--pixels', choices=('imagenet', 'half'), help='scaling of pixels, for nets that leave it open: mean 0 and variance '
-        '1 over ImageNet, or -1 to 1 (default: as the initial checkpoint needs; else half for transformers, imagenet for '
-        'others)')
-    add('--stem', choices=('torchvision', 'fast_reid', 'strong_baseline'), help='first layers of the ResNets of PyTorch, as '
-        'the code base of their weights has them (default: as the initial checkpoint needs; else torchvision)')
-
-
-NET_OPTIONS = ('last_stride', 'pooling', 'patch_stride', 'drop_path', 'class_token', 'registers', 'gelu', 'pixels',
-               'stem')
-
-
+NET_OPTIONS = tuple(net_flags.options_of_nets())
 # The flags that define a model and its images.
 MODEL_ARGS = ('model_name', 'head_name', 'embedding_dim', 'net_input_height', 'net_input_width', 'resize', 'jpeg',
               *NET_OPTIONS)
