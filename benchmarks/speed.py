@@ -308,7 +308,7 @@ class Device:
         import types
         self.seconds, self.result, self.idle, self.step = seconds, result, 0.0, 0
         self.ready = None  # When it has computed all that it was handed.
-        self.loss_scale = types.SimpleNamespace(left_out=lambda *_: False)
+        self.loss_scale = types.SimpleNamespace(skipped=lambda *_: False)
 
     def train_step(self, *_):
         now = time.perf_counter()

@@ -262,7 +262,7 @@ class Device:
 
     def __init__(self, interruption=None):
         self.happened, self.seconds, self.step, self.interruption = [], [], 0, interruption
-        self.loss_scale = types.SimpleNamespace(left_out=lambda *_: False)
+        self.loss_scale = types.SimpleNamespace(skipped=lambda *_: False)
 
     def train_step(self, *_):
         self.step += 1

@@ -32,7 +32,8 @@ LAUNCH_ARGS = ('experiment_root', 'resume', 'distribute', 'devices')
 MACHINE_ARGS = ('image_root', 'eval_image_root', 'cache', 'loading_threads', 'keep_checkpoints', 'log_frequency',
                 'summary_frequency', 'recompute')
 # Arguments that decide which variables a checkpoint holds.
-CHECKPOINT_ARGS = ('optimizer', 'ema', 'memory', 'center_weight', 'sampler', 'classifier')
+CHECKPOINT_ARGS = ('optimizer', 'ema', 'memory', 'sampler', 'classifier',
+                   *(f'{name}_weight' for name in plugins.choices('objectives')))
 # Arguments of one or several values; a single value is stored without a list around it.
 LIST_ARGS = ('train_set', 'image_root', 'eval_query', 'eval_gallery', 'eval_excluder', 'eval_image_root')
 LARGEST_MEMORY = 2 ** 20
