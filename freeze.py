@@ -11,9 +11,10 @@ import os
 from tripletreid import argument_types, plugins, quiet
 from tripletreid.errors import InputError, exit_with, warn
 from tripletreid.experiment import arguments, net_flags, train_flags
-from tripletreid.modeling import exports, inference_flags
+from tripletreid.modeling import exports, inference_flags, quantization
 
 CHECKED_IMAGES = 16
+CALIBRATION_IMAGES = 200
 # The original's defaults of the flags that describe a model without an args.json; the net's own defaults for its options.
 MODEL_FLAGS = {'model_name': 'resnet_v1_50', 'head_name': 'fc1024_normalize', 'embedding_dim': 128,
                'net_input_height': 256, 'net_input_width': 128, **dict.fromkeys(train_flags.NET_OPTIONS)}
@@ -65,10 +66,14 @@ def make_parser():
     inference_flags.add_flags(add)
     add('--like', metavar='JSON', needs='--experiment_root or --checkpoint_name', help='an evaluation of this checkpoint by '
         'evaluate.py: take over its test-time augmentation, and its scores and thresholds for the model card')
+    add('--quantize', choices=quantization.CHOICES, needs={'int8': '--calibration'}, help='fewer bits: weights in 8 '
+        '(dynamic) or 16 bits, or computation in 8 bits; for .tflite and .onnx')
+    add('--calibration', metavar='CSV', needs='--quantize int8', help='csv file with images as in the application; '
+        f'up to {CALIBRATION_IMAGES} determine the ranges of int8')
     add('--check_dataset', metavar='CSV', help=f'csv file whose first {CHECKED_IMAGES} images the export must embed as '
         'embed.py does (default: generated images)')
-    add('--image_root', metavar='DIR', needs='--check_dataset',
-        help="folder that its paths are relative to (default: the training's)")
+    add('--image_root', metavar='DIR', needs='--check_dataset or --calibration',
+        help="folder that their paths are relative to (default: the training's)")
     add('--save_graph', action='store_true', help='also write the graph for TensorBoard to the folder logs')
 
     add = parser.add_argument_group('speed').add_argument
@@ -108,8 +113,8 @@ def check(args, root, parser):
         parser.error('--pixels scales pixels to float32, so it contradicts --input_dtype uint8')
     if args.like and (args.flip_augment or args.crop_augment or args.aggregator):
         parser.error('--like takes the test-time augmentation from the evaluation, so no other can be given')
-    if args.check_dataset and not (args.image_root or root):
-        parser.error('--check_dataset needs an --image_root')
+    if (args.check_dataset or args.calibration) and not (args.image_root or root):
+        parser.error('--check_dataset and --calibration need an --image_root')
 
 
 def main():
@@ -130,7 +135,9 @@ def main():
     for path in targets:
         exports.format_of(path, to_read=args.load)
         if not args.load:
-            exports.check_writable(path, [args.check_dataset])
+            exports.check_writable(path, [args.check_dataset, args.calibration])
+        if args.quantize:
+            quantization.check(path, args.quantize)
     if not args.load:
         export(args, trained, root, checkpoint, targets)
 
@@ -187,7 +194,9 @@ def export(args, trained, root, checkpoint, targets):
         root, checkpoint: as `experiment_of` returns them.
         targets: paths, a list.
     """
-    paths = check_images(args, trained, root)
+    paths, calibration_paths = (image_paths(args, trained, root, *each) for each in (
+        (args.check_dataset, CHECKED_IMAGES), (args.calibration, CALIBRATION_IMAGES, True)))
+    paths = paths or calibration_paths[:CHECKED_IMAGES]
     with quiet.tensorflow_import():
         import tensorflow as tf
     from tripletreid.experiment import checkpoints
@@ -200,6 +209,8 @@ def export(args, trained, root, checkpoint, targets):
     sizes = inference_flags.sizes(trained, args.crop_augment)
     interface = export_module.Interface(args.input_dtype, args.layout, args.pixels if args.experiment_root else None,
                                         args.any_size)
+    if args.any_size and args.quantize == 'int8':
+        raise InputError('--any_size resizes in float32: --quantize int8 is for images of one size.')
     if args.any_size and sizes.pixels.resize != 'tf1':
         raise InputError(f'--any_size resizes inside of the export as --resize tf1 does, but this model was trained with '
                          f'--resize {sizes.pixels.resize}: export without --any_size and resize images with Pillow.')
@@ -223,28 +234,36 @@ def export(args, trained, root, checkpoint, targets):
         print(f'No {arguments.FILE} is next to it, so it is taken for a model of {" ".join(flags)}, and the '
               f"net's defaults for the rest.")
 
-    card = model_card.describe(trained, path, sizes, interface, augmentation, evaluation)
+    card = {**model_card.describe(trained, path, sizes, interface, augmentation, evaluation), 'quantization': args.quantize}
+    quantize = args.quantize and quantization.Quantization(
+        args.quantize, export_check.load_batches(calibration_paths, sizes, interface))
     test_time = args.flip_augment, args.crop_augment, args.aggregator
     module = export_module.embedder(network, sizes.load, interface, *test_time)
     batches, expected = export_check.references(reference, paths, sizes, interface, *test_time)
     for target in targets:
-        with exports.written(target, module, {exports.CARD_KEY: json.dumps(card)}) as written:
-            difference = export_check.max_difference(written, batches, expected, compared_with)
+        with exports.written(target, module, {exports.CARD_KEY: json.dumps(card)}, quantize) as written:
+            if quantize:
+                found = quantization.loss_in_words(export_check.embeddings(written, batches), expected)
+            else:
+                difference = export_check.max_difference(written, batches, expected, compared_with)
+                found = (f'it differs from {compared_with} by {difference:.1e} at most on {len(expected)} images, with '
+                         f'embeddings up to {abs(expected).max():.3g}')
         model_card.write(target, card)
-        print(f'Saved {target} ({exports.format_of(target).name}): it differs from {compared_with} by {difference:.1e} at '
-              f'most on {len(expected)} images, with embeddings up to {abs(expected).max():.3g}.')
+        print(f'Saved {target} ({exports.format_of(target).name}): {found}.')
     if args.save_graph:
         with tf.summary.create_file_writer('logs').as_default():
             tf.summary.graph(module.embed.get_concrete_function().graph)
 
 
-def check_images(args, trained, root):
-    """Return the paths of the images of --check_dataset that an export has to embed; an empty list without the flag."""
-    if not args.check_dataset:
+def image_paths(args, trained, root, path, count, evenly=False):
+    """Return the paths of `count` images of a csv file, the first ones or evenly spaced ones; an empty list without one."""
+    if not path:
         return []
     from tripletreid.dataset import load_dataset
     from tripletreid.image_root import check_files, image_path
-    dataset = load_dataset(args.check_dataset).take(slice(CHECKED_IMAGES))
+    dataset = load_dataset(path)
+    dataset = dataset.take(slice(0, None, max(1, len(dataset) // count))) if evenly else dataset
+    dataset = dataset.take(slice(count))
     image_root = args.image_root or arguments.stored_image_root(root, trained)
     check_files(dataset, image_root)
     return [image_path(image_root, fid) for fid in dataset.fids]

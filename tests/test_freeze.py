@@ -26,7 +26,7 @@ from tripletreid.errors import InputError
 from tripletreid.evaluation import results
 from tripletreid.experiment import checkpoints
 from tripletreid.input_pipeline import images
-from tripletreid.modeling import exports, inference, model
+from tripletreid.modeling import exports, inference, model, quantization
 
 ENDINGS = ['', '.tflite', '.onnx', '.pb']
 
@@ -542,3 +542,32 @@ def test_an_export_like_an_evaluation(folder, tmp_path, monkeypatch, capsys):
     evaluation.made_with['gallery'] = {**made, 'checkpoint_sha256': 'another'}
     with pytest.raises(InputError, match='evaluates another checkpoint than'):
         run_freeze(monkeypatch, '--experiment_root', root, '--like', 'c.json', '--frozen_model_path', tmp_path / 'c.tflite')
+
+
+@pytest.mark.parametrize('kind, ending', [('dynamic', '.tflite'), ('float16', '.tflite'), ('int8', '.tflite'),
+                                          ('int8', '.onnx')])
+def test_fewer_bits(kind, ending, folder, plain_exports, tmp_path, monkeypatch, capsys):
+    path = tmp_path / f'small{ending}'
+    calibration = ['--calibration', folder / 'images.csv'] if kind == 'int8' else []
+    run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', path, '--quantize', kind,
+               *calibration)
+    assert 'its embeddings differ from embed.py by a cosine distance of' in capsys.readouterr().out
+    float_file = folder / f'plain{ending}'
+    assert path.stat().st_size < 0.6 * float_file.stat().st_size and card_of(path)['quantization'] == kind
+    batch = np.stack([images.load(str(folder / f'{number}.png'), (32, 16)) for number in range(5)])
+    found, expected = (exports.load(str(each)).embed(batch) for each in (path, float_file))
+    assert found.dtype == np.float32 and 0 < abs(found - expected).max() < 0.1  # Of vectors of length one.
+
+
+def test_quantisation_that_is_refused(folder, tmp_path, monkeypatch, capsys):
+    for path, flags, match in ((tmp_path / 'a.pb', ['dynamic'], '--quantize dynamic is for .tflite, .onnx files'),
+                               (tmp_path / 'a.onnx', ['float16'], '--quantize float16 is for .tflite files')):
+        with pytest.raises(InputError, match=match):
+            run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', path, '--quantize', *flags)
+    with pytest.raises(SystemExit):
+        run_freeze(monkeypatch, '--experiment_root', folder / 'run', '--frozen_model_path', 'a.onnx', '--quantize', 'int8')
+    assert '--quantize int8 needs --calibration' in capsys.readouterr().err
+    rows = np.random.default_rng(0).normal(size=(2, 8, 6)).astype(np.float32)
+    with pytest.raises(InputError, match='The quantised export is not kept'):
+        quantization.loss_in_words(*rows)
+    assert left_in(tmp_path) == []

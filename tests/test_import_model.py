@@ -62,8 +62,8 @@ def test_a_file_becomes_a_root_with_its_head(osnet_file, tmp_path):
     np.testing.assert_allclose(network(images, training=False)['emb'], expected, atol=1e-4 * abs(expected).max())
 
     # It says that it was never trained, is no run to resume, and is never overwritten.
-    people = make_people(tmp_path)
-    run = Run('embed.py', '--experiment_root', root, '--dataset', people / 'people.csv', '--image_root', people)
+    make_people(tmp_path, identities=1, images=1)
+    run = Run('embed.py', '--experiment_root', root, '--dataset', tmp_path / 'people.csv', '--image_root', tmp_path)
     assert run.wait() == 0 and f'weights imported from {path}, never trained here' in run.output, run.output
     ended_in_one_sentence(Run('train.py', '--experiment_root', root, '--resume'), 'never trained here',
                           f'--initial_checkpoint {root} --initial_head')
@@ -187,7 +187,12 @@ def test_signatures_are_of_one_net_each():
     (197, {'net_input_height': 224, 'net_input_width': 224})])
 def test_position_embeddings_imply_the_size_of_images(positions, expected):
     held = under('base.', {**TRANSFORMER, 'pos_embed': (1, positions, 768)})
-    assert published.layout_of('vit_b16').input_size(held, 'base.') == expected
+    layout = published.layout_of('vit_b16')
+    assert layout.input_size(held, 'base.') == expected
+    # The positions fit a net of that size, with its class token and its stride.
+    wanted = published._wanted('vit_s16', {**layout.options(held, 'base.'), **expected})
+    height, width, _ = wanted['vit_s16/tokens/positions']
+    assert height * width + 1 == positions
 
 
 def test_the_global_branch_of_transreid_replaces_the_last_block():

@@ -56,15 +56,26 @@ def references(network, paths, sizes, interface, flip=False, crop=None, aggregat
         else:
             loaded = np.stack([images.load(path, sizes.load, sizes.pixels) for path in paths])
             batches = [loaded[:1], loaded[1:]]
-    batches = [_as_called(batch, interface) for batch in batches if len(batch)]
+    batches = [as_called(batch, interface) for batch in batches if len(batch)]
     return batches, AGGREGATORS[aggregator or 'mean'](np.concatenate(embs, axis=1))
 
 
-def _as_called(batch, interface):
+def as_called(batch, interface):
     """Return RGB 0..255 [B, H, W, 3] as the caller of an export passes it."""
     batch = CALLERS[interface.pixels](batch) if interface.pixels else batch
     batch = batch.transpose(0, 3, 1, 2) if interface.layout == 'nchw' else batch
     return np.ascontiguousarray(batch, interface.dtype)
+
+
+def load_batches(paths, sizes, interface):
+    """Load image files as the caller of an export does, in batches of one array; see `references`."""
+    loaded = [images.load(path, sizes.load, sizes.pixels).numpy() for path in paths]
+    return [as_called(np.stack(loaded), interface)] if loaded else []
+
+
+def embeddings(export, batches):
+    """Return the embeddings of batches of images by an `exports.Loaded`, [N, D]."""
+    return np.concatenate([export.embed(batch) for batch in batches])
 
 
 def max_difference(export, batches, expected, compared_with):
@@ -79,8 +90,7 @@ def max_difference(export, batches, expected, compared_with):
         InputError: it is more than TOLERANCE, relative to the largest number in an embedding where that is above 1,
             because float32 has 24 bits.
     """
-    embs = np.concatenate([export.embed(batch) for batch in batches])
-    difference = abs(embs - expected).max()
+    difference = abs(embeddings(export, batches) - expected).max()
     if not difference <= TOLERANCE * max(1, abs(expected).max()):
         raise InputError(f'The export differs from {compared_with} by up to {difference:.1e}, with embeddings up to '
                          f'{abs(expected).max():.3g}, so it is not kept.')

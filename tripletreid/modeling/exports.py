@@ -13,6 +13,7 @@ import numpy as np
 
 from tripletreid.errors import InputError
 from tripletreid.files import check_output, folder_written_whole, holds, tensorflow_os_errors, written_whole
+from tripletreid.modeling import quantization
 
 INPUT, OUTPUT = 'images', 'embeddings'
 OLD_OUTPUT = 'emb'  # The output of exports of this project before they had a card.
@@ -65,10 +66,12 @@ def load_saved_model(path):
     return Loaded(embed, _shape(taken[name].shape), taken[name].dtype.as_numpy_dtype)
 
 
-def save_tflite(module, path, metadata=None):
-    """Write a TensorFlow Lite file in float32, with one signature; arguments as of `save_saved_model`."""
+def save_tflite(module, path, metadata=None, quantize=None):
+    """Write a TensorFlow Lite file with one signature; arguments as of `save_saved_model`, and a `Quantization` or None."""
     import tensorflow as tf
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.embed.get_concrete_function()], module)
+    if quantize:
+        quantization.set_up_tflite(converter, quantize)
     _write(path, converter.convert())
 
 
@@ -108,8 +111,9 @@ def _dequantized(values, details):
     return (values.astype(np.float32) - zero) * scale if scale else values.astype(np.float32)
 
 
-def save_onnx(module, path, metadata=None):
-    """Write an ONNX file; arguments as of `save_saved_model`, and `metadata` is stored in the file."""
+def save_onnx(module, path, metadata=None, quantize=None):
+    """Write an ONNX file with its metadata; arguments as of `save_saved_model`, and a `Quantization` or None."""
+    import onnx
     import tensorflow as tf
     import tf2onnx
     # Keras wraps grouped convolutions, e.g. of ConvNeXt, in functions for XLA, which ONNX does not know. When functions run
@@ -125,6 +129,11 @@ def save_onnx(module, path, metadata=None):
     onnx_model, _ = tf2onnx.convert.from_graph_def(
         graph, input_names=[f'{INPUT}:0'], output_names=[f'{OUTPUT}:0'], opset=OPSET,
         tensors_to_rename={f'{INPUT}:0': INPUT, f'{OUTPUT}:0': OUTPUT}, custom_op_handlers={'Erfc': (_onnx_erfc, [])})
+    if quantize:
+        _write(path, onnx_model.SerializeToString())
+        quantization.quantize_onnx(path, INPUT, quantize)
+        onnx_model = onnx.load(path)
+        onnx_model.producer_name = 'tf2onnx'  # The mark of such files.
     _name_dimensions(onnx_model.graph)
     for key, text in (metadata or {}).items():
         onnx_model.metadata_props.add(key=key, value=text)
@@ -280,18 +289,19 @@ def check_writable(path, inputs):
 
 
 @contextlib.contextmanager
-def written(path, module, metadata=None):
+def written(path, module, metadata=None, quantize=None):
     """Write an export under a temporary name, yield it loaded, and rename it unless an error was raised meanwhile.
 
     Args:
         path: of the export; its ending selects the format. Missing folders are made.
         module, metadata: as for `save_saved_model`.
+        quantize: `Quantization` or None.
     """
     form = format_of(path)
     complete = folder_written_whole if form is FORMATS[''] else written_whole
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with complete(path) as temporary:
-        form.save(module, temporary, metadata)
+        form.save(module, temporary, metadata, *([quantize] if quantize else []))
         yield form.load(temporary)
 
 

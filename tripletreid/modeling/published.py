@@ -148,7 +148,7 @@ def find_net(held, nets=None):
         for prefix in _prefixes(held, layout) if layout else ():
             if any(all(held.get(prefix + name) == shape for name, shape in signature.items())
                    for signature in plugins.load('nets', net).SIGNATURES):
-                wanted = _wanted(net, layout.options(held, prefix))
+                wanted = _wanted(net, {**layout.options(held, prefix), **layout.input_size(held, prefix)})
                 found_fit = wanted and fit(held, layout, wanted)
                 if found_fit and found_fit.is_complete:
                     found[net] = found_fit.prefix
@@ -157,9 +157,14 @@ def find_net(held, nets=None):
 
 
 def _wanted(net, options):
-    """Return {TF1 name: shape} of a net for images of the default size, or None if the net refuses the options."""
+    """Return {TF1 name: shape} of a net, or None if the net refuses the options.
+
+    options: of its `body`, and the size of images if that is not the default.
+    """
+    options = dict(options)
+    size = [options.pop(f'net_input_{side}', default) for side, default in zip(('height', 'width'), DEFAULT_SIZE)]
     try:
-        body = without_values(plugins.load('nets', net).body, (*DEFAULT_SIZE, 3), **options)
+        body = without_values(plugins.load('nets', net).body, (*size, 3), **options)
     except (InputError, TypeError):
         return None
     return _shapes(named_variables(body))
