@@ -398,6 +398,7 @@ def test_validation_is_noted_and_logged(run):
     assert [entry['step'] for entry in noted['validations']] == [4, 8]
     best = max(noted['validations'], key=lambda entry: entry['mAP'])
     assert noted['checkpoint'] == f'checkpoint-{best["step"]}' and noted['mAP'] == best['mAP']
+    assert best['scores']['mAP_sklearn'] == best['mAP'] and best['scores']['rank-1'] == best['top1']
     log = (run / 'train.log').read_text()
     assert 'mobilenet_v1_1_224 starts from random weights' in log and '--model_name conv4, lunet or mnist' in log
     for entry in noted['validations']:

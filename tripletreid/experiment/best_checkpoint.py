@@ -11,9 +11,9 @@ FILE = 'checkpoint-best'
 def results(root):
     """Return the validations in an experiment's file `checkpoint-best`, in order.
 
-    Returns: list of dicts: step, mAP, top1, and if stored embed_flags, a string: the flags of embed.py that give exactly
-        these numbers. For several validation sets, mAP and top1 are means, and `sets` has these keys, except the step,
-        for each set under its name.
+    Returns: list of dicts: step, mAP, top1, and, if stored, scores, {name: mean}, and embed_flags, a string: the flags of
+        embed.py that give exactly these numbers. For several validation sets, mAP, top1 and scores are means, and `sets`
+        has these keys, except the step, for each set under its name.
 
     Raises:
         InputError: it cannot be read.
@@ -34,6 +34,8 @@ def results(root):
 def _numbers(entry):
     """Return the stored numbers of one set, or of the mean of several sets, in their types."""
     return {'mAP': float(entry['mAP']), 'top1': float(entry['top1']),
+            **({'scores': {str(name): float(score) for name, score in entry['scores'].items()}}
+               if 'scores' in entry else {}),
             **({'embed_flags': str(entry['embed_flags'])} if 'embed_flags' in entry else {})}
 
 

@@ -127,9 +127,11 @@ class Reporter:
                                   f'({protocol})')
 
     def _write_validation(self, step, result):
-        scalars = {VALIDATION_TAG: result['mAP'], 'validation_top1': result['top1']}
-        for name, scores in result.get('sets', {}).items():
-            scalars |= {f'{VALIDATION_TAG}/{name}': scores['mAP'], f'validation_top1/{name}': scores['top1']}
+        scalars = {}
+        for suffix, entry in {'': result, **{f'/{name}': entry for name, entry in result.get('sets', {}).items()}}.items():
+            scalars |= {VALIDATION_TAG + suffix: entry['mAP'], f'validation_top1{suffix}': entry['top1']}
+            scalars |= {f'validation_{name}{suffix}': score for name, score in entry.get('scores', {}).items()
+                        if name not in ('mAP_sklearn', 'rank-1')}  # Written above, by the names of older runs.
         self._board.write(step, scalars, {})
 
     def _write_iteration(self, step, scalars, rows, result):

@@ -124,9 +124,9 @@ class Validation:
             values: dict {TF1 name: array or tensor}, as in a checkpoint; averages (--ema) are preferred.
             interruption: `interruption.Interruption`.
 
-        Returns: dict of mAP (scikit-learn's), top1 and embed_flags, the flags of embed.py that give the same numbers.
-            With several sets: dict of the means mAP and top1, and of `sets`, {name: such a dict}. None when an
-            interruption was requested meanwhile.
+        Returns: dict of mAP (scikit-learn's), top1, scores, {name: mean} of all files of scores/, and embed_flags, the
+            flags of embed.py that give the same numbers. With several sets: dict of the means mAP, top1 and scores, and of
+            `sets`, {name: such a dict}. None when an interruption was requested meanwhile.
         """
         from tripletreid.experiment import checkpoints
         from tripletreid.modeling import model
@@ -146,11 +146,14 @@ class Validation:
             # embed.py's default resizes, whatever the net was trained on, and gives other numbers.
             flags = inference_flags.flags_of_validation(self._args, checkpoints.prefix('', step), each.image_root,
                                                         each.pools_tracklets)
-            scores_by_set[each.name] = {'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0]),
-                                  'embed_flags': flags}
+            scores_by_set[each.name] = {
+                'mAP': float(np.nanmean(ranks.ap_sklearn)), 'top1': float(ranks.cmc(1)[0]), 'embed_flags': flags,
+                'scores': {name: float(np.nanmean(values)) for name, values in ranks.scores.items()}}
         if len(scores_by_set) == 1:
             return scores_by_set[each.name]
-        means = {key: float(np.mean([scores[key] for scores in scores_by_set.values()])) for key in ('mAP', 'top1')}
+        sets = scores_by_set.values()
+        means = {key: float(np.mean([entry[key] for entry in sets])) for key in ('mAP', 'top1')}
+        means['scores'] = {name: float(np.mean([entry['scores'][name] for entry in sets])) for name in ranks.scores}
         return {**means, 'sets': scores_by_set}
 
     def _embed(self, images, validation_set, interruption):
