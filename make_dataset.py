@@ -326,6 +326,10 @@ def shared_images(first, second, copies):
              f'of one sequence are. Even an untrained net finds those: split by sequence (make_dataset.py folder '
              f'--sequence_pattern), or evaluate with an excluder that ignores them.')
     if not other_side:
+        renamed = {fid for fid in shared | again if fid not in first_fids}
+        if renamed and side(first.path) != 'train':
+            warn(f'{len(renamed)} images of {second.path} are in {first.path} under another path, as copies or links: '
+                 f'{some(renamed)}. An evaluation finds them, since --excluder diagonal compares paths.')
         return []
     pids = set(first.pids) & set(second.pids)
     if pids:
@@ -385,11 +389,13 @@ def join(out, sets, image_root):
 
 def are_of_one_side(*csv_paths):
     """Return whether csv files are all for training, all for validation or all for the evaluation, by their names."""
-    def side(path):
-        name = os.path.basename(path).lower()
-        return next((side for side, words in SIDES.items() if re.search(rf'(?<![a-z])({words})', name)), path)
-
     return len(set(map(side, csv_paths))) == 1
+
+
+def side(path):
+    """Return the side of a csv file, one of SIDES, by its name; its path if the name has none of the words."""
+    name = os.path.basename(path).lower()
+    return next((side for side, words in SIDES.items() if re.search(rf'(?<![a-z])({words})', name)), path)
 
 
 def look_at(paths, dask):

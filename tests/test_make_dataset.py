@@ -1218,6 +1218,22 @@ def test_check_warns_of_frames_of_one_moment_in_query_and_test(root, tmp_path, c
     assert 'as frames of one sequence are' not in capsys.readouterr().err
 
 
+def test_check_warns_of_queries_whose_file_has_another_path_in_the_gallery(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    (root / 'a').mkdir()
+    for number in range(3):
+        photo(number).save(root / f'a/{number}.png')
+    os.link(root / 'a/1.png', root / 'hard.png')
+    (root / 'soft.png').symlink_to(root / 'a/2.png')
+    put(tmp_path, 'query.csv', content=b'a,a/0.png\na,a/1.png\na,a/2.png\n')
+    for name, warned in (('test', True), ('test_same', False)):
+        put(tmp_path, f'{name}.csv', content=b'a,hard.png\na,soft.png\n' if warned else b'a,a/1.png\na,a/2.png\n')
+        make_dataset.check([tmp_path / 'query.csv', tmp_path / f'{name}.csv'], str(root))
+        output = capsys.readouterr()
+        assert ('under another path, as copies or links: 2 (hard.png, soft.png)' in output.err) == warned
+        assert f'{name}.csv: 2 (' in output.out
+
+
 def test_similar_pairs_against_a_naive_loop():
     random = np.random.default_rng(0)
     base = random.integers(0, 256, (20, 8), np.uint8)
