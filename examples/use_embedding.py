@@ -1,25 +1,32 @@
 #!/usr/bin/env python3
-"""How far two images are apart, by a model taken out of this project, of which this file needs nothing else:
+"""Print the distance of two images by an exported model. This file needs nothing else of the project:
 
     python freeze.py --experiment_root DIR --any_size --frozen_model_path EXPORT
     python examples/use_embedding.py EXPORT one.jpg other.jpg
 
 In addition to NumPy and Pillow, a SavedModel folder needs TensorFlow, a .tflite file TensorFlow or the small ai-edge-litert,
 an .onnx file onnxruntime. Images are resized where the export takes one size only. The embedding of a PNG equals
-embed.py's; the embedding of a JPEG, which Pillow decodes a shade differently than TensorFlow, is close to it.
+embed.py's; the embedding of a JPEG, which Pillow decodes a shade differently than TensorFlow, is close to it. The model
+card EXPORT.json, if it exists, names the metric and the resizing; otherwise they are Euclidean and TensorFlow 1's.
 """
 import argparse
 import contextlib
+import json
 import os
 import sys
 
 import numpy as np
 from PIL import Image
 
+METRICS = {'euclidean': lambda one, other: np.linalg.norm(one - other),
+           'sqeuclidean': lambda one, other: np.square(one - other).sum(),
+           'cityblock': lambda one, other: np.abs(one - other).sum(),
+           'cosine': lambda one, other: 1 - one @ other / (np.linalg.norm(one) * np.linalg.norm(other))}
+
 
 @contextlib.contextmanager
 def silence():
-    """Without a GPU, TensorFlow has much to say about it, and not through Python. TF_CPP_MIN_LOG_LEVEL=0 shows it."""
+    """Hide TensorFlow's messages about a missing GPU, which do not pass through Python. TF_CPP_MIN_LOG_LEVEL=0 shows."""
     if os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3') != '3':
         yield
         return
@@ -64,13 +71,40 @@ def load(path):
     raise ValueError('it is neither a SavedModel folder nor a .tflite or .onnx file')
 
 
-def read_image(path, shape, dtype):
-    """Read an image file as a batch of one, [1, H, W, 3], RGB in 0..255, in the size that an export takes."""
+def read_card(path):
+    """Return (metric, resizing) of an export by its card, or the defaults without a card."""
+    card = f'{os.path.normpath(path)}.json'
+    if not os.path.isfile(card):
+        return 'euclidean', 'tf1'
+    with open(card, encoding='utf-8') as file:
+        card = json.load(file)
+    if (card['input']['layout'], card['input']['pixels']) != ('nhwc', 'rgb255'):
+        raise ValueError('this example takes exports of --layout nhwc and RGB in 0..255')
+    metric = card['metric'] or 'euclidean'
+    if metric not in METRICS:
+        raise ValueError(f'this example does not know the {metric} distance')
+    return metric, card['input']['resize']
+
+
+def read_image(path, shape, dtype, resizing='tf1'):
+    """Read an image file as a batch of one, [1, H, W, 3], RGB in 0..255, in the size that an export takes.
+
+    Args:
+        path: of the file.
+        shape: of a batch; None or less than 1 for any number.
+        dtype: NumPy type of the pixels.
+        resizing: 'tf1', or 'bilinear' or 'bicubic' as Pillow resizes.
+    """
     with Image.open(path) as file:
-        image = np.asarray(file.convert('RGB'), np.float32)
+        # The net sees the upper 8 of 16 bits; Pillow would clip them.
+        image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if file.mode.startswith('I') else file
+        image = image.convert('RGB')
     _, height, width, _ = shape
+    if resizing != 'tf1' and height and height > 0:
+        image = image.resize((width, height), Image.Resampling[resizing.upper()])
+    image = np.asarray(image, np.float32)
     for axis, size in (1, width), (0, height):
-        if size and size > 0:
+        if size and size > 0 and size != image.shape[axis]:
             image = resize(image, axis, size)
     return (image.round() if dtype == np.uint8 else image)[None].astype(dtype)
 
@@ -80,8 +114,8 @@ def resize(image, axis, size):
     place = np.arange(size, dtype=np.float32) * np.float32(image.shape[axis] / size)
     before = place.astype(int)
     after = np.minimum(before + 1, image.shape[axis] - 1)
-    share = np.expand_dims(place - before, (1, 2) if axis == 0 else (0, 2))
-    return image.take(before, axis) * (1 - share) + image.take(after, axis) * share
+    weight = np.expand_dims(place - before, (1, 2) if axis == 0 else (0, 2))
+    return image.take(before, axis) * (1 - weight) + image.take(after, axis) * weight
 
 
 def main():
@@ -94,20 +128,22 @@ def main():
             parser.error(f'there is no {path}')
     try:
         with silence():
+            metric, resizing = read_card(args.export)
             embed, shape, dtype = load(args.export)
     except ImportError as error:
         parser.error(f'{args.export} needs {error.name}, which is not installed')
-    except Exception as error:  # Each library has its own kinds.
+    except Exception as error:  # Each library raises its own types.
         parser.error(f'{args.export} cannot be loaded: {error}')
     images = []
     for path in args.images:
         try:
-            images.append(read_image(path, shape, dtype))
+            images.append(read_image(path, shape, dtype, resizing))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             parser.error(f'the image {path} cannot be read: {error}')
     with silence():
         one, other = (embed(image)[0] for image in images)
-    print(f'distance: {np.linalg.norm(one - other):.4f}')
+    name = '' if metric == 'euclidean' else f'{metric} '
+    print(f'{name}distance: {METRICS[metric](one, other):.4f}')
 
 
 if __name__ == '__main__':

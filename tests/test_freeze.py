@@ -13,6 +13,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import scipy.spatial.distance
 import tensorflow as tf
 from PIL import Image
 
@@ -311,6 +312,27 @@ def test_the_example_resizes_images(folder, plain_exports, monkeypatch, capsys):
             monkeypatch.setattr(sys, 'argv', list(map(str, arguments)))
             example['main']()
             assert capsys.readouterr().out == printed
+
+
+def test_the_example_uses_the_metric_and_the_resizing_of_the_card(folder, tmp_path):
+    example = runpy.run_path(str(ROOT / 'examples' / 'use_embedding.py'))
+    assert example['read_card'](str(tmp_path / 'export')) == ('euclidean', 'tf1')
+    card = {'metric': 'cosine', 'input': {'layout': 'nhwc', 'pixels': 'rgb255', 'resize': 'bicubic'}}
+    (tmp_path / 'export.json').write_text(json.dumps(card))
+    assert example['read_card'](str(tmp_path / 'export') + '/') == ('cosine', 'bicubic')
+    one, other = np.random.default_rng(0).standard_normal((2, 5))
+    for name, distance in example['METRICS'].items():
+        assert distance(one, other) == pytest.approx(scipy.spatial.distance.cdist([one], [other], name)[0, 0])
+    card['input']['layout'] = 'nchw'
+    (tmp_path / 'export.json').write_text(json.dumps(card))
+    with pytest.raises(ValueError, match='nhwc'):
+        example['read_card'](str(tmp_path / 'export'))
+    # Pictures of 16 bits keep their upper 8, as for the net.
+    deep = (np.arange(32 * 16, dtype=np.uint16) * 100).reshape(32, 16)
+    Image.fromarray(deep).save(tmp_path / 'deep.png')
+    seen = images.load(str(tmp_path / 'deep.png'), (32, 16))
+    for resizing in ('tf1', 'bilinear', 'bicubic'):
+        assert np.array_equal(example['read_image'](tmp_path / 'deep.png', (None, 32, 16, 3), np.float32, resizing)[0], seen)
 
 
 def test_the_example_takes_uint8(folder, monkeypatch):
