@@ -343,7 +343,7 @@ def test_state_file_missing_or_garbage(saved, state):
 def test_no_checkpoint_is_whole(saved):
     for path in saved.glob('*.index'):
         path.write_bytes(b'')
-    with pytest.raises(InputError, match='No checkpoint in .* is whole'):
+    with pytest.raises(InputError, match='No checkpoint in .* is complete'):
         restored(saved)
 
 
