@@ -30,11 +30,12 @@ def make_parser():
     parser = argument_types.ArgumentParser(
         description='Adapt a net to unlabelled images. Each round embeds the images, groups them into clusters and trains\n'
                     'the net on the clusters.',
-        usage='%(prog)s --experiment_root DIR --initial_root DIR --images FOLDER [more flags] [-- flags of train.py]\n'
+        usage='%(prog)s --experiment_root DIR --initial_root DIR --images FOLDER [more flags]\n'
+              '                [-- flags of train.py]\n'
               '       %(prog)s --experiment_root DIR --resume',
-        example='python adapt.py --experiment_root runs/adapted --initial_root runs/first --images photos --rounds 10\n'
-                'python adapt.py --experiment_root runs/adapted --resume\n'
-                'python adapt.py --experiment_root runs/adapted --initial_root runs/first --images photos \\\\\n'
+        example='python adapt.py --experiment_root runs/new --initial_root runs/first --images photos --rounds 10\n'
+                'python adapt.py --experiment_root runs/new --resume\n'
+                'python adapt.py --experiment_root runs/new --initial_root runs/first --images photos \\\\\n'
                 '    -- --learning_rate 1e-4 --random_erasing 0.5')
     add = parser.add_argument_group('input and output').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='new folder for the rounds and the adapted checkpoints')

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Look at results: ranked lists, a report to browse, embeddings in two dimensions, training curves.
 
-    visualize.py rankings evaluation.json      the nearest images of some queries, as a picture
-    visualize.py report evaluation.json        one HTML page with numbers, charts and every query's ranked list
-    visualize.py embeddings embeddings.h5      a scatter plot, and data for TensorBoard's projector
-    visualize.py curves ROOT [ROOT ...]        loss, precision, active count, learning rate, … of runs
-    visualize.py clusters NAME.csv             one HTML page to merge, split and name the clusters of cluster.py
-    visualize.py augmentation ROOT             some training images, as the net of a run gets to see them
+    visualize.py rankings evaluation.json     the nearest images of some queries, as a picture
+    visualize.py report evaluation.json       an HTML page: scores, charts and all ranked lists
+    visualize.py embeddings embeddings.h5     a scatter plot, and data for TensorBoard's projector
+    visualize.py curves ROOT [ROOT ...]       loss, precision, active count, learning rate, …
+    visualize.py clusters NAME.csv            an HTML page to merge, split and name clusters
+    visualize.py augmentation ROOT            some training images, as the net of a run sees them
 
-An evaluation file says which csv and .h5 files it was made from, and an .h5 file says where its images are; the flags
-are for files that were moved since. No display is needed, and TensorFlow for the augmentation only.
+An evaluation file names its csv and .h5 files, and an .h5 file names its images; flags replace the paths of files that were
+moved. No display is needed. Only the augmentation imports TensorFlow.
 """
 if __name__ == '__main__':  # Before all other imports.
     from tripletreid import startup
@@ -36,8 +36,8 @@ from tripletreid.visualization.embedding_plot import (
 from tripletreid.visualization.figures import check_picture_name, save_picture, use_fonts_for
 from tripletreid.visualization.rankings_plot import picture_of_lists
 
-DRAWN_VARIANTS = 8  # Of each image.
-NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # of pictures on a page
+DRAWN_VARIANTS = 8  # Augmented variants per image.
+NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # Size of the pictures on a page, for a note and as the limit.
 
 
 def make_parser():
@@ -50,9 +50,9 @@ def make_parser():
     add = evaluated.add_argument
     add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
     add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
-    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='their embeddings, likewise')
-    add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, likewise')
-    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='its embeddings, likewise')
+    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the queries, if they were moved since')
+    add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, if it was moved since')
+    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the gallery, if they were moved since')
     add('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
 
     pictured = ArgumentParser(add_help=False)
@@ -64,12 +64,12 @@ def make_parser():
     add = commands.add_parser('rankings', parents=[evaluated, pictured],
                               example='python visualize.py rankings runs/first/evaluation.json --count 4',
                               help='the nearest images of some queries, as a picture').add_argument
-    add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: those of the lowest or '
+    add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: with the lowest or '
         'the highest AP, or any with a match (%(default)s)')
     add('--count', type=positive_int, default=8, metavar='N', help='how many queries (%(default)s)')
     add('--queries', nargs='+', metavar='FILE', help='exactly these queries, as the csv file names them')
     add('--show_excluded', action='store_true', help='also show, greyed, the images that the protocol excludes')
-    add('--filename', metavar='PNG', help='or .pdf, .svg, … (EVALUATION_rankings.png)')
+    add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: EVALUATION_rankings.png)')
 
     add = commands.add_parser('report', parents=[evaluated, pictured],
                               example='python visualize.py report runs/first/evaluation.json',
@@ -78,7 +78,7 @@ def make_parser():
         'better or worse since')
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of '
         f'holding thumbnails of them, of which it takes {MOST_MEGABYTES} MB at most')
-    add('--filename', metavar='HTML', help='(EVALUATION.html)')
+    add('--filename', metavar='HTML', help='page to write (default: EVALUATION.html)')
 
     add = commands.add_parser('embeddings', parents=[pictured],
                               example='python visualize.py embeddings runs/first/folder_test_embeddings.h5',
@@ -91,13 +91,14 @@ def make_parser():
         'random; 0: all (%(default)s)')
     add('--projector', metavar='DIR', help="also write the same images' vectors, names and thumbnails for "
         "TensorBoard's projector")
-    add('--filename', metavar='PNG', help='or .pdf, .svg, … (EMBEDDINGS.png)')
+    add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: EMBEDDINGS.png)')
 
     add = commands.add_parser('curves', example='python visualize.py curves runs/first runs/second',
                               help='loss, precision, active count, learning rate, … of runs').add_argument
-    add('experiment_roots', nargs='+', metavar='EXPERIMENT_ROOT')
+    add('experiment_roots', nargs='+', metavar='EXPERIMENT_ROOT', help='experiment roots of the runs to draw')
     add('--smoothing', type=positive_int, metavar='N', help='mean over N iterations; 1: none (a hundredth of the run)')
-    add('--filename', metavar='PNG', help='or .pdf, .svg, … (curves.png in the first experiment root)')
+    add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: curves.png in the first '
+        'experiment root)')
 
     add = commands.add_parser('augmentation', example='python visualize.py augmentation runs/first --count 4',
                               help='some training images, as the net of a run gets to see them').add_argument
@@ -106,7 +107,8 @@ def make_parser():
     add('--image_root', nargs='+', metavar='DIR', help='folder of the images, if they were moved since; one for all '
         'sets, or one for each')
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
-    add('--filename', metavar='PNG', help='or .pdf, .svg, … (augmentation.png in the experiment root)')
+    add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: augmentation.png in the '
+        'experiment root)')
 
     add = commands.add_parser('clusters', example='python visualize.py clusters groups.csv',
                               help='one HTML page to merge, split, name or throw out clusters').add_argument
@@ -162,7 +164,7 @@ def choose_queries(evaluation, args):
         chosen = canonical_paths(args.queries)
         unknown = sorted(set(chosen) - set(evaluation.fids))
         if unknown:
-            raise InputError(f'{unknown[0]} is not a query of {args.evaluation}; names are those of the csv file.')
+            raise InputError(f'{unknown[0]} is not a query of {args.evaluation}; use the names of the csv file.')
         return np.array([evaluation.fids.index(fid) for fid in chosen])
     matched = np.flatnonzero(~np.isnan(evaluation.ap))
     if not len(matched):
@@ -254,7 +256,7 @@ def draw_curves(args):
     from tripletreid.experiment.detailed_logs import read_loss_quantiles
     from tripletreid.experiment.event_files import read_scalars
     filename = os.path.join(args.experiment_roots[0], 'curves.png') if args.filename is None else args.filename
-    if all(map(os.path.isdir, args.experiment_roots)):  # Else it is told below what is wrong with them.
+    if all(map(os.path.isdir, args.experiment_roots)):  # Otherwise the error below names the wrong root.
         check_picture_name(filename, ())
     runs = {root: read_scalars(root) for root in args.experiment_roots}
     distributions = {root: quantiles for root in runs if (quantiles := read_loss_quantiles(root))}
@@ -295,7 +297,7 @@ def draw_augmentation(args):
     drawn = drawn_images(images.paths(chosen, image_root), run, DRAWN_VARIANTS, args.seed)
     warn_of_boxes({root, *chosen.fids})
     flags = flags_of(run) or 'no augmentation'
-    # Of joined sets the first folder is the set.
+    # The first folder of joined sets is the set.
     names = [f'{fid.partition("/")[0]}/{os.path.basename(fid)}' if chosen.sets else os.path.basename(fid)
              for fid in chosen.fids]
     save_picture(picture_of_augmentation(drawn, names, f'{root}: {flags}'), filename)
@@ -314,8 +316,8 @@ def warn_of_boxes(names):
     boxed = use_fonts_for(sorted(names))
     if boxed:
         more = f' and {len(boxed) - 1} more name{"s" * (len(boxed) > 2)}' if boxed[1:] else ''
-        print(f'Warning: no installed font has all characters of {boxed[0]}{more}, so that boxes stand for them; Noto '
-              f'fonts have those of most languages.', file=sys.stderr)
+        print(f'Warning: no installed font has all characters of {boxed[0]}{more}, so boxes replace them; Noto '
+              f'fonts cover most languages.', file=sys.stderr)
 
 
 if __name__ == '__main__':

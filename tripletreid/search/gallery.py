@@ -72,7 +72,7 @@ class Gallery:
 
     def fid(self, row):
         """Return the file id of a row."""
-        return self.embeddings.fids_of_rows(row, row + 1)[0]
+        return self.embeddings.fids_neighbourss(row, row + 1)[0]
 
     def path(self, row):
         """Return the path of a row's image; None if it is missing or outside of the image root."""
@@ -134,8 +134,8 @@ class Gallery:
             return 'No identity has two images in the gallery, so the accuracy of the vote cannot be measured.'
         nearest = self._prepared.nearest(chunks.read_rows(self.embeddings, rows), min(count + 1, len(self)))
         limit = np.inf if self.threshold is None else self.threshold
-        votes = [_vote([self.names[near] for near, distance in zip(of_row, distances) if near != row and distance <= limit]
-                       [:count]) for row, of_row, distances in zip(rows, nearest.rows, nearest.distances)]
+        votes = [_vote([self.names[near] for near, distance in zip(near_rows, distances)
+                        if near != row and distance <= limit][:count]) for row, near_rows, distances in zip(rows, nearest.rows, nearest.distances)]
         right = np.mean([vote is not None and vote.name == self.names[row] for row, vote in zip(rows, votes)])
         nobody = np.mean([vote is None for vote in votes])
         return (f'A vote of the {count} nearest is right for {right:.1%} of {len(rows)} gallery images with another image '

@@ -34,7 +34,7 @@ LOOPBACK = '127.0.0.1'
 PORT = 8000
 MAX_BYTES = 32 << 20  # Size of an upload.
 MAX_BYTES_TOGETHER = 8 * MAX_BYTES  # Size of all uploads that have arrived and are not answered.
-MAX_PIXELS = 50_000_000  # Of an uploaded picture; a decoded pixel takes three bytes.
+MAX_PIXELS = 50_000_000  # Size of an uploaded picture; a decoded pixel takes three bytes.
 PATIENCE = 60  # Seconds that an upload may take.
 IDLE_SECONDS = 10  # A connection may be open without a request for one to two times this.
 WAITING = 128  # Connections that the system keeps until they are accepted.
@@ -178,7 +178,7 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
 
     @app.get('/gallery/{row}')
     async def picture(row: int):
-        # Of embeddings in many parts only some are open at a time.
+        # Only some of many shards are open at a time.
         path = await alone(gallery.path, _checked_row(row, gallery))
         small = path and await asyncio.to_thread(thumbnail, path, page.WIDTH, page.HEIGHT)
         if not small:
@@ -205,7 +205,7 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
     answer_error(InputError, lambda _: 422)
     answer_error(starlette.exceptions.HTTPException, lambda error: error.status_code, lambda error: f'{error.detail}.')
     answer_error(fastapi.exceptions.RequestValidationError, lambda _: 404, lambda _: 'Images have numbers.')
-    # What is left is a lack of memory, or a bug, of which uvicorn prints the traceback.
+    # The remaining causes are a lack of memory or a bug, whose traceback uvicorn prints.
     answer_error(Exception, lambda _: 500, lambda error: f'The search has failed ({type(error).__name__}).')
     return Guard(app, host, token)
 
@@ -266,7 +266,7 @@ def _checked_row(row, gallery):
 
 
 class Guard:
-    """Stands in front of an ASGI application: who may ask, and headers for every answer."""
+    """A wrapper of an ASGI application that checks each request's origin and token, and adds headers to every answer."""
 
     def __init__(self, app, host, token):
         self.app, self.token = app, token
@@ -285,13 +285,13 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope, headers)
-        cookie = f'{COOKIE}_{scope["server"][1]}'  # Browsers do not tell the ports of a machine apart.
+        cookie = f'{COOKIE}_{scope["server"][1]}'  # Browsers share cookies between the ports of a machine.
         if refusal is None and self.token and not _equal(_value_of(cookie, headers), self.token):
-            refusal = self._answer_to_stranger(scope, cookie)
+            refusal = self._answer_without_cookie(scope, cookie)
         await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, scope, headers):
-        """What to answer who asks by a name that is not ours, or from another page; None otherwise."""
+        """Return the refusal of a request by a foreign host name or from another page, or None."""
         host = headers.get('host', '')
         if not self._is_own_name(_name_in(host)):
             return fastapi.responses.JSONResponse({'error': f'This is not {host[:100]}.'}, 400)
@@ -309,7 +309,7 @@ class Guard:
         except ValueError:
             return False
 
-    def _answer_to_stranger(self, scope, cookie):
+    def _answer_without_cookie(self, scope, cookie):
         """To the page's address with the right token: the cookie that stands for it from then on."""
         query = urllib.parse.parse_qs(scope['query_string'].decode('latin-1'))
         if scope['path'] == '/' and _equal(query.get('token', [''])[0], self.token):

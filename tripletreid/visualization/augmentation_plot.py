@@ -21,7 +21,7 @@ def flags_of(args):
 
 
 def drawn_images(paths, args, variants, seed):
-    """Images as they are without augmentation, and as they are drawn with that of a run.
+    """Load images without augmentation, and variants with the augmentation of a run.
 
     Args:
         paths: of n image files.
@@ -48,7 +48,7 @@ def drawn_images(paths, args, variants, seed):
 
 
 def picture_of_augmentation(drawn, names, title):
-    """A row for each image: itself, then what was drawn of it.
+    """Draw a row per image: the image, then its variants.
 
     Args:
         drawn: as of `drawn_images`.
@@ -61,8 +61,8 @@ def picture_of_augmentation(drawn, names, title):
     row_height = CELL * height / width + 0.2
     figure = new_figure(CELL * columns + 0.2, row_height * count + 0.8)
     panels = figure.subplots(count, columns, squeeze=False)
-    for row, name, of_image in zip(panels, names, drawn):
-        for panel, pixels in zip(row, of_image):
+    for row, name, variants in zip(panels, names, drawn):
+        for panel, pixels in zip(row, variants):
             panel.imshow(pixels)
             panel.set(xticks=[], yticks=[])
         row[0].set_title(shortened(name, 7, 72 * CELL), fontsize=7, loc='left')

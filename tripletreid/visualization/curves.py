@@ -13,8 +13,8 @@ def picture_of_curves(runs, distributions, smoothing):
     """Draw a panel for each scalar, with all runs in it, and one for each distribution of losses.
 
     Args:
-        runs: {name: what `event_files.read_scalars` gives}.
-        distributions: {name: what `detailed_logs.read_loss_quantiles` gives}, of the runs that have some.
+        runs: {name: result of `event_files.read_scalars`}.
+        distributions: {name: result of `detailed_logs.read_loss_quantiles`} for the runs with detailed logs.
         smoothing: mean over so many iterations; None: a hundredth of the run.
 
     Returns: figure, how many scalars there are.

@@ -23,7 +23,7 @@ def rows_of_identities(pids, count, seed):
 
 
 def in_two_dimensions(emb, projection, seed):
-    """Embeddings [N, D] as points [N, 2], and a few words that tell how they became that."""
+    """Project embeddings [N, D] to points [N, 2]; return them and a short description of the projection."""
     if emb.shape[1] == 2:
         return emb, 'as embedded'
     if min(emb.shape) < 2:
@@ -83,7 +83,7 @@ def check_projector(folder):
 
 
 def write_projector(folder, emb, dataset, paths):
-    """Write what TensorBoard's projector reads: vectors, names, thumbnails in one sprite, and their description.
+    """Write the files of TensorBoard's projector: vectors, names, thumbnails in one sprite, and their description.
 
     Returns: `Missing`.
     """

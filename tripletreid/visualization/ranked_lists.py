@@ -1,4 +1,4 @@
-"""An evaluation with what it was made from (csv, `.h5` and image files), opened and checked, and its ranked lists."""
+"""An evaluation with its inputs (csv, `.h5` and image files), opened and checked, and its ranked lists."""
 import dataclasses
 import os
 import typing
@@ -95,7 +95,7 @@ def _without_held_out(evaluation, gallery_dataset, query_dataset):
 
 
 def _apply_protocol(evaluation, query_dataset):
-    """Do with the opened embeddings what evaluate.py did, so that ranks are those of the evaluation."""
+    """Process the opened embeddings as evaluate.py did, so that ranks equal the evaluation's."""
     parameters = evaluation.parameters
     if parameters.get('multi_query_dataset'):
         images, image_set = open_with_dataset(_file(evaluation, 'multi_query_embeddings'),
@@ -127,13 +127,13 @@ def _open_located(embeddings_path, dataset_path, args):
 
 def _check_queries(evaluation, dataset):
     if evaluation.fids != dataset.fids.tolist():
-        raise InputError(f'{evaluation.path} is an evaluation of other queries than those of {dataset.path}. Evaluate '
+        raise InputError(f'{evaluation.path} is an evaluation of other queries than {dataset.path}. Evaluate '
                          f'again, or name the csv file of then.')
 
 
 def _check_gallery(evaluation, dataset):
     if evaluation.is_of_other_gallery(dataset.content_hash(), len(dataset)):
-        raise InputError(f'{evaluation.path} is an evaluation of another gallery than that of {dataset.path}. Evaluate '
+        raise InputError(f'{evaluation.path} is an evaluation of another gallery than {dataset.path}. Evaluate '
                          f'again, or name the csv file of then.')
 
 
@@ -165,7 +165,7 @@ def ranked_lists(evaluation, query, gallery, queries, top_k):
 
     Args:
         queries: rows of the query dataset, int64 [n].
-        top_k: how many images each list has beside the excluded ones.
+        top_k: number of images in each list, in addition to the excluded ones.
 
     Returns: n lists of `Ranked`, nearest first, in which the excluded images have a place but do not count.
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from tripletreid.visualization.figures import new_figure, shortened
 
-# How an image of a ranked list is framed: colour, line, and the mark beside its rank.
+# Frame of an image of a ranked list: colour, line, and the mark before its rank.
 FRAMES = {'query': ('#1c2127', '-', ''), 'match': ('#1a7f37', '-', '✓ '), 'no match': ('#c9252d', '--', '✗ '),
           'excluded': ('#8a929c', ':', '')}
-WIDTH = 60  # Of a cell's picture; all lengths here are in points.
+WIDTH = 60  # Width of a cell's picture; all lengths here are in points.
 GAP = 16  # Between pictures side by side.
 TEXT_SIZE = 7.5
 
@@ -56,7 +56,7 @@ def picture_of_lists(evaluation, query, gallery, queries, lists):
 
 
 def cells_of_lists(evaluation, query, gallery, queries, lists):
-    """The cells of a picture: of each query its own, then those of its ranked list; arguments as `picture_of_lists`."""
+    """Return the cells of a picture: per query its own cell, then its ranked list; arguments as `picture_of_lists`."""
     cells = []
     for row, (q, ranked) in enumerate(zip(queries, lists)):
         query_pid = query.dataset.pids[q]

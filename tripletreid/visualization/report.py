@@ -22,10 +22,10 @@ WEIGHED = 64  # Pictures by which the size of a page is estimated.
 
 @dataclasses.dataclass
 class Found:
-    """What a page is to show, before there are pictures of it.
+    """The content of a page, without its pictures.
 
-    names: what to call the evaluations.
-    runs: of each evaluation, what the page's script reads of it; gallery images are numbers in `shown`.
+    names: names of the evaluations.
+    runs: per evaluation, the data that the page's script reads; gallery images are numbers in `shown`.
     shown: rows of the gallery images in any of the lists, list [G].
     fids, paths: file ids of the Q queries and of those gallery images, and the paths of their files, lists [Q + G].
     """
@@ -41,7 +41,7 @@ class Found:
 
 
 def find(evaluations, query, gallery, top_k, seed):
-    """Find what a page is to show.
+    """Find the content of a page.
 
     Args:
         evaluations: one `Evaluation`, or the one to look at and an earlier one to compare it with.
@@ -58,7 +58,7 @@ def find(evaluations, query, gallery, top_k, seed):
     runs = [{'name': name, **_run(evaluation, query, gallery, top_k, seed)}
             for name, evaluation in zip(names, evaluations)]
 
-    # Of the gallery the page holds only what some list shows, numbered anew.
+    # The page contains only the gallery images of some list, with new numbers.
     shown = sorted({row for run in runs for ranked in run['lists'] + run['further'] for row, *_ in ranked})
     number_of_row = {row: number for number, row in enumerate(shown)}
     for run in runs:
@@ -79,7 +79,7 @@ def page_data(found, evaluations, query, gallery, page, link_images):
     """The data of a page, as the template's script reads them.
 
     Args:
-        found: what `find` found for these `evaluations`, `query` and `gallery`.
+        found: result of `find` for these `evaluations`, `query` and `gallery`.
         page: path that the page will have.
         link_images: whether it refers to the image files or holds thumbnails of them.
 
@@ -101,7 +101,7 @@ def page_data(found, evaluations, query, gallery, page, link_images):
     data = {
         'title': ' compared with '.join(names),
         'about': _about(now, query.dataset, gallery.dataset),
-        'warnings': [f'The distances of {name} are of another kind ({_kind_of_distance(evaluation)}) than those of '
+        'warnings': [f'The distances of {name} are of another kind ({_kind_of_distance(evaluation)}) than of '
                      f'{names[0]} ({_kind_of_distance(now)}).' for name, evaluation in zip(names, evaluations)
                      if _kind_of_distance(evaluation) != _kind_of_distance(now)]
         + ([missing.sentence()] if missing.fids else []),
@@ -130,14 +130,14 @@ def write_page(path, data):
 
 
 def _names(evaluations):
-    """What to call the evaluations: folder and name of their files; the whole path where that is not enough."""
+    """Name the evaluations by folder and name of their files, or by the complete path if that is ambiguous."""
     paths = [os.path.splitext(os.path.abspath(evaluation.path))[0] for evaluation in evaluations]
     names = ['/'.join(pathlib.Path(path).parts[-2:]) for path in paths]
     return names if len(set(names)) == len(names) else paths
 
 
 def _run(evaluation, query, gallery, top_k, seed):
-    """What the page shows of one evaluation; gallery images are rows still."""
+    """Return the data of one evaluation for the page; gallery images are still rows."""
     lists = ranked_lists(evaluation, query, gallery, np.arange(len(query.dataset)), top_k)
     matches = _matches(evaluation, query, gallery)
     same = np.concatenate([distances for _, distances in matches])
@@ -164,9 +164,9 @@ def _run(evaluation, query, gallery, top_k, seed):
 
 
 def _verification(verification, lists, query_pids, gallery_pids):
-    """What the page shows of a `Verification`, given the ranked lists of all queries and the identities."""
+    """Return the data of a `Verification` for the page, given the ranked lists of all queries and the identities."""
     points = [point for point in verification.tpr_at_fpr if point.threshold is not None]
-    accepted_at = []  # Of each query the smallest FPR at which its nearest image, of another identity, is accepted.
+    accepted_at = []  # Per query the smallest FPR at which its nearest image, of another identity, is accepted.
     for pid, ranked in zip(query_pids, lists):
         nearest = next((entry for entry in ranked if not entry.excluded), None)
         wrong = nearest is not None and gallery_pids[nearest.row] != pid

@@ -26,7 +26,7 @@ def thumbnails(paths, width, height):
 
     Args:
         paths: of image files; None stands for a missing one.
-        width, height: what a picture is shrunk to fit into, in pixels.
+        width, height: largest size of a thumbnail, in pixels.
 
     Returns: an iterator over PIL images in RGB, None where there is no path or the file does not decode.
     """
