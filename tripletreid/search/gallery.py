@@ -135,7 +135,8 @@ class Gallery:
         nearest = self._prepared.nearest(chunks.read_rows(self.embeddings, rows), min(count + 1, len(self)))
         limit = np.inf if self.threshold is None else self.threshold
         votes = [_vote([self.names[near] for near, distance in zip(near_rows, distances)
-                        if near != row and distance <= limit][:count]) for row, near_rows, distances in zip(rows, nearest.rows, nearest.distances)]
+                        if near != row and distance <= limit][:count])
+                 for row, near_rows, distances in zip(rows, nearest.rows, nearest.distances)]
         right = np.mean([vote is not None and vote.name == self.names[row] for row, vote in zip(rows, votes)])
         nobody = np.mean([vote is None for vote in votes])
         return (f'A vote of the {count} nearest is right for {right:.1%} of {len(rows)} gallery images with another image '
