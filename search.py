@@ -10,7 +10,7 @@ import sys
 import h5py
 import numpy as np
 
-from tripletreid import argument_types, quiet
+from tripletreid import argument_types, pictures, quiet
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.differences import difference
 from tripletreid.embeddings.shards import in_order, open_embeddings
@@ -244,6 +244,7 @@ def open_gallery(args, trained, model):
     if problems := embeddings.problems:
         first = min(problems)
         warnings.append(f'Images that cannot be read are skipped: {some(problems)}; {first}: {problems[first]}.')
+    warnings += pictures.doubts_of_files(list(embeddings.fids), lambda fid: os.path.join(files.root, fid))
     for sentence in warnings:
         warn(sentence)
     names = None if files.pids is None else np.array([files.pids[fid] for fid in embeddings.fids], object)

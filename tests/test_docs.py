@@ -14,6 +14,7 @@ import pytest
 from _forked_python import forking_python
 from _runs import Run
 from conftest import ROOT
+from tripletreid.experiment import train_flags
 
 sys.path.insert(0, str(ROOT / 'docs'))
 
@@ -70,10 +71,11 @@ def flags_of(command, subcommand=None):
 
 @functools.lru_cache(None)
 def all_flags():
-    """Return every flag that stands in the code as text of its own."""
+    """Return every flag that stands in the code as text of its own, and the options of nets."""
     folders = ('tripletreid', 'layouts', 'nets', 'benchmarks', 'tests')
     code = [*ROOT.glob('*.py'), *(path for name in folders for path in (ROOT / name).rglob('*.py'))]
-    return FOREIGN_FLAGS.union(*(re.findall(r"'(--[a-z][a-z_0-9]+)'", path.read_text(encoding='utf-8')) for path in code))
+    net_options = {f'--{name}' for name in train_flags.NET_OPTIONS}
+    return FOREIGN_FLAGS.union(net_options, *(re.findall(r"'(--[a-z][a-z_0-9]+)'", path.read_text(encoding='utf-8')) for path in code))
 
 
 def test_every_block_of_commands_runs(tmp_path):
