@@ -318,9 +318,8 @@ def shared_images(first, second, copies):
     other_side = not are_of_one_side(first.path, second.path)
     moment = {fid for pid, fid in zip(second.pids, second.fids) if fid not in shared | again
               and any(other_side or pid_of_fid[each] == pid for each in copies.same_moment.get(fid, set()) & first_fids)}
-    print(f'images in {both}: {some(shared)}')
-    print(f'pictures in {both}, saved again: {some(again)}')
-    print(f'nearly equal pictures{"" if other_side else " of one identity"} in {both}: {some(moment)}')
+    print(f'images in {both}: {some(shared)}; saved again: {some(again)}; nearly equal'
+          f'{"" if other_side else " and of one identity"}: {some(moment)}')
     if len(moment) > MANY_OF_ONE_MOMENT * min(len(first_fids), len(set(second.fids))):
         warn(f'{len(moment)} of {len(second)} images of {second.path} are nearly equal to one of {first.path}, as frames '
              f'of one sequence are. Even an untrained net finds those: split by sequence (make_dataset.py folder '
