@@ -41,7 +41,8 @@ cd ..
 COMMANDS = {path.name for path in ROOT.glob('*.py')} - {'loss.py'}
 WITH_SUBCOMMANDS = {'make_dataset.py', 'visualize.py'}
 FLAG = re.compile(r'(?<![-\w])--[a-z][a-z_0-9]+(?![-\w])')  # This project's flags have no dash inside.
-FOREIGN_FLAGS = {'--protocol', '--nthreads', '--help', '--logdir'}  # Flags of Dask, argparse and TensorBoard.
+FOREIGN_FLAGS = {'--protocol', '--nthreads', '--help', '--logdir',  # Flags of Dask, argparse and TensorBoard,
+                 '--length_weight'}  # and of the example objective in docs/extending.md.
 PYTHON = f"""#!/bin/sh
 case "$1" in
 */* | -*) exec {sys.executable} "$@" ;;
@@ -74,8 +75,8 @@ def all_flags():
     """Return every flag that stands in the code as text of its own, and the options of nets."""
     folders = ('tripletreid', 'layouts', 'nets', 'benchmarks', 'tests')
     code = [*ROOT.glob('*.py'), *(path for name in folders for path in (ROOT / name).rglob('*.py'))]
-    net_options = {f'--{name}' for name in train_flags.NET_OPTIONS}
-    return FOREIGN_FLAGS.union(net_options, *(re.findall(r"'(--[a-z][a-z_0-9]+)'", path.read_text(encoding='utf-8')) for path in code))
+    in_code = (re.findall(r"'(--[a-z][a-z_0-9]+)'", path.read_text(encoding='utf-8')) for path in code)
+    return FOREIGN_FLAGS.union({f'--{name}' for name in train_flags.NET_OPTIONS}, *in_code)
 
 
 def test_every_block_of_commands_runs(tmp_path):
