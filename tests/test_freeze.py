@@ -578,7 +578,7 @@ def test_fewer_bits(kind, ending, folder, plain_exports, tmp_path, monkeypatch, 
     assert path.stat().st_size < 0.6 * float_file.stat().st_size and card_of(path)['quantization'] == kind
     batch = np.stack([images.load(str(folder / f'{number}.png'), (32, 16)) for number in range(5)])
     found, expected = (exports.load(str(each)).embed(batch) for each in (path, float_file))
-    assert found.dtype == np.float32 and 0 < abs(found - expected).max() < 0.1  # Of vectors of length one.
+    assert found.dtype == np.float32 and 0 < abs(found - expected).max() < 0.1  # The vectors have length one.
 
 
 def test_quantisation_that_is_refused(folder, tmp_path, monkeypatch, capsys):

@@ -129,9 +129,9 @@ def _overflowing_step(folder, to_parent):
     to_parent.send((printed, changed, float(after['loss_scale']), int(after['global_step'])))
 
 
-def test_an_overflow_of_float16_on_two_devices_leaves_the_step_out(people):
-    told, changed, scale, step = in_child(_overflowing_step, people)()
-    assert told == [f'Iteration 1 skipped: gradients overflowed float16. Loss scale reduced to {2.0 ** 119:g}.']
+def test_an_overflow_of_float16_on_two_devices_skips_the_step(people):
+    printed, changed, scale, step = in_child(_overflowing_step, people)()
+    assert printed == [f'Iteration 1 skipped: gradients overflowed float16. Loss scale reduced to {2.0 ** 119:g}.']
     assert not changed and scale == 2.0 ** 119 and step == 1
 
 

@@ -5,30 +5,16 @@
 import pytest
 
 import language
-from conftest import ROOT
-
-# Files that are not rewritten yet. The list only shrinks: remove a file when it is clean.
-NOT_YET = ROOT / 'tests' / 'language_not_yet.txt'
-
-
-def not_yet():
-    return set(NOT_YET.read_text(encoding='utf-8').split()) if NOT_YET.exists() else set()
-
 
 def test_no_file_breaks_a_rule():
-    broken = {name: found for name in language.files() if name not in not_yet() and (found := language.findings(name))}
+    broken = {name: found for name in language.files() if (found := language.findings(name))}
     assert not broken, '\n'.join(f'{name}:{each.line}: "{each.words}" ({each.advice})' for name, found in broken.items()
                                  for each in found)
 
 
-def test_the_list_of_files_to_rewrite_only_shrinks():
-    clean = [name for name in not_yet() if not (ROOT / name).exists() or not language.findings(name)]
-    assert not clean, f'remove from {NOT_YET.name}: {" ".join(sorted(clean))}'
-
-
 def test_rates_of_words():
     counts = language.docstrings_and_docs()
-    for group in ['Markdown'] if not_yet() else counts:
+    for group in counts:
         for words, (_, most) in language.RATES.items():
             assert 1000 * counts[group][words] / counts[group]['words'] <= most, (group, words)
 
