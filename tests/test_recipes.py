@@ -31,6 +31,7 @@ STARTS_FROM = {
     'sbs_market1501.sh': 'resnet_v1_50',
     'xent_market1501.sh': 'resnet50',
     'xent_triplet_market1501.sh': 'mnist',
+    'osnet_market1501.sh': 'mnist with head',
     'vit_market1501.sh': 'augreg',
     'personvit_market1501.sh': 'personvit',
 }
@@ -86,6 +87,8 @@ def weights(tmp_path_factory):
         for name in ('resnet_v1_50', 'mnist'):
             body = model.build(name, 'direct', 2, (32, 32, 3)).body
             checkpoints.save(folder, ('resnet_v1_50', 'mnist').index(name), model.named_variables(body))
+        whole = model.build('mnist', 'linear_bn_relu', 8, (32, 32, 3))
+        checkpoints.save(folder, 2, model.named_variables(whole))
     with pytest.MonkeyPatch.context() as patch:
         few_units(patch.setattr)
         keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
@@ -96,6 +99,7 @@ def weights(tmp_path_factory):
         'siglip2': written(folder / 'siglip2.npz', jax_arrays(siglip, 'params/img/', stacked=True) | {
             'params/t': np.zeros(1), 'params/b': np.zeros(1), 'params/txt/head/bias': np.zeros(3)})}
     return {**transformers, 'resnet_v1_50': folder / 'checkpoint-0', 'mnist': folder / 'checkpoint-1',
+            'mnist with head': folder / 'checkpoint-2',
             'resnet50': folder / 'resnet50.weights.h5'}
 
 
@@ -121,7 +125,8 @@ def test_recipe_prints_its_usage(name, run_recipe):
 @pytest.mark.parametrize('name', STARTS_FROM)
 def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tmp_path):
     start = STARTS_FROM[name]
-    smaller = {'mnist': ['--model_name', start, '--embedding_dim', 8], 'augreg': ['--embedding_dim', WIDTH],
+    smaller = {'mnist': ['--model_name', 'mnist', '--embedding_dim', 8],
+               'mnist with head': ['--model_name', 'mnist', '--embedding_dim', 8], 'augreg': ['--embedding_dim', WIDTH],
                'personvit': ['--embedding_dim', WIDTH]}.get(start, [])
     crops = '--pre_crop_height' in (ROOT / 'recipes' / name).read_text()
     process = run_recipe(name, market1501, *([weights[start]] if start else []), tmp_path / 'run', *SMALL, *smaller,
@@ -130,11 +135,11 @@ def test_recipe_on_market1501(name, run_recipe, project, market1501, weights, tm
     assert (tmp_path / 'run' / 'checkpoint-1.index').exists()
     assert (project / 'data' / 'market1501_train.csv').exists()
     if start:
-        assert 'Initialised the body from' in process.stderr
+        assert f'Initialised {"body and head" if start == "mnist with head" else "the body"} from' in process.stderr
     args = json.loads((tmp_path / 'run' / 'args.json').read_text())
-    assert any(word in name for word in ('xent', 'strong', 'vit', 'sbs')) == (args['xent_weight'] == 1)
+    assert any(word in name for word in ('xent', 'strong', 'vit', 'sbs', 'osnet')) == (args['xent_weight'] == 1)
     assert (args['center_weight'] > 0) == ('strong' in name) and (args['classifier'] == 'circle') == ('sbs' in name)
-    assert (args['pad_crop'] == 10) == any(word in name for word in ('strong', 'vit', 'sbs'))
+    assert (args['pad_crop'] == 10) == any(word in name for word in ('strong', 'vit', 'sbs', 'osnet'))
     assert [args[option] for option in ('class_token', 'gelu', 'pixels')] == {
         'augreg': ['yes', 'tanh', 'half'], 'personvit': ['yes', 'exact', 'half']}.get(start, [None] * 3)
     assert args['decay_beta1'] == (0.5 if name in LOWER_BETA1 else None)
