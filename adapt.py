@@ -228,8 +228,7 @@ def train_arguments(args, folder, train_set='clusters.csv'):
     argv = ['--experiment_root', folder, '--train_set', train_set, '--image_root', args.image_root or '.',
             '--loading_threads', str(args.loading_threads), *DEFAULTS, *args.train_flags]
     round_args = parser.parse_args(argv)
-    for name in ('model_name', 'embedding_dim', 'head_name', 'net_input_height', 'net_input_width', 'pre_crop_height',
-                 'pre_crop_width', 'metric', *train_flags.NET_OPTIONS):
+    for name in (*train_flags.MODEL_ARGS, 'pre_crop_height', 'pre_crop_width', 'metric'):
         if name not in parser.given:
             setattr(round_args, name, getattr(trained, name))
     round_args.resume = False

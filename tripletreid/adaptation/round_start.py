@@ -37,7 +37,7 @@ def write(args, previous_root, previous_checkpoint, is_first, embeddings):
     tf.keras.backend.clear_session()
     state = train_state.create(args, identities, tf.distribute.get_strategy())
     network = model.named_variables(state.network)
-    path = checkpoints.of_root(previous_root, previous_checkpoint)
+    path = checkpoints.find_in_root(previous_root, previous_checkpoint)
     if is_first:
         embeddings = _load_initial(network, path, embeddings)
     else:
