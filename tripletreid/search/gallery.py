@@ -72,7 +72,7 @@ class Gallery:
 
     def fid(self, row):
         """Return the file id of a row."""
-        return self.embeddings.fids_neighbourss(row, row + 1)[0]
+        return self.embeddings.fids_of_rows(row, row + 1)[0]
 
     def path(self, row):
         """Return the path of a row's image; None if it is missing or outside of the image root."""
