@@ -227,7 +227,7 @@ def test_files_that_are_refused(osnet_file, tmp_path):
             assert part in str(error.value), (part, str(error.value))
 
     refused(saved(tmp_path / 'a.safetensors', random_weights(resnet_shapes(False, (1, 1, 1, 1)))),
-            'a file of no net of nets/', 'and 45 more')
+            'a file of no net of nets/', 'and 84 more')
     refused(osnet_file[0], 'does not fit the net osnet_x1_0. It is a file of osnet_x0_25: choose --model_name osnet_x0_25',
             model_name='osnet_x1_0')
     (tmp_path / 'a.h5').write_bytes(b'1')
