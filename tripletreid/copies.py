@@ -20,7 +20,7 @@ from tripletreid.image_root import THREADS, image_path, image_root_of_sets
 from tripletreid.pictures import ORIENTATION
 from tripletreid.provenance import file_hash
 
-SIMILAR_BITS = 6  # Out of 64. In half of Market-1501's test set, 5% of the queries have such an image, no training image has.
+SIMILAR_BITS = 6  # Out of 64. In half of Market-1501's test set, 5% of the queries have such an image, no training image.
 SAVED_AGAIN_LEVELS = 3  # Root mean square of the differences of two grey copies, in levels of 0 to 255.
 SAVED_AGAIN_CONTRAST = 1 / 8  # The same as a fraction of the contrast, for pages of a form.
 GREY_SIDE = 16
