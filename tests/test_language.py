@@ -6,6 +6,7 @@ import pytest
 
 import language
 
+
 def test_no_file_breaks_a_rule():
     broken = {name: found for name in language.files() if (found := language.findings(name))}
     assert not broken, '\n'.join(f'{name}:{each.line}: "{each.words}" ({each.advice})' for name, found in broken.items()
