@@ -74,7 +74,7 @@ def main():
 
 
 def read_list(path):
-    """The lines of a text file that are not empty, a list."""
+    """Return the lines of a text file that are not empty, a list."""
     try:
         with open(path, encoding='utf-8') as file:
             lines = [line.strip() for line in file]
@@ -89,7 +89,7 @@ def read_list(path):
 
 
 def ten_crops(path):
-    """The crops whose mean embedding is the image's: uint8 [10, 256, 128, 3] RGB.
+    """Return the crops whose mean embedding is the image's: uint8 [10, 256, 128, 3] RGB.
 
     Raises:
         InputError: an image that is missing or does not decode.
@@ -139,7 +139,7 @@ def resize(image, height, width):
 
 
 def _taps(source, target):
-    """Each target pixel's two source pixels and the weight of the second one: int [target] twice, float32 [target]."""
+    """Return two source pixels per target pixel and the weight of the second one: int [target] twice, float32 [target]."""
     centres = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
     first = np.floor(centres).astype(np.int64)
     return first, first + 1, centres - first.astype(np.float32)

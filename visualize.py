@@ -41,7 +41,7 @@ NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # Size of the pictures on a page, for
 
 
 def make_parser():
-    """The parser of visualize.py's command line."""
+    """Return the parser of visualize.py's command line."""
     parser = ArgumentParser(description=__doc__, example='python visualize.py report runs/first/evaluation.json\n'
                                                          'python visualize.py report --help')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
@@ -132,7 +132,7 @@ def main():
 
 
 def draw_rankings(args):
-    """A picture with a row for each chosen query: itself, then its nearest images."""
+    """Draw a picture with a row for each chosen query: the query, then its nearest images."""
     from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
     filename = os.path.splitext(args.evaluation)[0] + '_rankings.png' if args.filename is None else args.filename
     check_picture_name(filename, read_by(args))
@@ -150,7 +150,7 @@ def draw_rankings(args):
 
 
 def read_by(args):
-    """The files that a command about an evaluation is given to read; None for those that are not given."""
+    """Return the files that a command about an evaluation is given to read; None for those that are not given."""
     return [args.evaluation, args.query_dataset, args.query_embeddings, args.gallery_dataset, args.gallery_embeddings]
 
 
@@ -176,7 +176,7 @@ def choose_queries(evaluation, args):
 
 
 def write_report(args):
-    """One page with the evaluation's numbers, charts and every query's ranked list."""
+    """Write one page with the evaluation's numbers, charts and every query's ranked list."""
     from tripletreid.visualization.ranked_lists import open_evaluation, open_other_evaluation
     from tripletreid.visualization.report import estimated_bytes, find, is_page, page_data, write_page
     filename = os.path.splitext(args.evaluation)[0] + '.html' if args.filename is None else args.filename
@@ -219,7 +219,7 @@ def check_megabytes(megabytes):
 
 
 def draw_embeddings(args):
-    """A scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
+    """Draw a scatter plot of some identities' embeddings; on request the same rows for TensorBoard's projector."""
     from tripletreid.dataset import load_dataset
     from tripletreid.embeddings.shards import name_of_whole, open_embeddings
     from tripletreid.embeddings.with_dataset import open_with_dataset
@@ -252,7 +252,7 @@ def draw_embeddings(args):
 
 
 def draw_curves(args):
-    """A panel for each scalar, with all runs in it; then each run's loss distribution, where it kept detailed logs."""
+    """Draw a panel per scalar, with all runs in it; then each run's loss distribution, where it kept detailed logs."""
     from tripletreid.experiment.detailed_logs import read_loss_quantiles
     from tripletreid.experiment.event_files import read_scalars
     filename = os.path.join(args.experiment_roots[0], 'curves.png') if args.filename is None else args.filename
@@ -267,7 +267,7 @@ def draw_curves(args):
 
 
 def draw_augmentation(args):
-    """A row for each of some training images: as it is, then as it is drawn with the augmentation of a run."""
+    """Draw a row for each of some training images: the image, then its variants with the augmentation of a run."""
     from tripletreid import quiet
     from tripletreid.dataset import load_sets
     from tripletreid.experiment import arguments

@@ -34,7 +34,7 @@ def network(precision='none', name='resnet_v1_50'):
 
 
 def training(batch_size, precision='none', net=None, recomputes=False):
-    """The training step of train.py: batch hard, soft margin, Adam."""
+    """Return the training step of train.py: batch hard, soft margin, Adam."""
     net = net or network(precision)
     import tensorflow as tf
 
@@ -68,7 +68,7 @@ def training_recompute(batch_size):
 
 
 def training_keras_bn(batch_size):
-    """The same with the batch norm that Keras has."""
+    """Return the same step with Keras's batch norm."""
     from tripletreid import quiet
     with quiet.tensorflow_import():
         import keras
@@ -84,7 +84,7 @@ def training_keras_net(batch_size):
 
 
 def training_keras_net_keras_bn(batch_size):
-    """The same as Keras builds it."""
+    """Return the same network as Keras builds it."""
     from tripletreid.modeling.batch_norm import with_keras_batch_norm
     return training(batch_size, net=with_keras_batch_norm(network(name='resnet50')))
 
@@ -115,7 +115,7 @@ def embedding(batch_size, precision='none', net=None):
 
 
 def embedding_of_files(batch_size):
-    """As embed.py does it: from JPEG files of Market-1501's size, the next ones being loaded meanwhile."""
+    """Embed as embed.py does, from JPEG files of Market-1501's size, while the next ones are loaded."""
     net = network()
     from PIL import Image
 

@@ -179,7 +179,7 @@ def scikit_learn(_, folder):
 
 
 def print_scores(query_pids, query_fids, gallery_pids, gallery_fids, distances):
-    """mAP and rank-1 from the full matrix of distances [Q, G], query by query."""
+    """Compute mAP and rank-1 from the full matrix of distances [Q, G], query by query."""
     import numpy as np
     from sklearn.metrics import average_precision_score
 
@@ -238,7 +238,7 @@ def dense_reranking(_, folder):
 
 
 def faiss_neighbours(_, folder):
-    """The nearest neighbours alone, by FAISS's exact index."""
+    """Find the nearest neighbours only, by FAISS's exact index."""
     import faiss
     _, _, queries = read(folder, 'query')
     _, _, gallery = read(folder, 'gallery')
@@ -249,7 +249,7 @@ def faiss_neighbours(_, folder):
 
 
 def our_neighbours(_, folder):
-    """The same by ranking.py."""
+    """Find the same by ranking.py."""
     from tripletreid.dataset import load_dataset
     from tripletreid.embeddings.with_dataset import open_with_dataset
     from tripletreid.evaluation import neighbours

@@ -94,7 +94,7 @@ def check_matrix(args):
 
 
 def check_resume_and_embeddings(args, folder):
-    """A run that lost its end is resumed to the same bits; its embeddings on the GPU are those on the CPU."""
+    """Check that a run that lost its end resumes to the same bits, and that its embeddings on GPU and CPU are equal."""
     import h5py
     import numpy as np
 
@@ -134,7 +134,7 @@ def project(script, *flags, **environment):
 # --- Measurements -----------------------------------------------------------------------------------------------------
 
 def measured(args, precision, xla, batch_p):
-    """A line of the table, a dict."""
+    """Return a row of the table, a dict."""
     import numpy as np
     import tensorflow as tf
 
@@ -205,7 +205,7 @@ def product_flops(precision, size):
 
 
 def embedding_speed(network, args):
-    """Images a second of a forward pass in float32."""
+    """Return the images per second of a forward pass in float32."""
     import tensorflow as tf
     tf.config.experimental.enable_tensor_float_32_execution(False)
     images = tf.zeros([8 if args.tiny else EMBEDDED_AT_ONCE, *network.input_shape[1:]])
@@ -214,7 +214,7 @@ def embedding_speed(network, args):
 
 
 def loading_speed(flags, args):
-    """Images a second that the input pipeline loads and crops."""
+    """Return the images per second that the input pipeline loads and crops."""
     from speed import write_images
     from tripletreid.dataset import load_dataset
     from tripletreid.input_pipeline import batches, sampling

@@ -88,7 +88,7 @@ def percentiles(pids, scores, _):
 
 
 def cell(intervals, truth):
-    """A cell of the table."""
+    """Return a cell of the table."""
     there = [ends for ends in intervals if ends]
     if not there:
         return 'none'

@@ -235,7 +235,7 @@ def measure_augmentation(args):
 
 
 def best_milliseconds(works, rounds, calls):
-    """How long a call of each function takes, {name: milliseconds}: the best of several rounds that alternate.
+    """Measure a call of each function, {name: milliseconds}: the best of several rounds that alternate.
 
     The first round, in which functions are traced, does not count.
     """
@@ -250,7 +250,7 @@ def best_milliseconds(works, rounds, calls):
 
 
 def measure_draw(args):
-    """The images of one batch, drawn from datasets of growing size; four images an identity."""
+    """Measure the draw of one batch from datasets of growing size; four images an identity."""
     import numpy as np
 
     from samplers.random import Sampler
@@ -335,7 +335,7 @@ class Computed:
 
 
 def measure_loop(args):
-    """How long a device that computes a step in 100 ms waits for Python between two steps of 32 x 4 images."""
+    """Measure the wait for Python of a device that computes a step of 32 x 4 images in 100 ms."""
     import logging
     import types
 

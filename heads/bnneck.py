@@ -15,7 +15,7 @@ PUBLISHED = ({'emb': 'heads.bottleneck.0', 'bnneck/BatchNorm': 'heads.bottleneck
 
 
 def head(endpoints, embedding_dim):
-    """{'model_output': [B, F], …} -> {…, 'metric_emb': [B, D], 'emb_raw': [B, D], 'emb': [B, D]}.
+    """Map {'model_output': [B, F], …} -> {…, 'metric_emb': [B, D], 'emb_raw': [B, D], 'emb': [B, D]}.
 
     The last two are one tensor. As in `features`, a dense layer comes first only where D is not F.
     """

@@ -3,6 +3,6 @@ from heads import _dense
 
 
 def head(endpoints, embedding_dim):
-    """{'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, which are one tensor."""
+    """Map {'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, which are one tensor."""
     emb = _dense.emb(_dense.hidden(endpoints['model_output'], 1024, 'relu'), embedding_dim)
     return {**endpoints, 'emb_raw': emb, 'emb': emb}

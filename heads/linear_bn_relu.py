@@ -7,7 +7,7 @@ PUBLISHED = ({'fc': 'fc.0', 'fc/BatchNorm': 'fc.1'},)
 
 
 def head(endpoints, embedding_dim):
-    """{'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, which are one tensor."""
+    """Map {'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, which are one tensor."""
     net = keras.layers.Dense(embedding_dim, kernel_initializer='he_normal', dtype='float32', name='fc')(
         endpoints['model_output'])
     emb = keras.ops.relu(BatchNorm(dtype='float32', name='fc.BatchNorm')(net))

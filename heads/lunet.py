@@ -5,7 +5,7 @@ from heads import _dense
 
 
 def head(endpoints, embedding_dim):
-    """{'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, which are one tensor."""
+    """Map {'model_output': [B, F], …} -> {…, 'emb_raw': [B, D], 'emb': [B, D]}, which are one tensor."""
     hidden = _dense.hidden(endpoints['model_output'], 512, keras.layers.LeakyReLU(0.3))
     emb = _dense.emb(hidden, embedding_dim)
     return {**endpoints, 'emb_raw': emb, 'emb': emb}

@@ -204,12 +204,12 @@ def crops_of(root, name, boxes):
 
 
 def crop_name(name, box):
-    """'MOT17-02/3_000121.png', of person 3 in frame 121."""
+    """Return the name of a crop, such as 'MOT17-02/3_000121.png' of person 3 in frame 121."""
     return f'{name}/{box.person}_{box.frame:06}.png'
 
 
 def by_person(boxes):
-    """{number of a person: its boxes in the order of their frames}."""
+    """Return {number of a person: its boxes in the order of their frames}."""
     boxes_of_person = collections.defaultdict(list)
     for box in sorted(boxes):
         boxes_of_person[box.person].append(box)

@@ -28,7 +28,7 @@ def conv_bn(net, name, filters, kernel_size, strides=1, activation=keras.ops.rel
 
 
 def bottleneck(net, name, depth, strides):
-    """One residual unit.
+    """Build one residual unit.
 
     Args:
         net: [B, H, W, C].
@@ -49,7 +49,7 @@ def bottleneck(net, name, depth, strides):
 
 
 def slim_body(name, unit_counts, input_shape, last_stride, pooling):
-    """The body of a ResNet v1 in TF-Slim's layout.
+    """Build the body of a ResNet v1 in TF-Slim's layout.
 
     Args:
         name: of the net, and TF1 scope of its variables.

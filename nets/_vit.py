@@ -36,7 +36,7 @@ def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
          gelu: Annotated[Literal['exact', 'tanh'], 'GELU of a transformer: exact, or the tanh approximation of JAX '
                          '(default: as the initial checkpoint needs; else exact)'] = 'exact',
          pixels: Pixels = 'half'):
-    """A vision transformer.
+    """Build a vision transformer.
 
     Args:
         input_shape: (H, W, 3). Rows and columns after the last complete patch are ignored.
@@ -252,7 +252,7 @@ class MapHead(keras.layers.Layer):
 
 
 def attention(queries, keys, values):
-    """softmax(q·k / √D)·v of each head: [B, heads, Q, D], [B, heads, T, D], [B, heads, T, D] -> [B, heads, Q, D]."""
+    """Compute softmax(q·k / √D)·v per head: [B, heads, Q, D], [B, heads, T, D], [B, heads, T, D] -> [B, heads, Q, D]."""
     products = tf.matmul(queries * queries.shape[-1] ** -0.5, keys, transpose_b=True)
     weights = tf.nn.softmax(tf.cast(products, tf.float32))
     return tf.matmul(tf.cast(weights, values.dtype), values)

@@ -7,7 +7,7 @@ STAGES = ('conv4/conv1/', 'conv4/conv2/', 'conv4/conv3/', 'conv4/conv4/')
 
 
 def body(input_shape):
-    """images [B, H, W, 3] of RGB 0..255 -> {'conv4': feature map, 'model_output': that, flattened}; H and W are fixed."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'conv4': feature map, 'model_output': conv4 flattened}, for fixed H, W."""
     images = keras.Input(input_shape, name='images')
     net = images / 255
     for name in ('conv1', 'conv2', 'conv3', 'conv4'):

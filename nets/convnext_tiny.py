@@ -13,7 +13,7 @@ STAGES = ('convnext_tiny_stem/', 'convnext_tiny_stage_0_',
 
 
 def body(input_shape, pooling: Pooling = 'avg'):
-    """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 768], 'model_output': [B, 768]}."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 768], 'model_output': [B, 768]}."""
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(keras.applications.ConvNeXtTiny, images)
     # Keras gives its last layer another name each time, so that it would not be found again in a checkpoint.

@@ -9,7 +9,7 @@ STAGES = ('conv1_', 'conv2_|pool2_', 'conv3_|pool3_', 'conv4_|pool4_', 'conv5_')
 
 
 def body(input_shape, pooling: Pooling = 'avg'):
-    """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 1024], 'model_output': [B, 1024]}."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 1024], 'model_output': [B, 1024]}."""
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(keras.applications.DenseNet121, _applications.as_torch(images))
     outputs = {'features': net.output, 'model_output': _pooling.pooled(net.output, pooling)}

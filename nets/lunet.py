@@ -16,7 +16,7 @@ STAGES = ('lunet/conv/', *(f'lunet/block{block}/' for block in range(1, 2 + len(
 
 
 def body(input_shape):
-    """The paper's own net.
+    """Build the paper's own net.
 
     Args:
         input_shape: (H, W, 3); its last feature map is flattened, so that H and W are fixed.

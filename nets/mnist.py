@@ -5,7 +5,7 @@ STAGES = ('mnist/conv1/', 'mnist/conv2/', 'mnist/fc3/', 'mnist/fc4/')
 
 
 def body(input_shape):
-    """images [B, H, W, 3] of RGB 0..255 -> {'conv2': feature map, 'model_output': [B, 128]}; H and W are fixed."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'conv2': feature map, 'model_output': [B, 128]}; H and W are fixed."""
     images = keras.Input(input_shape, name='images')
     net = images / 255
     for name, filters in (('conv1', 32), ('conv2', 64)):

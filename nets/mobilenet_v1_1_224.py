@@ -12,7 +12,7 @@ STAGES = tuple(rf'MobilenetV1/Conv2d_{i}(_\w+)?/' for i in range(1 + len(WIDTHS)
 
 
 def body(input_shape, pooling: Pooling = 'avg'):
-    """images [B, H, W, 3] of RGB 0..255 -> {'Conv2d_13_pointwise': feature map, 'model_output': [B, 1024]}."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'Conv2d_13_pointwise': feature map, 'model_output': [B, 1024]}."""
     images = keras.Input(input_shape, name='images')
     net = _bn_relu6(_conv(WIDTHS[0] // 2, 3, 2, 'Conv2d_0')(images / 255), 'Conv2d_0')
     for i, width in enumerate(WIDTHS, start=1):

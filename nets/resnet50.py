@@ -9,7 +9,7 @@ STAGES = _applications.RESNET_STAGES
 
 
 def body(input_shape, pooling: Pooling = 'avg'):
-    """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 2048], 'model_output': [B, 2048]}."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 2048], 'model_output': [B, 2048]}."""
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(keras.applications.ResNet50, _applications.as_caffe(images))
     outputs = {'features': net.output, 'model_output': _pooling.pooled(net.output, pooling)}

@@ -13,7 +13,7 @@ STAGES = _applications.RESNET_STAGES
 
 
 def body(input_shape):
-    """images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 2048], 'model_output': [B, 2048 + 1024]}."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'features': [B, H/32, W/32, 2048], 'model_output': [B, 2048 + 1024]}."""
     images = keras.Input(input_shape, name='images')
     net = _applications.backbone(keras.applications.ResNet50, _applications.as_caffe(images))
     pooled = [_pooling.pooled(net.get_layer(f'conv5_block{block}_out').output, 'avg') for block in (1, 2, 3)]

@@ -14,7 +14,7 @@ STAGES = _resnet.STAGES
 
 
 def body(input_shape):
-    """images [B, H, W, 3] of RGB 0..255 -> {'block1'..'block4': feature maps, 'model_output': [B, 2048]}."""
+    """Map images [B, H, W, 3] of RGB 0..255 -> {'block1'..'block4': feature maps, 'model_output': [B, 2048]}."""
     images = keras.Input(input_shape, name='images')
     net = keras.ops.flip(images, axis=-1) - keras.ops.array(BGR_MEAN)
     net = _resnet.conv_bn(net, 'trinet.conv1', 64, 7, 2, use_bias=True)

@@ -41,11 +41,14 @@ EXCEPTIONS = {'tests/language.py': 'contains the patterns', 'tests/test_language
 # Words of names, which stand between underscores or capitals.
 FORBIDDEN_IN_NAMES = {'tell', 'tells', 'told', 'telling', 'behind', 'beside', 'anew', 'whoever', 'likewise', 'stranger',
                       'strangers'}
+# How the docstring of a function must not begin.
+NO_VERB = r'(?:The|A|An|One|Each|All|This|How|Where|Which|As|Names|Images)\b|[^A-Z]'
 FORBIDDEN_BEGINNINGS_OF_NAMES = {'of', 'what', 'who', 'whether'}
 
 
 class Text(typing.NamedTuple):
-    """A piece of prose. line: its first line. kind: 'docstring', 'comment', 'message', 'name' or 'prose'."""
+    """A piece of prose. line: its first line. kind: 'docstring', 'summary' (the first line of a
+    function's docstring), 'comment', 'message', 'name' or 'prose'."""
     line: int
     kind: str
     text: str
@@ -76,6 +79,10 @@ def findings(name):
     """Return the places of a file that break a rule, a list of `Finding`."""
     found = []
     for line, kind, text in [] if name in EXCEPTIONS else texts(name):
+        if kind == 'summary':
+            if re.match(NO_VERB, text) and not name.startswith('tests/'):  # A test's docstring describes a behaviour.
+                found.append(Finding(line, kind, text, 'begin with a verb'))
+            continue
         if kind == 'name':
             words = [word for word in re.split(r'_+|(?<=[a-z])(?=[A-Z])', text) if word]
             if ({word.lower() for word in words} & FORBIDDEN_IN_NAMES
@@ -98,6 +105,8 @@ def python_texts(content):
             if ast.get_docstring(node) is not None:
                 docstrings.add(node.body[0].value)
                 found.append(Text(node.body[0].lineno, 'docstring', ast.get_docstring(node)))
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _is_property(node):
+                    found.append(Text(node.body[0].lineno, 'summary', ast.get_docstring(node).splitlines()[0]))
             if not isinstance(node, ast.Module):
                 found.append(Text(node.lineno, 'name', node.name))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -117,6 +126,11 @@ def python_texts(content):
     tokens = tokenize.generate_tokens(io.StringIO(content).readline)
     comments = [(token.start[0], token.string.lstrip('#! ')) for token in tokens if token.type == tokenize.COMMENT]
     return found + _joined(comments)
+
+
+def _is_property(function):
+    """Return whether a function is a property, whose docstring is a noun."""
+    return any('property' in ast.unparse(each) for each in function.decorator_list)
 
 
 def markdown_texts(content):

@@ -55,6 +55,7 @@ def blocks(page):
     """Return the blocks of commands of a page, in order: a list of (commands, whether they run)."""
     found = re.findall(r'^(<!-- not run: [^\n]+ -->\n)?```sh\n(.*?)^```', page.read_text(encoding='utf-8'),
                        re.DOTALL | re.MULTILINE)
+    assert all(comment or '…' not in commands for comment, commands in found), f'{page}: a block with … cannot run'
     return [(commands, not comment) for comment, commands in found]
 
 

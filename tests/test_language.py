@@ -23,6 +23,7 @@ def test_rates_of_words():
 @pytest.mark.parametrize('name, content, words', [
     ('a.py', '"""What it returns."""', 'What'),
     ('a.py', '"""Return a\n\nlist. Of two, the first."""', 'Of two'),
+    ('a.py', 'def f():\n    """The rows."""', 'The rows'),
     ('a.py', '# Those of a query.\nx = 1', 'Those of'),
     ('a.py', 'x = 1  # It tells all.', 'tells'),
     ('a.py', 'parser.add_argument("--a", help="behind the flag")', 'behind'),

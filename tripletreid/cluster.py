@@ -28,7 +28,7 @@ class Task:
 
 
 def task(distribute):
-    """This process's `Task`. Raises InputError when `distribute` is 'multi_worker' and TF_CONFIG is not as it should be."""
+    """Return the `Task` of this process. Raises InputError if `distribute` is 'multi_worker' and TF_CONFIG is invalid."""
     if distribute != 'multi_worker':
         return Task()
     if is_slurm_task():

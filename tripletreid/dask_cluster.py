@@ -21,7 +21,7 @@ SECONDS_TO_COME = 60  # and for its first worker.
 
 @contextlib.contextmanager
 def pool(address):
-    """A callable (function, tasks, description) that yields function(task) in order, with a progress bar.
+    """Return a callable (function, tasks, description) that yields function(task) in order, with a progress bar.
 
     Function, tasks and results travel pickled, between processes of this project and nobody else: see docs/scaling.md
     for a network that others can reach. The callable's attribute `count` is how many tasks are worked on at once.
@@ -60,7 +60,7 @@ def pool(address):
 
 
 def _client(distributed, address, stack):
-    """A new `distributed.Client`."""
+    """Return a new `distributed.Client`."""
     local = re.fullmatch(r'local:([1-9]\d{0,3})', address)
     if address.startswith('local:') and not local:
         raise InputError(f'--dask {address} is no number of processes, such as local:4.')
@@ -120,7 +120,7 @@ def _received(pickled):
 
 
 def _call(task, shared):
-    """function(task) on a worker; a known error there comes back as one sentence with the host's name."""
+    """Call function(task) on a worker; a known error there comes back as one sentence with the host's name."""
     function, versions = shared
     host = socket.gethostname()
     for name, wanted in versions.items():

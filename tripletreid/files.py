@@ -124,7 +124,7 @@ def left_unfinished(folder, name):
 
 @contextlib.contextmanager
 def folder_written_whole(path):
-    """As `written_whole`, for a folder: yield an empty one that replaces `path`."""
+    """Yield an empty folder that replaces `path`, as `written_whole` does for a file."""
     parent, name = os.path.split(os.path.abspath(path))
     temporary, old = (os.path.join(parent, f'.{name}.{secrets.token_hex(4)}.{kind}') for kind in ('partial', 'old'))
 

@@ -120,7 +120,7 @@ def conflicts(labels, moments):
 
 
 def _members(labels):
-    """The rows of each label of 0 or more, a list of int arrays."""
+    """Return the rows of each label of 0 or more, a list of int arrays."""
     order = np.argsort(labels, kind='stable')
     order = order[labels[order] >= 0]
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []

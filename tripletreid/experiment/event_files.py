@@ -103,7 +103,7 @@ def forget_events_after(root, step):
 
 
 def read_scalars(root):
-    """The scalars of a run, {tag: {step: value}}, from its TensorBoard events; from its train.log without them.
+    """Return the scalars of a run, {tag: {step: value}}, from its TensorBoard events; from its train.log without them.
 
     Raises:
         InputError: no such folder, or neither of them in it.

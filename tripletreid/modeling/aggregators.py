@@ -3,12 +3,12 @@ import numpy as np
 
 
 def mean(embs):
-    """The mean over the variants."""
+    """Return the mean over the variants."""
     return np.mean(embs, axis=0)
 
 
 def normalized_mean(embs):
-    """The mean over the variants, scaled to length one; an all-zero mean stays zero."""
+    """Return the mean over the variants, scaled to length one; an all-zero mean stays zero."""
     means = mean(embs)
     lengths = np.linalg.norm(means, axis=-1, keepdims=True)
     return means / np.where(lengths > 0, lengths, 1)
@@ -18,7 +18,7 @@ AGGREGATORS = {'mean': mean, 'normalized_mean': normalized_mean}
 
 
 def pool_rows(batches, groups):
-    """The mean embedding of each group of adjoining rows (the frames of a tracklet), streamed.
+    """Return the mean embedding of each group of adjoining rows (the frames of a tracklet), streamed.
 
     Args:
         batches: iterable of arrays [A, B, D], the rows' embeddings in order.

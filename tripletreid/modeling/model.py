@@ -85,7 +85,7 @@ def with_endpoints(network, functions):
 
 
 def named_variables(network):
-    """The variables of a model under their TensorFlow 1 names, {name: variable} in the order of `model.variables`.
+    """Return the variables of a model under their TensorFlow 1 names, {name: variable} in the order of `model.variables`.
 
     A name follows from its layer by a rule: the layer's name is the TF1 scope with '.' for '/', and TF-Slim says
     `weights` (`depthwise_weights`) and `biases` where Keras says `kernel` and `bias`.

@@ -203,7 +203,7 @@ def load_trinet(path, variables):
 
 
 def _converted(name, array):
-    """(name, value) of the variable that an array of the released weights becomes."""
+    """Return (name, value) of the variable that an array of the released weights becomes."""
     scope, _, kind = name.rpartition('/')
     if kind == 'inv_std':
         with np.errstate(divide='ignore'):

@@ -51,7 +51,7 @@ def recomputing(network, names):
 
 
 def _run(part, inputs):
-    """The output of a model in training, of which nothing is kept for the gradients but the inputs."""
+    """Return the output of a model in training, of which nothing is kept for the gradients but the inputs."""
     learned = [variable for variable in part.variables if variable.trainable]
     # Read before anything changes, so that the second run sees the same values.
     others = [(variable, tf.identity(variable.value)) for variable in part.variables if not variable.trainable]
@@ -72,7 +72,7 @@ def _run(part, inputs):
 
 
 def cuts_of(ends):
-    """Where to cut a functional model that ends in these tensors: single tensors that go on, from the start on, a list."""
+    """List the tensors at which to cut a functional model that ends in these tensors, from the start on."""
     nodes, last_use = _in_order(ends), {}
     for place, node in enumerate(nodes):
         last_use |= {id(tensor): place for tensor in node.input_tensors}
@@ -89,7 +89,7 @@ def cuts_of(ends):
 
 
 def _in_order(ends):
-    """The nodes of the graph from which tensors come, each after the nodes that it depends on."""
+    """Return the nodes of the graph from which tensors come, each after the nodes that it depends on."""
     nodes, seen, stack = [], set(), [(tensor, False) for tensor in reversed(ends)]
     while stack:
         tensor, is_computable = stack.pop()

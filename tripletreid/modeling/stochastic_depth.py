@@ -46,7 +46,7 @@ class StochasticDepth(keras.layers.Layer):
         self.number = number
 
     def call(self, inputs, training=False):
-        """[B, …] -> the same."""
+        """Map [B, …] -> the same."""
         step = getattr(_THREAD_STATE, 'step', None)
         if not (training and self.trainable and self.rate and step):
             return inputs

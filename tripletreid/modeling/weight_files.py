@@ -112,7 +112,7 @@ def _read_npz(path, read_from, opened):
 
 
 def _shape_in_npz(file, entry):
-    """The shape of an array; raises ValueError where its bytes are not those that its header promises."""
+    """Return the shape of an array; raises ValueError where its bytes are not those that its header promises."""
     with file.open(entry) as array:
         version = np.lib.format.read_magic(array)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

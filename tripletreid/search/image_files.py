@@ -129,7 +129,7 @@ def _sentences(skipped, away):
 
 
 def in_dataset(path, image_root, allow_outside_root=False):
-    """The `ImageFiles` of a csv file, in the order of its lines.
+    """Return the `ImageFiles` of a csv file, in the order of its lines.
 
     Raises:
         InputError: as `load_dataset` and `check_files`.

@@ -55,7 +55,7 @@ class Refused(Exception):
 
 
 def listen(host=None, port=None):
-    """An open socket at an address of this machine, None that for this machine alone.
+    """Return an open socket at an address of this machine; None: for this machine only.
 
     Raises:
         InputError: the port is in use, or this machine has no such address.
@@ -136,7 +136,7 @@ def connection_class():
 
 
 def make_app(gallery, embedder, count, curve, host=None, token=None):
-    """The ASGI application of the page; all arguments but `token`, a text or None, as for `serve`."""
+    """Return the ASGI application of the page; all arguments but `token`, a text or None, as for `serve`."""
     @contextlib.asynccontextmanager
     async def lifespan(_):
         signals.end_the_process()  # uvicorn would wait for open requests, and nothing here has anything to lose.
@@ -322,7 +322,7 @@ class Guard:
 
 
 def _name_in(host):
-    """'[::1]' of '[::1]:8000', in small letters."""
+    """Return the host of a header in small letters, such as '[::1]' of '[::1]:8000'."""
     name, colon, port = host.rpartition(':')
     return (name if colon and port.isdigit() else host).lower()
 

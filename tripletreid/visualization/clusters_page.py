@@ -96,7 +96,7 @@ def is_page(path):
 
 
 def _features(dataset, facts):
-    """The features of the images of a clustering, float32 [N, D], in the order of the dataset."""
+    """Return the features of the images of a clustering, float32 [N, D], in the order of the dataset."""
     with open_embeddings(facts['embeddings']) as embeddings:
         source = embeddings
         if embeddings.pooled:

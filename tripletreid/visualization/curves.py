@@ -46,7 +46,7 @@ def picture_of_curves(runs, distributions, smoothing):
 
 
 def draw_scalar(panel, values, style, smoothing):
-    """One run's scalar {step: value}: a moving mean, and the values themselves, pale."""
+    """Draw one run's scalar {step: value}: a moving mean, and the values themselves, pale."""
     steps = np.array(sorted(values))
     y = np.array([values[step] for step in steps])
     window = min(smoothing or max(1, len(y) // 100), len(y))

@@ -26,7 +26,7 @@ def check_picture_name(filename, inputs):
 
 
 def new_figure(width, height, layout='constrained'):
-    """A figure of a size in inches. It is made without pyplot, which would look for a display."""
+    """Return a figure of a size in inches. It is made without pyplot, which would look for a display."""
     import matplotlib
     from matplotlib.figure import Figure
     matplotlib.rcParams['text.parse_math'] = False  # A $ in a file name is a $.
@@ -84,7 +84,7 @@ def _characters_of(family):
 
 
 def shortened(name, size, width):
-    """A name in one line, or its beginning and its end with an ellipsis between, at most `width` points wide.
+    """Return a name in one line, or its beginning and its end with an ellipsis between, at most `width` points wide.
 
     Args:
         size: of the letters, in points.

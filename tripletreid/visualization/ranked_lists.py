@@ -35,7 +35,7 @@ class Ranked(typing.NamedTuple):
 
 
 def open_evaluation(args):
-    """The evaluation to look at, its queries and its gallery.
+    """Return the evaluation to look at, its queries and its gallery.
 
     Args:
         args: `evaluation`, a path; `query_dataset`, `query_embeddings`, `gallery_dataset`, `gallery_embeddings` and
@@ -63,7 +63,7 @@ def open_evaluation(args):
 
 
 def open_other_evaluation(path, evaluation, query, gallery):
-    """An evaluation by other embeddings of the same queries and gallery as `evaluation`.
+    """Return an evaluation by other embeddings of the same queries and gallery as `evaluation`.
 
     Raises:
         InputError: it is of other ones, by another definition of AP, or with another excluder.
@@ -138,7 +138,7 @@ def _check_gallery(evaluation, dataset):
 
 
 def image_paths(embeddings, fids, args):
-    """The paths of image files, None for those that are missing or outside of the image root.
+    """Return the paths of image files, None for those that are missing or outside of the image root.
 
     Args:
         embeddings: open `Embeddings`; the image root is theirs where `args.image_root` is None.
@@ -154,14 +154,14 @@ def image_paths(embeddings, fids, args):
 
 
 def stated(embeddings, name):
-    """A text among embed.py's parameters in the `.h5` file; None where it has none of that name."""
+    """Return a text among embed.py's parameters in the `.h5` file; None where it has none of that name."""
     parameters = embeddings.parameters
     value = parameters.get(name) if isinstance(parameters, dict) else None
     return value if isinstance(value, str) else None
 
 
 def ranked_lists(evaluation, query, gallery, queries, top_k):
-    """The nearest gallery images of some queries.
+    """Return the nearest gallery images of some queries.
 
     Args:
         queries: rows of the query dataset, int64 [n].
@@ -204,6 +204,6 @@ def _check_first_matches(evaluation, query, gallery, queries, rows):
 
 
 def cameras(evaluation, fids):
-    """The cameras of file ids, list of str, where the excluder reads them off the file names; else None."""
+    """Return the cameras of file ids, list of str, where the excluder reads them off the file names; else None."""
     excluder = exclusion.load(evaluation.parameters['excluder'])([])
     return [camera for _, camera in excluder.ids(fids)] if hasattr(excluder, 'ids') else None

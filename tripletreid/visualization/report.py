@@ -36,7 +36,7 @@ class Found:
     paths: list
 
     def files(self):
-        """The distinct paths, None among them where an image is missing."""
+        """Return the distinct paths, None among them where an image is missing."""
         return list(dict.fromkeys(self.paths))
 
 
@@ -69,14 +69,14 @@ def find(evaluations, query, gallery, top_k, seed):
 
 
 def estimated_bytes(found):
-    """How many bytes the thumbnails will take on a page, judged by some of them: float."""
+    """Estimate the bytes of the thumbnails on a page from a sample: float."""
     files = found.files()
     some = files[::max(1, len(files) // WEIGHED)]
     return len(files) / len(some) * sum(len(_base64_jpeg(picture)) for picture in _small(some) if picture)
 
 
 def page_data(found, evaluations, query, gallery, page, link_images):
-    """The data of a page, as the template's script reads them.
+    """Return the data of a page, as the template's script reads them.
 
     Args:
         found: result of `find` for these `evaluations`, `query` and `gallery`.
@@ -187,7 +187,7 @@ def _or_none(numbers):
 
 
 def _matches(evaluation, query, gallery):
-    """All matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
+    """Return all matches of each query: a list [Q] of (gallery rows, distances), nearest first."""
     excluder = exclusion.load(evaluation.parameters['excluder'])
     query_embs = chunks.read_rows(evaluation.query_embeddings, np.arange(len(query.dataset)))
     queries_of, rows_of = {}, {}
@@ -269,7 +269,7 @@ def _summary(now, before=None):
 
 
 def _address(path, page):
-    """The address of an image file relative to the page, as a URL."""
+    """Return the address of an image file relative to the page, as a URL."""
     return urllib.parse.quote(os.path.relpath(path, os.path.dirname(os.path.abspath(page))).replace(os.sep, '/'))
 
 

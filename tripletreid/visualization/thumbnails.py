@@ -22,7 +22,7 @@ class Missing(typing.NamedTuple):
 
 
 def thumbnails(paths, width, height):
-    """The small pictures of many files, made in parallel.
+    """Return the small pictures of many files, made in parallel.
 
     Args:
         paths: of image files; None stands for a missing one.
@@ -36,14 +36,14 @@ def thumbnails(paths, width, height):
 
 
 def jpeg(picture):
-    """The bytes of a PIL image as JPEG."""
+    """Return the bytes of a PIL image as JPEG."""
     file = io.BytesIO()
     picture.save(file, 'jpeg', quality=80)
     return file.getvalue()
 
 
 def thumbnail(path, width, height):
-    """The small picture of one file, or None; as `thumbnails`."""
+    """Return the small picture of one file, or None; as `thumbnails`."""
     if path is None:
         return None
     try:
