@@ -564,7 +564,7 @@ def test_gallery_of_other_rows(tmp_path):
     (['--filename', '/no/such/folder/x.json'], ['/no/such/folder']),
     (['--filename', '/dev/full'], ['--filename', '/dev/full is no file, which cannot be replaced']),
     (['--filename', '/'], ['--filename', '/ is a folder']),
-    (['--filename', ''], ['--filename', 'missing']),
+    (['--filename', ''], ['--filename', 'empty value']),
     (['--rerank_k1', '20'], ['--rerank_k1 needs --rerank']),
     (['--rerank_lambda', '0.3', '--rerank_k2', '6'], ['needs --rerank']),
     (['--compare', 'a.json', 'b.json'], ['--excluder', '--query_dataset', '--metric', 'without effect', '--compare']),

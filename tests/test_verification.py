@@ -284,7 +284,7 @@ def test_bad_input(market, verified, tmp_path):
         with pytest.raises(InputError, match='changed.json is not an evaluation'):
             verification.operating_points(tmp_path / 'changed.json')
     for more, part in ((('--verification', '--rerank'), 'remove --rerank'),
-                       (('--fpr', '0.1'), 'without --threshold_from'),
+                       (('--fpr', '0.1'), 'needs --threshold_from'),
                        (('--threshold_from', tmp_path / 'none.json'), 'none.json')):
         assert_one_sentence(run_script('evaluate.py', *arguments(market, *more)), part)
 
