@@ -146,7 +146,7 @@ def image_run(tmp_path_factory):
 
 
 def load(args, dataset, first, last):
-    return list(batches.batches_step_rowss(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
+    return list(batches.batches_of_steps(dataset, sampling.Identities(dataset, args.batch_p), args, first, last))
 
 
 def test_images_are_flipped_and_cropped_and_the_same_again_on_resume(image_run):
@@ -218,7 +218,7 @@ def test_joined_sets_do_not_merge():
         roots = ['all', 'all'] if image_root == 'all' else ['a', 'b']
         assert images.paths(both, image_root) == [f'{root}/{fid}' for root, each in zip(roots, sets) for fid in each.fids]
     with_tracklets = Dataset('video.csv', sets[0].pids, sets[0].fids, sets[0].pids)
-    with pytest.raises(InputError, match='video.csv names tracklets in a third column and made.csv has none'):
+    with pytest.raises(InputError, match='video.csv names tracklets in a third column and made.csv does not'):
         joined([sets[1], with_tracklets], ['a', 'b'])
     assert joined([with_tracklets] * 2, ['a', 'b']).tracklets.tolist() == [*sets[0].pids, *sets[0].pids]
 

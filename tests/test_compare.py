@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-import loss
 from conftest import ROOT
 from tripletreid.errors import InputError
 from tripletreid.experiment import flag_checks, train_flags
+from tripletreid.training import checks
 
 PIDS = [f'character{number}' for number in range(8) for _ in range(5)]
 
@@ -31,8 +31,8 @@ def test_every_factor_can_be_trained(compare):
             command = f'--experiment_root x --train_set x --image_root x --train_iterations 200 {flags_of_run}'
             args = parser.parse_args(shlex.split(command))
             flag_checks.check(args, parser)
-            loss.check_margin(args.loss, args.margin)
-            loss.check_metric(args.loss, args.metric)
+            checks.check_margin(args.loss, args.margin)
+            checks.check_metric(args.loss, args.metric)
             assert (name == 'plain') == (not flags)
 
 
