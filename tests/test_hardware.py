@@ -379,7 +379,8 @@ def test_a_run_becomes_longer_and_its_detailed_logs_grow(people, tmp_path):
     assert Run('train.py', *train_arguments(people, root, 4)).wait() == 0
     before = np.load(root / 'log_losses.npy')
     run = Run('train.py', '--experiment_root', root, '--resume', '--train_iterations', 3)
-    assert run.wait() == 0 and 'using the stored value' in run.output and 'nothing is left to do' in run.output, run.output
+    assert run.wait() == 0 and 'using the stored value' in run.output, run.output
+    assert 'Training has already finished (4 iterations).' in run.output, run.output
     run = Run('train.py', '--experiment_root', root, '--resume', '--train_iterations', 6)
     assert run.wait() == 0 and 'extended to 6 iterations, from 4' in run.output and 'stretched' in run.output, run.output
     after = np.load(root / 'log_losses.npy')

@@ -95,7 +95,7 @@ def contents(folder):
     (embed, [*EMBED, '--filename', 'args.json'], 'is not an .h5 file of embeddings'),
     (embed, [*EMBED, '--filename', 'set.csv'], 'this very command reads it'),
     (embed, [*EMBED, '--filename', '../notes.txt'], 'notes.txt is there and is not'),
-    (embed, [*EMBED, '--filename', ''], 'is a folder'),
+    (embed, [*EMBED, '--filename', './'], 'is a folder'),
     (embed, [*EMBED, '--filename', '../root'], 'is a folder'),
     (embed, [*EMBED, '--filename', 'nowhere/a.h5'], 'there is no folder'),
     (embed, [*EMBED, '--filename', '/dev/full'], 'is no file'),
@@ -106,11 +106,11 @@ def contents(folder):
     (evaluate, [*EVALUATE, '--filename', 'root/args.json'], 'is not an evaluation'),
     (evaluate, [*EVALUATE, '--filename', 'other.json'], 'is not an evaluation'),
     (evaluate, [*EVALUATE, '--filename', '/dev/full'], 'is no file'),
-    (evaluate, [*EVALUATE, '--filename', ''], 'name of a file is missing'),
+    (evaluate, [*EVALUATE, '--filename', 'nowhere/'], 'name of a file is missing'),
     (visualize, ['rankings', 'e.json', '--filename', 'mine.png'], 'is not a picture'),
     (visualize, ['report', 'e.json', '--filename', 'e.json'], 'this very command reads it'),
     (visualize, ['report', 'e.json', '--filename', 'mine.html'], 'is not a page'),
-    (visualize, ['report', 'e.json', '--filename', ''], 'name of a file is missing'),
+    (visualize, ['report', 'e.json', '--filename', 'nowhere/'], 'name of a file is missing'),
     (visualize, ['embeddings', 'gallery.h5', '--filename', 'mine.png'], 'is not a picture'),
     (visualize, ['embeddings', 'gallery.h5', '--projector', 'pictures'], 'names.tsv'),
     (visualize, ['curves', 'root', '--filename', 'mine.png'], 'is not a picture'),
@@ -120,7 +120,7 @@ def contents(folder):
     (search, [*SEARCH, '--filename', 'other.json'], 'is not a result of search.py'),
     (search, [*SEARCH, '--filename', 'e.json'], 'is not a result of search.py'),
     (search, [*SEARCH, '--filename', 'mine.png'], 'this very command reads it'),
-    (search, [*SEARCH, '--filename', ''], 'name of a file is missing'),
+    (search, [*SEARCH, '--filename', 'nowhere/'], 'name of a file is missing'),
     (search, [*SEARCH, '--report', 'mine.html'], 'is not a page of search.py'),
     (search, [*SEARCH, '--report', 'e.html'], 'is not a page of search.py'),
     (search, [*SEARCH, '--report', 'gallery.h5'], 'this very command reads it'),
@@ -129,6 +129,16 @@ def test_what_is_not_its_like_is_refused(made, command, arguments, part):
     before = contents(made)
     with pytest.raises(InputError, match=part):
         run(command, *arguments)
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize('command, arguments', [(embed, EMBED), (evaluate, EVALUATE), (search, SEARCH),
+                                                (visualize, ['report', 'e.json'])])
+def test_an_empty_name_is_refused(made, capsys, command, arguments):
+    before = contents(made)
+    with pytest.raises(SystemExit) as exited:
+        run(command, *arguments, '--filename', '')
+    assert exited.value.code == 2 and 'error: --filename has an empty value' in capsys.readouterr().err
     assert contents(made) == before
 
 

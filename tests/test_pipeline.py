@@ -143,7 +143,7 @@ def test_experiment_root_holds_what_it_takes_to_trace_a_number(people, run):
 def test_finished_run_has_nothing_to_resume(run):
     before = sorted(path.name for path in run.iterdir())
     again = Run('train.py', '--experiment_root', run, '--resume')
-    assert again.wait() == 0 and 'nothing is left to do' in again.output
+    assert again.wait() == 0 and 'Training has already finished (60 iterations).' in again.output
     assert sorted(path.name for path in run.iterdir()) == before
 
 
