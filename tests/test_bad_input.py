@@ -212,14 +212,14 @@ def test_paths_that_count_from_the_folder_of_the_training(small):
     for command in (['embed.py', *root, '--dataset', 'train.csv'], ['train.py', *root, '--resume'],
                     ['freeze.py', *root, '--check_dataset', 'train.csv']):
         refused = run_script(*command, cwd=small / 'elsewhere')
-        assert_one_sentence(refused, '../run/args.json names the image root images,', 'where training was started',
+        assert_one_sentence(refused, '../run/args.json names the image root images,', 'in which training was started',
                             '--image_root', status=1)
     # With the flag it is found, and the next thing is missing.
     (small / '1_1.png').unlink()
     assert_one_sentence(run_script(*command, '--image_root', small, cwd=small / 'elsewhere'), f'not in {small}: 1_1.png')
     (small / 'elsewhere' / 'train.csv').unlink()
     refused = run_script('train.py', *root, '--resume', '--image_root', small, cwd=small / 'elsewhere')
-    assert_one_sentence(refused, '../run/args.json names train_set train.csv,', 'where training was started')
+    assert_one_sentence(refused, '../run/args.json names train_set train.csv,', 'in which training was started')
     (small / 'run' / 'args.json').write_text(json.dumps({**stored, 'image_root': '/nowhere'}))
     refused = run_script('embed.py', *root, '--dataset', small / 'train.csv', cwd=small / 'elsewhere')
     assert_one_sentence(refused, 'the image root /nowhere, which does not exist; give another --image_root')

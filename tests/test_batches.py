@@ -123,10 +123,10 @@ def test_with_tracklets_k_of_them_are_drawn_and_frames_of_each():
     for _, rows in random_rows(identities, 0, 0, 50, 3, 2, frames=4):
         drawn = dataset.tracklets[rows.numpy()].reshape(3, 2, 4)
         assert (drawn == drawn[:, :, :1]).all()
-        for its_rows, pid_rows in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
-            assert len({name[0] for name in pid_rows}) == 1
-            assert len(set(pid_rows)) == min(2, len(tracklets[pid_rows[0][0]]))
-            for frames, name in zip(pid_rows, pid_rows):
+        for pid_rows, pid_tracklets in zip(rows.numpy().reshape(3, 2, 4), drawn[:, :, 0]):
+            assert len({name[0] for name in pid_tracklets}) == 1
+            assert len(set(pid_tracklets)) == min(2, len(tracklets[pid_tracklets[0][0]]))
+            for frames, name in zip(pid_rows, pid_tracklets):
                 assert len(set(frames)) >= min(4, frame_counts[name]) - (frame_counts[name] == 3)
 
 
