@@ -268,7 +268,7 @@ def test_descriptions(oracle, tmp_path, monkeypatch):
     tf.raw_ops.SaveV2(prefix=str(tmp_path / 'few'), tensor_names=['mnist/conv1/weights'], shape_and_slices=[''],
                       tensors=[tf.zeros((5, 5, 3, 32))])
     _, summary = summary_of(tmp_path / 'few')
-    assert summary[1] == 'net: none of nets/; the nearest, mnist lacks 7 of 8, as mnist/conv1/biases'
+    assert summary[1] == 'net: none of nets/; the nearest, mnist lacks 7 of 8, such as mnist/conv1/biases'
 
     path = tf.train.Checkpoint(step=tf.Variable(1)).save(str(tmp_path / 'objects'))
     assert 'object-based' in summary_of(path)[1][-1]

@@ -15,11 +15,11 @@ from nets import _resnet
 from objectives.xent import Objective
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
+from tripletreid.embeddings.differences import difference
 from tripletreid.errors import InputError
 from tripletreid.experiment import checkpoints, flag_checks, resumption, train_flags
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained, recompute
-from tripletreid.search import index
-from tripletreid.training import optimizer
+from tripletreid.training import loss_scale, optimizer
 from tripletreid.training.forward import with_frozen_body
 from tripletreid.training.weight_average import WeightAverage
 
@@ -58,7 +58,7 @@ PYTORCH_RESULTS = {
 def test_optimizers_make_the_steps_of_pytorch(expected, flags, name, factor):
     variable = keras.Variable(START, dtype='float32')
     args = parsed('--weight_decay', '0.05', '--head_learning_rate_factor', str(factor), *flags)
-    chosen = optimizer.build_optimizer(args, {name: variable}, names_of_body=[])
+    chosen = optimizer.build_optimizer(args, {name: variable}, body_names=[])
     for gradient, rate in zip(GRADIENTS, RATES):
         chosen.apply({name: tf.constant(gradient)}, tf.constant(rate))
     np.testing.assert_allclose(variable.numpy(), PYTORCH_RESULTS[expected], rtol=2e-6)
@@ -129,7 +129,7 @@ def test_the_rate_falls_from_stage_to_stage():
     assert list(factors.values()) == [0.5 ** 5, 0.5 ** 4, 0.5, 1, 10, 10]
     unchanged = optimizer.rate_factors(parsed(), names, names[:4], None)
     assert set(unchanged.values()) == {1}
-    with pytest.raises(InputError, match='--layer_decay: the net resnet_v1_50 does not say .*STAGES'):
+    with pytest.raises(InputError, match='--layer_decay: the net resnet_v1_50 does not list .*STAGES in nets/'):
         optimizer.rate_factors(args, names, names[:4], None)
 
 
@@ -232,15 +232,15 @@ def test_recomputing_keeps_a_small_part():
 
 # --- The average ------------------------------------------------------------------------------------------------------
 
-def test_a_step_that_is_left_out_leaves_the_average():
+def test_a_skipped_step_does_not_change_the_average():
     variable = keras.Variable([1.0, 2.0], dtype='float32')
     average = WeightAverage({'a': variable}, 0.75)
     average.begin()
     variable.assign([3.0, 2.0])
-    loss_scale = optimizer.LossScale('float16')
-    loss_scale.apply(tf.constant(float('inf')), average.update)
+    scale = loss_scale.LossScale('float16')
+    scale.apply(tf.constant(float('inf')), average.update)
     assert average.variables['a/ExponentialMovingAverage'].numpy().tolist() == [1, 2]
-    loss_scale.apply(tf.constant(1.0), average.update)
+    scale.apply(tf.constant(1.0), average.update)
     assert average.variables['a/ExponentialMovingAverage'].numpy().tolist() == [1.5, 2]
 
 
@@ -343,8 +343,8 @@ def test_resuming_gives_the_very_run(run, tmp_path):
 def test_what_a_checkpoint_of_it_is_good_for(run, monkeypatch):
     monkeypatch.setattr(plugins, 'choices', {'nets': ['mnist'], 'heads': ['direct', 'fc1024']}.get)
     lines = inspect_checkpoint.describe(str(run))
-    assert lines[-2:] == ['optimizer: SGD with the momentum of 13 variables',
-                          'average over the steps (--ema): of 15 variables']
+    assert lines[-3:] == ['optimizer: SGD with the momentum of 13 variables',
+                          'average over the steps (--ema): of 15 variables', 'training identities: 6, with their names']
     network = model.build('mnist', 'direct', 4, (28, 28, 3))
     assert pretrained.load_body(network, str(run)) == [
         'emb/biases', 'emb/weights', *sorted(f'fully_connected/{name}' for name in (
@@ -362,5 +362,6 @@ def test_raw_weights_of_a_checkpoint_without_others(tmp_path):
 
 
 def test_a_gallery_of_other_weights_is_recognised():
-    assert index.difference({'weights': None}, {'weights': 'raw'}) == 'other weights of the checkpoint'
-    assert index.difference({}, {'weights': None}) is None
+    ema, raw, old = ({'head_name': 'direct', **more} for more in ({'weights': None}, {'weights': 'raw'}, {}))
+    assert difference(ema, raw) == 'other weights of the checkpoint'
+    assert difference(old, raw) == 'other weights of the checkpoint' and difference(old, ema) is None

@@ -18,7 +18,7 @@ from tripletreid.experiment import arguments, train_flags
 from tripletreid.input_pipeline import batches, cache, images, sampling
 from tripletreid.modeling import model
 from tripletreid.pictures import Pixels
-from tripletreid.training import optimizer
+from tripletreid.training.loss_scale import LossScale
 
 ITERATIONS = 8
 # CPUs emulate float16: larger images only take longer.
@@ -198,7 +198,7 @@ def test_weights_statistics_and_embeddings_are_float32(head, restored_policy):
 
 
 def test_loss_scale():
-    scale = optimizer.LossScale('float16')
+    scale = LossScale('float16')
     weight = tf.Variable(1.0)
 
     @tf.function(autograph=False)
@@ -214,14 +214,14 @@ def test_loss_scale():
     assert weight.numpy() == 0.75 and scale.scale.numpy() == 2 ** 15 and scale.good_steps.numpy() == 1
     assert step(tf.constant(np.inf)).numpy() == 2 ** 15, 'the scale that this very step had'
     assert weight.numpy() == 0.75 and scale.scale.numpy() == 2 ** 14 and scale.good_steps.numpy() == 0
-    assert scale.left_out(np.float32(np.inf), 2 ** 15) and not scale.left_out(np.float32(1), 2 ** 15)
+    assert scale.skipped(np.float32(np.inf), 2 ** 15) and not scale.skipped(np.float32(1), 2 ** 15)
     scale.good_steps.assign(1999)
     step(tf.constant(0.0))
     assert scale.scale.numpy() == 2 ** 15 and scale.good_steps.numpy() == 0
     scale.scale.assign(1)
     step(tf.constant(np.nan))
-    assert scale.scale.numpy() == 1 and not scale.left_out(np.float32(np.nan), 1), 'a NaN at every scale is an error'
-    assert optimizer.LossScale('none').variables == optimizer.LossScale('bfloat16').variables == {}
+    assert scale.scale.numpy() == 1 and not scale.skipped(np.float32(np.nan), 1), 'a NaN at every scale is an error'
+    assert LossScale('none').variables == LossScale('bfloat16').variables == {}
 
 
 def test_precision_is_kept_with_the_run(people, plain, tmp_path):

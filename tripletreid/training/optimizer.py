@@ -140,18 +140,18 @@ class Momentum(Optimizer):
                 grad=self._decayed(name, gradient, rate), momentum=self.momentum, use_nesterov=self.nesterov)
 
 
-def build_optimizer(args, trainable_variables, names_body_names):
+def build_optimizer(args, trainable_variables, body_names):
     """Build the optimizer of `--optimizer`.
 
     Args:
         args: of `train.py`.
         trainable_variables: dict {TF1 name: variable}, float32.
-        names_body_names: TF1 names of the net's variables, without the layers on top of it.
+        body_names: TF1 names of the net's variables, without the layers on top of it.
 
     Raises:
         InputError: flags about learning rates that this net or head cannot take.
     """
-    body_names = [name for name in trainable_variables if name in names_body_names]
+    body_names = [name for name in trainable_variables if name in body_names]
     if args.head_learning_rate_factor != 1 and len(body_names) == len(trainable_variables):
         raise InputError(f'--head_learning_rate_factor has no effect: the head {args.head_name} has nothing to train.')
     stages = getattr(plugins.load('nets', args.model_name), 'STAGES', None) if args.layer_decay else None
@@ -171,7 +171,7 @@ def is_kernel(name):
     return re.search(r'(weights|kernel)$', name) is not None
 
 
-def rate_factors(args, names, names_body_names, stages):
+def rate_factors(args, names, body_names, stages):
     """Return the learning-rate multipliers of variables (`--layer_decay`, `--head_learning_rate_factor`).
 
     The multiplier of the body's last stage is the layer decay, and each stage below has one more factor of it, as in the
@@ -181,7 +181,7 @@ def rate_factors(args, names, names_body_names, stages):
     Args:
         args: of `train.py`.
         names: TF1 names of the variables.
-        names_body_names: those among them that belong to the net, not to the layers on top of it.
+        body_names: those among them that belong to the net, not to the layers on top of it.
         stages: the net's `STAGES`: regular expressions, from the image to the head, that the beginning of a name matches;
             None: it has none.
 
@@ -195,7 +195,7 @@ def rate_factors(args, names, names_body_names, stages):
                          f'stage. Leave the flag out, or list its STAGES in nets/{args.model_name}.py.')
     factors = {}
     for name in names:
-        if name not in names_body_names:
+        if name not in body_names:
             factors[name] = args.head_learning_rate_factor
         elif args.layer_decay:
             above = [len(stages) - place for place, stage in enumerate(stages) if re.match(stage, name)]
