@@ -185,4 +185,4 @@ def test_a_validation_set_that_was_changed_meanwhile(mars, tmp_path):
     run = Run('train.py', '--experiment_root', root, '--resume')
     assert run.wait() == 0 and f'{query} changed since the last start' in run.output, run.output
     assert run.output.count('changed since the last start') == 1
-    assert 'validations from here on' in run.output and 'batches' not in run.output
+    assert 'later validations cannot be compared with earlier ones' in run.output and 'batches' not in run.output

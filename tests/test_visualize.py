@@ -362,10 +362,12 @@ def test_a_folder_where_a_file_is_expected(root, copy):
     for name in ('args.json', 'provenance.json', 'new.json', *(f'{i}.h5' for i in range(7))):
         (experiment / name).write_text('{}')
     for arguments, parts in (
-            (['report', experiment], (f'{experiment} is an experiment root, not the evaluation file', 'it holds new.json.')),
-            (['rankings', copy / 'images' / 'query'], ('is a folder, not the evaluation file', 'it holds no .json file')),
+            (['report', experiment], (f'{experiment} is an experiment root, not the expected evaluation file',
+                                     'it holds new.json.')),
+            (['rankings', copy / 'images' / 'query'], ('is a folder, not the expected evaluation file',
+                                                       'it holds no .json file')),
             (['report', root / 'run.json', '--compare', experiment], ('is an experiment root', 'new.json')),
-            (['embeddings', experiment], ('not the embedding file', 'it holds 0.h5, 1.h5, 2.h5, 3.h5, 4.h5, ….')),
+            (['embeddings', experiment], ('not the expected embedding file', 'it holds 0.h5, 1.h5, 2.h5, 3.h5, 4.h5, ….')),
             (['embeddings', root / 'query_run.h5', '--dataset', copy],
              (f'{copy} is a folder', 'the csv file of a dataset is expected')),
             (['curves', root / 'run.json'], ('run.json is a file, not an experiment root',))):
