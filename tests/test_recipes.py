@@ -208,7 +208,7 @@ def test_siglip2_recipe_trains_the_head_alone(run_recipe, weights, tmp_path):
     process = run_recipe('siglip2_folder.sh', tmp_path / 'images', weights['siglip2'], tmp_path / 'run', *SMALL,
                          '--embedding_dim', 8, '--eval_frequency', 1)
     assert process.returncode == 0, process.stderr
-    assert 'siglip2.npz, which also holds params/b, params/t, params/txt/head/bias: left there' in process.stderr
+    assert 'siglip2.npz, ignoring its params/b, params/t, params/txt/head/bias.' in process.stderr
     args = json.loads((tmp_path / 'run' / 'args.json').read_text())
     assert [args[option] for option in ('pooling', 'class_token', 'gelu', 'pixels')] == ['map', 'no', 'tanh', 'half']
     first, last = (checkpoints.open_reader(str(tmp_path / 'run' / f'checkpoint-{step}')) for step in (0, 1))
