@@ -162,11 +162,11 @@ def test_validation_tracklet_file_and_of_images(mars, tmp_path, devices):
                         '--query_embeddings', root / f'{query.stem}_embeddings.h5', '--gallery_dataset', gallery,
                         '--gallery_embeddings', root / f'{gallery.stem}_embeddings.h5', '--filename', root / 'it.json')
         assert evaluated.wait() == 0, evaluated.output
-        scores = json.loads((root / 'it.json').read_text())
-        assert (scores['counts']['queries'] == 6) == (name == 'query')
+        evaluation = json.loads((root / 'it.json').read_text())
+        assert (evaluation['counts']['queries'] == 6) == (name == 'query')
         tolerance = 1e-9 if devices == 1 else 1e-6
-        assert scores['mAP'] == pytest.approx(scores['mAP'], abs=tolerance)
-        assert scores['top1'] == pytest.approx(scores['CMC'][0], abs=tolerance)
+        assert scores['mAP'] == pytest.approx(evaluation['mAP'], abs=tolerance)
+        assert scores['top1'] == pytest.approx(evaluation['CMC'][0], abs=tolerance)
 
 
 def test_a_validation_set_that_was_changed_meanwhile(mars, tmp_path):
