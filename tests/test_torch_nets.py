@@ -139,9 +139,9 @@ def small_osnet():
 
 @pytest.mark.parametrize('kind', ['ibn', 'ain'])
 def test_osnet_with_instance_norm(kind, tmp_path):
-    weights = random_weights(osnet_shapes((16, 64, 64, 64), kind))
+    weights = random_weights(osnet_shapes((16, 64, 96, 128), kind))
     norms = {'ibn': _osnet.IBN, 'ain': _osnet.AIN}[kind]
-    body = _osnet.body((None, None, 3), name='small', channels=(16, 64, 64, 64), norms=norms)
+    body = _osnet.body((None, None, 3), name='small', channels=(16, 64, 96, 128), norms=norms)
     loaded(saved(tmp_path / 'a.safetensors', weights), body)
     check(body, functools.partial(osnet, weights, kind=kind), (65, 37))
 
@@ -177,7 +177,7 @@ def test_weights_that_do_not_fit(small_osnet, tmp_path):
 
     good = osnet_shapes((16, 64, 96, 128))
     refused(osnet_shapes((64, 256, 384, 512)), 'is not a file of this net but of osnet_x1_0: choose --model_name osnet_x1_0')
-    refused(resnet_shapes(True, (1, 1, 1, 1)), r'lacks conv1.bn.bias, .* and it holds bn1.bias \(64,\)')
+    refused(resnet_shapes(True, (1, 1, 1, 1)), r'lacks conv1.bn.bias, .* and it holds conv1.weight \(64, 3, 7, 7\)')
     refused({**good, 'conv2.0.IN.weight': (64,)}, r'holds conv2.0.IN.weight \(64,\), which this net does not have')
     refused({**good, 'conv2.0.gate.fc1.weight': (1, 16, 3, 3)}, r'fc1/weights \(16, 1\) of .* \(1, 16, 3, 3\)')
     refused({name: shape for name, shape in good.items() if 'gate.fc2' not in name},
