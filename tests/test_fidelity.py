@@ -253,7 +253,8 @@ def test_descriptions(oracle, tmp_path, monkeypatch):
     assert summary[2:] == [
         'net: mobilenet_v1_1_224, all of its 135 variables',
         'head: fc1024 (16 dimensions) or fc1024_normalize (16 dimensions)',
-        'optimizer: Adam with the moments of 86 variables']
+        'optimizer: Adam with the moments of 86 variables',
+        'training identities: 4, with their names']
 
     # A few nets will do from here on.
     choices = {'nets': ['mnist', 'resnet_v1_50'], 'heads': ['direct', 'fc1024']}
