@@ -8,6 +8,7 @@ import re
 from tripletreid.modeling.torch_names import KINDS, Source, from_torch
 
 ANCHORS = ('conv1.weight', 'conv1.conv.weight')
+OPTIONAL = ()
 # Classifiers, OSNet's last dense layer, the batch norm before a classifier, fast-reid's heads.
 UNNEEDED = re.compile(r'(^|\.)(fc|classifier\w*|bottleneck\w*|bnneck|heads?)\.')
 # The learned exponent of a generalised mean, relative to the scope of the body.

@@ -12,6 +12,7 @@ from nets._published import as_it_is, resized
 from tripletreid.modeling.torch_names import KINDS, Source, from_torch
 
 ANCHORS = ('patch_embed.proj.weight', 'embedding/kernel')
+OPTIONAL = ('reg_token', 'register_tokens')
 # Classifiers and projections, SigLIP's text encoder, the state of an optimizer, camera embeddings, mask tokens, the student
 # of a teacher.
 UNNEEDED = re.compile(r'(^|/)(head|pre_logits|MAPHead_0|txt)/|^(params/)?[tb]$|^opt/state/'

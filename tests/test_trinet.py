@@ -237,7 +237,7 @@ def test_files_that_are_no_weights(weights, variables, tmp_path):
     np.savez(path, conv1=np.zeros(3))
     refused(path, variables, 'other names than arr_0')
     refused(tmp_path / 'absent.npz', variables, 'no file')
-    refused(tmp_path, variables, 'no readable .npz')
+    refused(tmp_path, variables, 'There is no file')
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 255
     path.write_bytes(damaged)

@@ -7,10 +7,11 @@ classifiers. The modules of nets/ and heads/ describe how others name the weight
                     SIGNATURES  dicts {name: shape}, one for each way to store the net: arrays that no other net has so
     heads/NAME.py   PUBLISHED   dicts {TF1 scope: their module}, one for each code base that has this head
 
-A layout has one pattern and four functions. They see names and shapes only; arrays are read when everything fits.
+A layout has two lists of names and four functions. They see names and shapes only; arrays are read when everything fits.
     ANCHORS                           names of the first array of a body, whose prefix is the prefix of all names
     options(held, prefix)             {option of the net's `body`: value} that the file implies
     sources(held, prefix, wanted)     {TF1 name: Source}: the arrays that each variable is made of
+    OPTIONAL                          names of arrays that belong to a body of this layout, but not to every one
     is_unneeded(name, held, prefix)     whether an array is known not to belong to the body
     input_size(held, prefix)          {'net_input_height', 'net_input_width', …} that the file implies, perhaps nothing
 A net with position embeddings, a grid [h, w, C] for one size of images, also has
@@ -92,7 +93,7 @@ def fit(held, layout, wanted):
     least = min(len(each.missing) for each in found)
     best = _chosen([each for each in found if len(each.missing) == least])
     needed = {name for source in best.sources.values() for name in source.names}
-    scopes = {_scope(name, best.prefix) for name in needed}
+    scopes = {_scope(name, best.prefix) for name in needed} | set(layout.OPTIONAL)
     foreign = [name for name in held if name not in needed and name.startswith(best.prefix)
                and _scope(name, best.prefix) in scopes and not layout.is_unneeded(name, held, best.prefix)]
     return best._replace(misshapen=[] if best.missing else _misshapen(held, best.sources, wanted), foreign=foreign)
@@ -120,7 +121,10 @@ def _chosen(fits):
 
 def _misshapen(held, sources, wanted):
     misshapen = []
-    for name, source in sources.items():
+    for name in wanted:  # In the order of the net: a layout may list its sources in any order.
+        if name not in sources:
+            continue
+        source = sources[name]
         try:
             # Arrays of zeros that take no memory, since only shapes matter.
             arrays = [np.broadcast_to(np.float32(0), held[each]) for each in source.names]
