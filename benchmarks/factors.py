@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measure the effect of single changes: a plain recipe with one factor at a time, on a small dataset; a table of mAP.
 
-    benchmarks/compare.py omniglot ~/omniglot/images_background_small2 --out compared --table docs/factors.md
-    benchmarks/compare.py digits digits --out compared_digits
-    benchmarks/compare.py … --against batch_all --only 'batch_all, hard identities'
+    benchmarks/factors.py omniglot ~/omniglot/images_background_small2 --out compared --table docs/factors.md
+    benchmarks/factors.py digits digits --out compared_digits
+    benchmarks/factors.py … --against batch_all --only 'batch_all, hard identities'
 
 Omniglot is evaluated on the characters of its validation alphabet, which are not trained on and differ from the test
 characters; scikit-learn's digits are evaluated on new images. Every factor of FACTORS is added to the plain recipe and
@@ -213,7 +213,7 @@ def table(results, setting, options):
     """Return the Markdown table of {name: results per seed}."""
     against = results[options.against]
     recipe = 'the plain recipe' if options.against == 'plain' else options.against
-    lines = [f'`{shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]])}` printed this: mAP of '
+    lines = [f'`{shlex.join(["python", "benchmarks/factors.py", *sys.argv[1:]])}` printed this: mAP of '
              f'{len(against[0]["aps"])} queries, {len(set(against[0]["pids"]))} {setting.searched}, after '
              f'{options.iterations} iterations, mean of {len(against)} seeds (lowest to highest); the difference to '
              f'{recipe} with the same seed, in percentage points, and its 95% intervals, with other {setting.searched} and '

@@ -1,4 +1,4 @@
-"""benchmarks/compare.py: the table of one factor after another. No run is made here."""
+"""benchmarks/factors.py: the table of one factor after another. No run is made here."""
 import argparse
 import json
 import runpy
@@ -17,17 +17,17 @@ PIDS = [f'character{number}' for number in range(8) for _ in range(5)]
 
 
 @pytest.fixture
-def compare(monkeypatch):
+def factors(monkeypatch):
     monkeypatch.setattr(sys, 'path', list(sys.path))
-    monkeypatch.setattr(sys, 'argv', ['compare.py', 'digits', 'a folder'])
-    return argparse.Namespace(**runpy.run_path(str(ROOT / 'benchmarks' / 'compare.py')))
+    monkeypatch.setattr(sys, 'argv', ['factors.py', 'digits', 'a folder'])
+    return argparse.Namespace(**runpy.run_path(str(ROOT / 'benchmarks' / 'factors.py')))
 
 
-def test_every_factor_can_be_trained(compare):
+def test_every_factor_can_be_trained(factors):
     parser = train_flags.make_parser()
-    for setting in compare.DATASETS.values():
-        for name, flags in compare.FACTORS.items():
-            flags_of_run = compare.with_factor(setting.plain, flags)
+    for setting in factors.DATASETS.values():
+        for name, flags in factors.FACTORS.items():
+            flags_of_run = factors.with_factor(setting.plain, flags)
             command = f'--experiment_root x --train_set x --image_root x --train_iterations 200 {flags_of_run}'
             args = parser.parse_args(shlex.split(command))
             flag_checks.check(args, parser)
@@ -36,27 +36,27 @@ def test_every_factor_can_be_trained(compare):
             assert (name == 'plain') == (not flags)
 
 
-def test_a_factor_takes_precedence_or_takes_away(compare):
-    assert compare.with_factor('--a 1 --b', '--a 2') == '--a 1 --b --a 2'
-    assert compare.with_factor('--a 1 --b', '--no_b --c 3') == '--a 1 --c 3'
+def test_a_factor_takes_precedence_or_takes_away(factors):
+    assert factors.with_factor('--a 1 --b', '--a 2') == '--a 1 --b --a 2'
+    assert factors.with_factor('--a 1 --b', '--no_b --c 3') == '--a 1 --c 3'
 
 
-def test_interval_of_seeds_is_students(compare):
+def test_interval_of_seeds_is_students(factors):
     # Mean 2, standard deviation 1, and 4.3027 is the 97.5% quantile of t with two degrees of freedom.
     low, high = 100 * (2 - 4.3027 / 3 ** 0.5), 100 * (2 + 4.3027 / 3 ** 0.5)
-    assert compare.interval_of_seeds([1, 2, 3]) == f'{low:+.1f} to {high:+.1f}'
-    assert compare.interval_of_seeds([1]) == 'unknown'
+    assert factors.interval_of_seeds([1, 2, 3]) == f'{low:+.1f} to {high:+.1f}'
+    assert factors.interval_of_seeds([1]) == 'unknown'
 
 
-def test_table(compare):
+def test_table(factors):
     random = np.random.default_rng(0)
     plain = [{'pids': PIDS, 'aps': list(random.uniform(0.3, 0.7, 40)), 'cpu_seconds': 10} for _ in range(3)]
     better = [{**each, 'aps': [ap + 0.2 + 0.002 * number for number, ap in enumerate(each['aps'])], 'cpu_seconds': 30}
               for each in plain]
     worse = [{**each, 'aps': [ap - 0.1 for ap in each['aps']]} for each in plain]
-    results, setting = {'plain': plain, 'margin 0.2': worse, 'rotated': better}, compare.DATASETS['omniglot']
-    lines = compare.table(results, setting, argparse.Namespace(iterations=300, against='plain')).splitlines()
-    assert "`python benchmarks/compare.py digits 'a folder'` printed this: mAP of 40 queries, 8 characters" in lines[0]
+    results, setting = {'plain': plain, 'margin 0.2': worse, 'rotated': better}, factors.DATASETS['omniglot']
+    lines = factors.table(results, setting, argparse.Namespace(iterations=300, against='plain')).splitlines()
+    assert "`python benchmarks/factors.py digits 'a folder'` printed this: mAP of 40 queries, 8 characters" in lines[0]
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines[-3:]]
     assert [row[0] for row in rows] == ['plain', 'rotated `--rotate 10`', 'margin 0.2 `--margin 0.2`']
     means = [np.mean(each['aps']) for each in plain]
@@ -66,19 +66,19 @@ def test_table(compare):
     low, high = map(float, rows[1][3].split(' to '))
     assert 20 < low < 23.9 < high < 28
     assert rows[2][2:5] == ['-10.0', 'unknown', '-10.0 to -10.0']
-    lines = compare.table(results, setting, argparse.Namespace(iterations=300, against='margin 0.2')).splitlines()
+    lines = factors.table(results, setting, argparse.Namespace(iterations=300, against='margin 0.2')).splitlines()
     assert 'the difference to margin 0.2 with the same seed' in lines[0]
     assert [line.split('|')[1].split()[0] for line in lines[-3:]] == ['margin', 'rotated', 'plain']
     assert '| +33.9 |' in lines[-2] and '| +10.0 |' in lines[-1]
 
 
-def test_what_is_done_is_not_done_again(compare, tmp_path):
+def test_what_is_done_is_not_done_again(factors, tmp_path):
     options = argparse.Namespace(out=str(tmp_path), images=str(tmp_path), iterations=7, dataset='digits')
-    setting = compare.DATASETS['digits']
+    setting = factors.DATASETS['digits']
     flags = f'{setting.plain} --rotate 10 --train_iterations 7 --decay_start_iteration 3 --seed 2'
     result = {'flags': flags, 'images': str(tmp_path), 'aps': [1.0]}
     (tmp_path / 'rotated-2.json').write_text(json.dumps(result))
-    assert compare.result_of('rotated', 2, setting, options) == result
+    assert factors.result_of('rotated', 2, setting, options) == result
     options.iterations = 8
     with pytest.raises(InputError, match='rotated-2.json is of a run with other flags'):
-        compare.result_of('rotated', 2, setting, options)
+        factors.result_of('rotated', 2, setting, options)
