@@ -204,7 +204,7 @@ def group(args, embeddings, dataset, image_root, outputs):
     names, known = clusters_file.known_names(args.names, rows) if args.names else (None, [])
     identities = None
     if args.dataset and len(set(rows.pids)) > 1:
-        identities = np.unique(rows.pids, return_inverse=True)[1]
+        identities = np.where(rows.junk, knowledge.UNKNOWN, np.unique(rows.pids, return_inverse=True)[1])
     found = cluster(source, settings, cameras, moments, names, identities, args.dask or args.workers, args.batch_size)
     if len(found.rows) > 1:
         print('\n'.join(sweep.table(found.rows, found.chosen)))
@@ -225,7 +225,9 @@ def check_labels(args, embeddings, dataset, image_root, outputs):
     cameras = args.camera and knowledge.groups_by_pattern(dataset.fids, args.camera, '--camera')
     moments = args.moment and knowledge.groups_by_pattern(dataset.fids, args.moment, '--moment')
     prepared = features.features(embeddings, cameras, args.whitening).all()
-    reviewed = review.review(prepared, dataset.pids, moments)
+    labelled = ~dataset.junk
+    dataset, prepared = dataset.take(labelled), prepared[labelled]
+    reviewed = review.review(prepared, dataset.pids, moments if moments is None else moments[labelled])
     closer = [(each.name, row, other) for each in reviewed for row, other in each.closer.items()]
     pairs = review.similar_pairs(reviewed)
     for name, row, other in closer[:MOST_PRINTED]:

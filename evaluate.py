@@ -21,7 +21,6 @@ from tripletreid.evaluation.tables import print_results
 from tripletreid.evaluation.workers import pool
 from tripletreid.files import check_output
 from tripletreid.metrics import METRICS
-from tripletreid.names import lookalikes, some_lookalikes
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
 LONGEST_CMC = 100_000  # Further ranks would only make the file large.
@@ -210,6 +209,7 @@ def open_retrieval(args, workers):
     queries, query_set = open_with_dataset(args.query_embeddings, load_dataset(args.query_dataset))
     gallery, gallery_set = open_gallery(args.gallery_embeddings, args.gallery_dataset)
     warn_of_lookalikes(query_set, gallery_set)
+    exclusion.warn_of_disagreement(args.excluder, excluder, query_set, gallery_set)
     made_with = {'query': queries.parameters, 'gallery': gallery.parameters}
     check_same_making(queries, gallery, args.allow_different)
     warn_of_other_metric(args.metric, made_with)
@@ -260,12 +260,7 @@ def warn_of_separate_cameras(retrieval):
     """
     if not hasattr(retrieval.excluder([]), 'ids'):
         return
-    query_ids, gallery_ids = (zip(*set(retrieval.excluder([]).ids(each.fids)))
-                              for each in (retrieval.query_set, retrieval.gallery_set))
-    spellings = [some_lookalikes(groups) for names in zip(query_ids, gallery_ids)
-                 if (groups := lookalikes(set().union(*names)))]
-    more = f': {" and ".join(spellings)} may mean the same' if spellings else ''
-    warn(f'no query shares identity and camera with any gallery image, so that the excluder ignores only junk{more}.')
+    warn('no query shares identity and camera with any gallery image, so that the excluder ignores only junk.')
 
 
 def result_of_each_query(query_set, ranks):

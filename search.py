@@ -8,7 +8,6 @@ import os
 import sys
 
 import h5py
-import numpy as np
 
 from tripletreid import argument_types, pictures, quiet
 from tripletreid.dataset import load_dataset
@@ -226,7 +225,7 @@ def threshold_and_curve(args, metric):
 def open_gallery(args, trained, model):
     """Open the gallery, and embed its new and changed images.
 
-    Returns: open `Embeddings`; the folder of its images, or None; the identities of its rows, object array, or None.
+    Returns: open `Embeddings`; the folder of its images, or None; the identities of its rows [N], or None.
     """
     from tripletreid.search import image_files, index
     if is_embedded(args.gallery):
@@ -247,7 +246,7 @@ def open_gallery(args, trained, model):
     warnings += pictures.doubts_of_files(list(embeddings.fids), lambda fid: os.path.join(files.root, fid))
     for sentence in warnings:
         warn(sentence)
-    names = None if files.pids is None else np.array([files.pids[fid] for fid in embeddings.fids], object)
+    names = None if files.pids is None else [files.pids[fid] for fid in embeddings.fids]
     return embeddings, files.root, names
 
 

@@ -8,7 +8,7 @@ import os
 from typing import NamedTuple
 
 from tripletreid import cluster, pictures, plugins, provenance, quiet, signals
-from tripletreid.errors import InputError, exit_with, sentence_of
+from tripletreid.errors import InputError, exit_with, sentence_of, warn
 from tripletreid.experiment import arguments, flag_checks, resumption, root, train_flags, train_log
 from tripletreid.training.interruption import Interruption
 
@@ -40,6 +40,9 @@ def main():
         raise InputError(f'--frames_per_tracklet needs a third column in {train_set.path} that names the tracklets.')
     check_files(train_set, args.image_root, args.allow_outside_root)
     warn_of_lookalikes(train_set)
+    if junk := int(train_set.junk.sum()):
+        warn(f'{junk} images of {train_set.path} are junk (identity -1), which is trained as one identity: '
+             f'remove their rows.')
     if train_set.sets:
         warn_of_shared_images(train_set, args.image_root)
     validator = Validation(args) if args.eval_frequency else None

@@ -5,8 +5,7 @@ import numpy as np
 
 from excluders import _same_key
 from tripletreid.errors import InputError
-
-JUNK = '-1'
+from tripletreid.names import JUNK
 
 
 class SameCameraExcluder:

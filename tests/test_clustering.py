@@ -131,6 +131,8 @@ def test_agreement_is_counted_pair_by_pair():
     assert (scores.precision, scores.recall, scores.f) == (2 / 4, 2 / 5, pytest.approx(4 / 9))
     assert scores.purity == pytest.approx(6 / 7)
     assert agreement.pairwise(np.array([-1, -1]), np.array([0, 1])) == (0, 0, 0)
+    junk = np.array([0, 1, -1])
+    assert agreement.agreement(np.append(labels, junk), np.append(truth, [-1, -1, -1])) == scores
 
 
 @pytest.mark.parametrize('noise', [0.6, 0.9])

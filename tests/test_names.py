@@ -72,6 +72,27 @@ def test_lookalikes_within_and_between_sets_are_warned_of(capsys):
     assert capsys.readouterr().err == ''
 
 
+def test_an_excluder_that_disagrees_with_the_csv_files_is_warned_of(capsys):
+    query = dataset('q.csv', ('7', '7_c1s1_1.jpg'), ('8', '8_c1s1_1.jpg'), ('-1', '-1_c1s1_1.jpg'))
+    gallery = dataset('g.csv', ('7', '7_c1s1_2.jpg'), ('8', '8_c2s1_2.jpg'), ('-1', '-1_c2s1_1.jpg'), ('0', '0_c1s1_1.jpg'))
+
+    def warnings(query, *rows, name='market1501'):
+        exclusion.warn_of_disagreement(name, exclusion.load(name), query, dataset('g.csv', *rows))
+        return capsys.readouterr().err
+
+    rows = list(zip(gallery.pids, gallery.fids))
+    assert warnings(query, *rows) == ''
+    # Some cameras or identities are spelled in another way, in one file name of many.
+    assert 'of 1 pairs of an identity and a camera' in (one := warnings(query, *rows, ('7', '7_c01s1_3.jpg')))
+    assert '7 in 01 and 7 in 1' in one
+    assert '07 in 1 and 7 in 1' in warnings(query, *rows, ('7', '07_c1s1_3.jpg'))
+    assert 'one identity in file names of several: 7 for 7, 9.' in warnings(query, *rows, ('9', '7_c3s1_3.jpg'))
+    # Junk of the csv file that the excluder does not know as such.
+    assert 'hold junk' in warnings(query, *rows, ('-1', '5_c1s1_3.jpg'))
+    assert 'hold junk' in warnings(query, *rows, name='diagonal')
+    assert warnings(query.take(slice(2)), *rows[:2], name='diagonal') == ''
+
+
 def test_the_hash_of_a_canonical_dataset_is_that_of_earlier_versions(tmp_path):
     (tmp_path / 'set.csv').write_text('0002,a/1.jpg\n-1,b c.jpg\n')
     digest = hashlib.sha256(b'0002\0a/1.jpg\0-1\0b c.jpg\0').hexdigest()

@@ -722,6 +722,17 @@ def test_a_vote_names_the_photo_and_its_accuracy_is_measured():
         assert found[0].name == 'alone' and vote.count == sum(each.same is not False for each in found)
 
 
+def test_junk_is_nobody():
+    """It has neither a name nor a vote, and the accuracy of the vote is measured without it."""
+    embs = np.array([[0], [0.1], [0.2], [5], [5.1]], np.float32)
+    opened = gallery.Gallery('made up', index.IndexedEmbeddings('', list('abcde'), embs, {}), 'euclidean',
+                             names=['-1', '-1', 'Ann', 'Bob', 'Bob'])
+    found = opened.search(np.zeros(1, np.float32), 3)
+    assert [each.name for each in found] == [None, None, 'Ann'] and opened.vote(found) == ('Ann', 1, 1)
+    assert opened.vote(found[:2]) is None
+    assert 'is right for 100.0% of 2 gallery images' in opened.vote_accuracy(1)
+
+
 def test_names_copies_and_the_open_set_threshold(trained, tmp_path):
     """A photo from the gallery itself is skipped, whatever its name, in a csv gallery and in an .h5 file of it."""
     photo = tmp_path / 'another\nname\x1b[2J.png'

@@ -10,7 +10,15 @@ import os
 import numpy as np
 
 from tripletreid.errors import InputError, warn
-from tripletreid.names import canonical_name, canonical_paths, lookalikes, path_spelling_key, some_lookalikes, spelling_key
+from tripletreid.names import (
+    canonical_name,
+    canonical_paths,
+    is_junk,
+    lookalikes,
+    path_spelling_key,
+    some_lookalikes,
+    spelling_key,
+)
 
 BLOCK = 1 << 14  # Rows per block, where not all rows are needed at once.
 
@@ -35,6 +43,11 @@ class Dataset:
 
     def __len__(self):
         return len(self.fids)
+
+    @property
+    def junk(self):
+        """Rows of junk, which is nobody's identity, bool [N]."""
+        return np.array([is_junk(pid) for pid in self.pids], bool)
 
     def take(self, rows):
         """Return the dataset of the given rows (an index array or a mask)."""

@@ -1,6 +1,12 @@
 """The excluder that `--excluder` names: which gallery images a query ignores."""
+import collections
+import itertools
+
 from tripletreid import plugins
-from tripletreid.errors import InputError
+from tripletreid.errors import InputError, warn
+from tripletreid.names import JUNK, is_junk, spelling_key
+
+SHOWN = 3  # Examples in a warning.
 
 
 def load(text):
@@ -23,3 +29,53 @@ def load(text):
     if colon:
         raise InputError(f'The excluder {name} takes no argument after a colon: {text}.')
     return module.Excluder
+
+
+def warn_of_disagreement(name, excluder, query_set, gallery_set):
+    """Warn where an excluder understands file names differently from how the csv files name identities.
+
+    Images of a query that it should ignore then count as matches, or images of others are ignored:
+    - junk that it does not ignore counts as an identity;
+    - file names that spell a camera or an identity in two ways, as c1 and c01: their images are not of one camera;
+    - file names of several identities in which it reads one identity.
+
+    Args:
+        name: the value of --excluder.
+        excluder: as `load` returns it.
+        query_set, gallery_set: `Dataset`s.
+    """
+    read = getattr(excluder([]), 'ids', None)
+    sets = query_set, gallery_set
+    if read is None:
+        junk = sum(int(dataset.junk.sum()) for dataset in sets)
+    else:
+        triples = [{(pid, *ids) for pid, ids in zip(dataset.pids, read(dataset.fids))} for dataset in sets]
+        junk = sum(is_junk(pid) and read_pid != JUNK for pid, read_pid, _ in set().union(*triples))
+        _warn_of_spellings(name, *triples)
+    if junk:
+        warn(f'{query_set.path} and {gallery_set.path} hold junk, images of the identity {JUNK}, which the excluder {name} '
+             f'does not ignore: {JUNK} counts as an identity. Remove these rows.')
+
+
+def _warn_of_spellings(name, *triples):
+    """Warn of two keys of one identity and camera and of one identity for several, given sets of (pid, read pid, camera)
+    for queries and gallery."""
+    keys, pids = ([collections.defaultdict(set) for _ in triples] for _ in range(2))
+    for number, each in enumerate(triples):
+        for pid, read_pid, camera in each:
+            keys[number][pid, spelling_key(camera)].add((read_pid, camera))
+            pids[number][read_pid].add(pid)
+    split = [group for key in sorted(keys[0].keys() & keys[1].keys())
+             if len(group := keys[0][key] | keys[1][key]) > 1]
+    if split:
+        shown = '; '.join(' and '.join(f'{pid} in {camera}' for pid, camera in sorted(group)) for group in split[:SHOWN])
+        warn(f'the excluder {name} takes images of {len(split)} pairs of an identity and a camera for others, because their '
+             f'file names spell them differently, so that images of the query\'s own camera count as matches: {shown}'
+             f'{"; …" if len(split) > SHOWN else ""}.')
+    merged = {pid: group for pid in sorted(pids[0].keys() & pids[1].keys())
+              if len(group := pids[0][pid] | pids[1][pid]) > 1}
+    if merged:
+        pid, group = next(iter(merged.items()))
+        warn(f'the excluder {name} reads one identity in file names of several: {pid} for '
+             f'{", ".join(itertools.islice(sorted(group), SHOWN))}{", …" if len(group) > SHOWN else ""}. It ignores images '
+             f'of others, which makes the task easier.')

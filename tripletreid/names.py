@@ -4,6 +4,7 @@ import posixpath
 import re
 import unicodedata
 
+JUNK = '-1'  # Identity of images that show nobody in particular: detector errors, in Market-1501 and after it.
 INVISIBLE = '\u200b\u200c\u200d\u2060\ufeff'  # Zero-width characters, which `str.strip` keeps.
 # Between newlines, each path that is not canonical contains one of these.
 SIGNS_OF_ANOTHER_SPELLING = ('//', '/./', '/../', '\n./', '\n../', '/.\n', '/..\n', '/\n')
@@ -32,6 +33,11 @@ def canonical_name(name):
     while name != (name := name.strip().strip(INVISIBLE)):
         pass
     return name
+
+
+def is_junk(pid):
+    """Return whether an identity means nobody, also in a joined dataset, where it begins with the name of a set."""
+    return pid == JUNK or pid.endswith(f'/{JUNK}')
 
 
 def spelling_key(name):

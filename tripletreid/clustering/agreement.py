@@ -22,10 +22,11 @@ def agreement(labels, identities):
 
     Args:
         labels: int64 [N], -1 for outliers.
-        identities: numbers of the identities, int64 [N].
+        identities: numbers of the identities, int64 [N]; -1 for junk, which is not compared.
 
     Returns: `Agreement`.
     """
+    labels, identities = labels[identities >= 0], identities[identities >= 0]
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     clusters = with_singletons(labels)
     precision, recall, f = pairwise(labels, identities)

@@ -147,12 +147,14 @@ def known_names(path, rows):
         path: csv file of a dataset.
         rows: `Dataset` of the grouped rows.
 
-    Returns: number of the known name of each row, int64 [N], `knowledge.UNKNOWN` where it has none; and the names.
+    Returns: number of the known name of each row, int64 [N], `knowledge.UNKNOWN` for junk and rows without a name; and the
+        names.
 
     Raises:
         InputError: an image that is not among the rows, or has two names.
     """
     given = load_dataset(path)
+    given = given.take(~given.junk)
     row_of = {fid: row for row, fid in enumerate(rows.fids)}
     foreign = [fid for fid in given.fids if fid not in row_of]
     if foreign:

@@ -12,6 +12,7 @@ from tripletreid.evaluation.distances import check_dimensions
 from tripletreid.evaluation.neighbours import PreparedGallery
 from tripletreid.files import write_json
 from tripletreid.image_root import image_path, is_inside
+from tripletreid.names import is_junk
 
 MOST_COPIES = 8  # Copies of a photo in the gallery that a search can skip.
 VOTES_SAMPLED = 500  # Gallery images by which the accuracy of the vote is measured.
@@ -25,7 +26,7 @@ class Found(NamedTuple):
     fid: file id.
     distance: to the photo, in the metric's own unit.
     same: whether it is near enough to be the same identity, None without a threshold.
-    name: its identity, None in a gallery without identities.
+    name: its identity, None for junk and in a gallery without identities.
     """
     rank: int
     row: int
@@ -50,20 +51,22 @@ class Gallery:
         embeddings: open `Embeddings` with file ids.
         metric: one of METRICS.
         threshold: the largest distance that means the same identity, or None.
-        names: identities of the rows, object array [N], or None.
+        names: identities of the rows, object array [N], None for junk; or None for a gallery without identities.
     """
 
     def __init__(self, name, embeddings, metric, threshold=None, image_root=None, allow_outside_root=False, names=None):
         """
         Args:
-            name, embeddings, metric, threshold, names: see above.
+            name, embeddings, metric, threshold: see above.
+            names: identities of the rows [N], or None.
             image_root: folder of the images, None if unknown.
             allow_outside_root: whether to show images outside the image root.
 
         Raises:
             InputError: embeddings that cannot be compared.
         """
-        self.name, self.embeddings, self.metric, self.threshold, self.names = name, embeddings, metric, threshold, names
+        self.name, self.embeddings, self.metric, self.threshold = name, embeddings, metric, threshold
+        self.names = None if names is None else np.array([None if is_junk(name) else name for name in names], object)
         self.image_root, self.allow_outside_root = image_root, allow_outside_root
         self._prepared = PreparedGallery(embeddings, metric)
 
@@ -119,7 +122,7 @@ class Gallery:
 
     def vote(self, found):
         """Return the `Vote` of the results that are near enough; None if there are none, or no identities."""
-        return _vote([each.name for each in found if each.same is not False and each.name is not None])
+        return _vote([each.name for each in found if each.same is not False])
 
     def vote_accuracy(self, count):
         """Return a sentence about how often the vote is right: for gallery images, each searched in the rest of the gallery.
@@ -128,7 +131,7 @@ class Gallery:
             count: number of results that vote.
         """
         sizes = collections.Counter(self.names)
-        rows = np.flatnonzero([sizes[name] > 1 for name in self.names])
+        rows = np.flatnonzero([name is not None and sizes[name] > 1 for name in self.names])
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:VOTES_SAMPLED])
         if not len(rows):
             return 'No identity has two images in the gallery, so the accuracy of the vote cannot be measured.'
@@ -145,7 +148,8 @@ class Gallery:
 
 
 def _vote(names):
-    """Return the `Vote` of names, nearest first; of equally frequent names the nearest wins."""
+    """Return the `Vote` of names, nearest first, of which None has no vote; of equally frequent names the nearest wins."""
+    names = [name for name in names if name is not None]
     if not names:
         return None
     name, votes = collections.Counter(names).most_common(1)[0]

@@ -77,8 +77,9 @@ class Validation:
             for images in (query, gallery):
                 check_files(images, image_root, args.allow_outside_root)
             warn_of_lookalikes(query, gallery)
-            without_own_file = OwnFileExcluder(exclusion.load(excluder),
-                                               paths_of_one_file([*query.fids, *gallery.fids], image_root))
+            by_name = exclusion.load(excluder)
+            exclusion.warn_of_disagreement(excluder, by_name, query, gallery)
+            without_own_file = OwnFileExcluder(by_name, paths_of_one_file([*query.fids, *gallery.fids], image_root))
             self._sets.append(ValidationSet(name, query, gallery, without_own_file, image_root))
             if not self._sets[-1].any_match():
                 raise InputError(f'No query of {query_path} has a match in {gallery_path} that the excluder {excluder} '

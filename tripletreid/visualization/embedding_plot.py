@@ -6,6 +6,7 @@ import numpy as np
 
 from tripletreid.errors import InputError
 from tripletreid.files import written_whole
+from tripletreid.names import is_junk
 from tripletreid.visualization.figures import new_figure, shortened, text_width
 
 MARKERS = 'os^DvPX*<>'
@@ -15,8 +16,11 @@ LARGEST_SPRITE = 8192  # Pixels a side; TensorBoard's projector shows no larger 
 
 
 def rows_of_identities(pids, count, seed):
-    """Rows of `count` identities that are picked at random, in order; all rows where there are no more, or for 0."""
-    identities = np.unique(pids.astype(str))
+    """Rows of `count` identities that are picked at random, in order; all rows where there are no more, or for 0.
+
+    Junk, which is nobody's identity, is not picked.
+    """
+    identities = np.unique([pid for pid in pids if not is_junk(pid)])
     if 0 < count < len(identities):
         identities = np.random.default_rng(seed).choice(identities, count, replace=False)
     return np.flatnonzero(np.isin(pids.astype(str), identities))
