@@ -134,14 +134,11 @@ def row(args, name, model, dataset):
 
 def fingerprint(model):
     """Return a hash of the files that a model consists of."""
-    if os.path.isfile(model):
-        return provenance.file_hash(model)
-    if os.path.isfile(os.path.join(model, 'saved_model.pb')):
-        variables = os.path.join(model, 'variables', 'variables.index')
-        return ' '.join(provenance.file_hash(path) for path in (os.path.join(model, 'saved_model.pb'), variables)
-                        if os.path.exists(path))
     with quiet.tensorflow_import():
         from tripletreid.experiment import checkpoints
+        from tripletreid.modeling import exports, model_card
+    if exports.is_export(model):
+        return model_card.hash_of(model)
     root, checkpoint = root_and_checkpoint(model)
     return provenance.file_hash(checkpoints.index_file(checkpoints.find_in_root(root, checkpoint)))
 
@@ -154,8 +151,8 @@ def root_and_checkpoint(model):
 def model_flags(model):
     """Return the flags of embed.py that choose a model and embed as the validation of its training does."""
     from tripletreid.experiment import arguments
-    from tripletreid.modeling import inference_flags
-    if os.path.isfile(model) or os.path.isfile(os.path.join(model, 'saved_model.pb')):
+    from tripletreid.modeling import exports, inference_flags
+    if exports.is_export(model):
         return ['--exported', model]
     root, checkpoint = root_and_checkpoint(model)
     crop = inference_flags.validation_crop(arguments.load(root)[0])

@@ -74,6 +74,25 @@ def test_rows_are_those_of_the_commands_and_are_kept(people, tmp_path, monkeypat
     assert len(commands) == 4
 
 
+def test_an_export_is_a_model_and_with_other_weights_another(people, tmp_path, monkeypatch, commands):
+    """A SavedModel of other weights has the same graph, so that only its variables differ."""
+    exports = {}
+    for name in ('checkpoint-1', 'checkpoint-2'):
+        exports[name] = tmp_path / name
+        run = Run('freeze.py', '--checkpoint_name', people / 'run' / name,
+                  '--frozen_model_path', exports[name])
+        assert run.wait() == 0, run.output
+    assert compare.fingerprint(str(exports['checkpoint-1'])) != compare.fingerprint(str(exports['checkpoint-2']))
+    compared(monkeypatch, *flags(people, tmp_path / 'out', exports['checkpoint-2'], people / 'run'))
+    export_row, run_row = json.loads((tmp_path / 'out' / 'comparison.json').read_text())['rows']
+    assert export_row['mAP'] == pytest.approx(run_row['mAP'], abs=1e-3)
+    assert export_row['milliseconds'] > 0 and 0.1 < export_row['megabytes'] < 100
+    exported_again, card = tmp_path / 'checkpoint-1.json', tmp_path / 'checkpoint-2.json'
+    exported_again.write_bytes(card.read_bytes())
+    assert_one_sentence(run_script('embed.py', '--exported', exports['checkpoint-1'], '--dataset', people / 'query.csv',
+                                   '--image_root', people, '--filename', tmp_path / 'x.h5'), 'card of another export')
+
+
 def test_bad_input(people, tmp_path):
     root, out = people / 'run', tmp_path / 'out'
     assert_one_sentence(run_script('compare.py', *flags(people, out, root, root)), 'one model twice')

@@ -252,6 +252,22 @@ FORMATS = {
 }
 
 
+def _is_saved_model(path):
+    return os.path.isfile(os.path.join(path, 'saved_model.pb'))
+
+
+def is_export(path):
+    """Return whether a path is an export, a file or a SavedModel, and no experiment root or checkpoint."""
+    return os.path.isfile(path) or _is_saved_model(path)
+
+
+def files_of(export):
+    """Return the paths of the files of an export, sorted."""
+    if not os.path.isdir(export):
+        return [export]
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(export) for name in names)
+
+
 def format_of(path, to_read=False):
     """Return the Format that a path's ending means.
 
@@ -259,7 +275,7 @@ def format_of(path, to_read=False):
         InputError: the ending means none, or the format needs a library that is not installed.
     """
     ending = os.path.splitext(os.path.basename(os.path.normpath(path)))[1]
-    if os.path.isfile(os.path.join(path, 'saved_model.pb')):
+    if _is_saved_model(path):
         ending = ''
     if ending not in FORMATS:
         raise InputError(f'{path}: there is no format {ending}. Name a file {", ".join(filter(None, FORMATS))}, or a '
@@ -282,7 +298,7 @@ def check_writable(path, inputs):
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f'{path} cannot be written: no permission to write to {folder}.')
     form = format_of(path)
-    if form is FORMATS[''] and os.path.exists(path) and not os.path.isfile(os.path.join(path, 'saved_model.pb')):
+    if form is FORMATS[''] and os.path.exists(path) and not _is_saved_model(path):
         raise InputError(f'{path} is there and is no SavedModel that could be replaced: name another folder.')
     if form is not FORMATS[''] and os.path.exists(path):
         check_output(path, '--frozen_model_path', f'an export as {form.name}', lambda path: holds(path, form.mark), inputs)

@@ -3,6 +3,7 @@
 The same text is in the metadata of an ONNX file, under the key `model_card`.
 """
 import datetime
+import hashlib
 import json
 import os
 
@@ -88,8 +89,11 @@ def write(export, card):
 
 
 def hash_of(export):
-    """Return the SHA-256 of an export; of a folder, of its graph."""
-    return provenance.file_hash(os.path.join(export, 'saved_model.pb') if os.path.isdir(export) else export)
+    """Return the SHA-256 of an export; of a SavedModel, of the names and hashes of its files."""
+    if not os.path.isdir(export):
+        return provenance.file_hash(export)
+    lines = [f'{os.path.relpath(path, export)} {provenance.file_hash(path)}\n' for path in exports.files_of(export)]
+    return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
 def read(export, metadata):
