@@ -1,4 +1,5 @@
 """The benchmarks' rule: a query ignores images of its own identity in its own camera, and junk."""
+import functools
 import re
 
 import numpy as np
@@ -52,3 +53,24 @@ class SameCameraExcluder:
                 raise InputError(f'The file name {fid} does not fit the pattern {self.pattern} of the excluder.')
             ids.append(both)
         return ids
+
+
+def with_pattern(excluder, pattern, flag):
+    """Return an excluder class with the pattern of a flag.
+
+    Args:
+        excluder: SameCameraExcluder or a subclass; its `groups` are the named groups that the pattern needs.
+        pattern: regular expression.
+        flag: example of the flag's value, for the message.
+
+    Raises:
+        InputError: not a regular expression, or one without the groups.
+    """
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise InputError(f'{pattern!r} of --excluder is not a regular expression: {error}.') from error
+    if not set(excluder.groups) <= set(groups):
+        needed = ' and '.join(f'(?P<{group}>…)' for group in excluder.groups)
+        raise InputError(f'The pattern {pattern!r} of --excluder needs the named groups {needed}, as in {flag}.')
+    return functools.partial(excluder, pattern=pattern)
