@@ -12,8 +12,8 @@ import numpy as np
 
 from tripletreid import argument_types, quiet
 from tripletreid.adaptation import children, record
-from tripletreid.argument_types import fraction, inner_fraction, positive_int
-from tripletreid.clustering import agreement, clusterer, clusters_file, knowledge, partition, sweep
+from tripletreid.argument_types import fraction, positive_int
+from tripletreid.clustering import agreement, cluster_flags, clusterer, clusters_file, knowledge, partition, sweep
 from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.dataset_writer import save_dataset
 from tripletreid.embeddings.reader import Embeddings
@@ -21,8 +21,6 @@ from tripletreid.errors import exit_with, warn
 from tripletreid.experiment import arguments, root, train_flags
 from tripletreid.files import write_json
 from tripletreid.image_root import check_files
-
-SETTINGS = tuple(field.name for field in dataclasses.fields(clusterer.Settings) if field.name != 'individuals')
 
 
 def make_parser():
@@ -58,16 +56,7 @@ def make_parser():
     add = parser.add_argument_group('clustering, as of cluster.py').add_argument
     add('--camera', metavar='PATTERN', help='regular expression for the camera in a file name: the mean embedding of each '
         "camera is subtracted, and the images of an identity in a batch come from many cameras")
-    add('--method', choices=partition.METHODS, default='dbscan', help='clustering of the graph of '
-        'neighbours (default: %(default)s)')
-    add('--threshold', type=inner_fraction, metavar='D', help='Jaccard distance (default: chosen by the data in each round)')
-    add('--min_size', type=positive_int, default=2, metavar='N', help='smaller clusters are outliers (default: %(default)s)')
-    add('--min_samples', type=positive_int, default=4, metavar='N', help='images that make a dense region of DBSCAN ('
-        'default: %(default)s)')
-    add('--k1', type=positive_int, default=30, metavar='N', help='neighbours that may be reciprocal (default: %(default)s)')
-    add('--k2', type=positive_int, default=6, metavar='N', help='neighbours of the query expansion (default: %(default)s)')
-    add('--whitening', type=fraction, default=0.5, metavar='W', help='exponent of the whitening, from 0 (off) '
-        'to 1 (default: %(default)s)')
+    cluster_flags.add_to(add, 'chosen by the data in each round')
 
     add = parser.add_argument_group('more').add_argument
     add('--batch_size', type=positive_int, default=256, metavar='B', help='images embedded at a time (default: %(default)s)')
@@ -202,7 +191,7 @@ def run_round(args, number, images, interruption):
 
 def group(args, number, images, embeddings, outputs):
     """Group the images of a round, print the table and write the clusters; returns the facts about the round."""
-    settings = clusterer.Settings(**{name: getattr(args, name) for name in SETTINGS})
+    settings = cluster_flags.settings(args)
     identities = np.unique(images.pids, return_inverse=True)[1] if len(set(images.pids)) > 1 else None
     cameras = images.tracklets if args.camera else None
     found = clusterer.cluster(embeddings, settings, cameras, identities=identities, workers=args.workers)

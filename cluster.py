@@ -10,8 +10,8 @@ import os
 import numpy as np
 
 from tripletreid import argument_types, quiet
-from tripletreid.argument_types import EMBEDDINGS_OPTIONS, fraction, inner_fraction, positive_int
-from tripletreid.clustering import clusters_file, features, knowledge, partition, review, sweep
+from tripletreid.argument_types import EMBEDDINGS_OPTIONS, positive_int
+from tripletreid.clustering import cluster_flags, clusters_file, features, knowledge, partition, review, sweep
 from tripletreid.clustering.clusterer import Settings, cluster
 from tripletreid.dataset import Dataset, is_dataset, load_dataset
 from tripletreid.dataset_writer import save_dataset
@@ -23,7 +23,6 @@ from tripletreid.experiment import arguments
 from tripletreid.files import check_output
 from tripletreid.modeling import inference_flags
 
-SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 KNOWLEDGE = ('camera', 'moment', 'names', 'pool_tracklets')
 MOST_PRINTED = 20  # Doubtful images, and pairs of identities.
 EMBEDDING = ('experiment_root', 'checkpoint', 'weights', 'flip_augment', 'crop_augment', 'aggregator', 'loading_threads')
@@ -56,18 +55,9 @@ def make_parser():
     add('--clusters', metavar='CSV', help='csv file of cluster.py that --apply changes')
 
     add = parser.add_argument_group('clustering').add_argument
-    add('--method', choices=partition.METHODS, default='dbscan', help='clustering of the graph of neighbours (default: '
-        '%(default)s)')
-    add('--threshold', type=inner_fraction, metavar='D', help='Jaccard distance, 0 to 1 (default: chosen by the data)')
+    cluster_flags.add_to(add, 'chosen by the data')
     add('--individuals', type=positive_int, metavar='N', help='choose the threshold whose number of clusters is nearest to '
         'this number')
-    add('--min_size', type=positive_int, default=2, metavar='N', help='smaller clusters are outliers (default: %(default)s)')
-    add('--min_samples', type=positive_int, default=4, metavar='N', help='images within the threshold that make a dense '
-        'region of DBSCAN, the image itself included (default: %(default)s)')
-    add('--k1', type=positive_int, default=30, metavar='N', help='neighbours that may be reciprocal (default: %(default)s)')
-    add('--k2', type=positive_int, default=6, metavar='N', help='neighbours of the query expansion (default: %(default)s)')
-    add('--whitening', type=fraction, default=0.5, metavar='W', help='exponent of the whitening, from 0 (off) '
-        'to 1 (default: %(default)s)')
 
     add = parser.add_argument_group('knowledge about the images').add_argument
     add('--camera', metavar='PATTERN', help="regular expression for the camera in a file name, e.g. '_c(\\d)'; the mean "
@@ -117,7 +107,7 @@ def check_flags(args, parser):
     if args.apply or args.clusters:
         if not (args.apply and args.clusters):
             parser.error('--apply and --clusters belong together: give both or neither')
-        argument_types.refuse_given(parser, {*SETTINGS, *KNOWLEDGE, *EMBEDDING, 'embeddings', 'images', 'dataset',
+        argument_types.refuse_given(parser, {*cluster_flags.NAMES, *KNOWLEDGE, *EMBEDDING, 'embeddings', 'images', 'dataset',
                                              'workers', 'dask', 'batch_size', 'check_labels'},
                                     '--apply only needs --clusters and --out')
         return
@@ -134,8 +124,8 @@ def check_flags(args, parser):
     if args.check_labels:
         if not args.dataset:
             parser.error('--check_labels needs --dataset CSV, the identities to check')
-        argument_types.refuse_given(parser, {*SETTINGS, 'names', 'pool_tracklets', 'workers', 'dask'} - {'whitening'},
-                                    '--check_labels does not group')
+        without_effect = {*cluster_flags.NAMES, 'names', 'pool_tracklets', 'workers', 'dask'} - {'whitening'}
+        argument_types.refuse_given(parser, without_effect, '--check_labels does not group')
     if args.dask:
         argument_types.refuse_given(parser, {'workers'}, '--dask has workers of its own')
 
@@ -191,7 +181,7 @@ def embed(args, path):
 
 def group(args, embeddings, dataset, image_root, outputs):
     """Group the rows and write the csv files."""
-    settings = Settings(**{name: getattr(args, name) for name in SETTINGS})
+    settings = cluster_flags.settings(args)
     rows, source, unit = dataset, embeddings, 'images'
     if embeddings.pooled or args.pool_tracklets:
         rows, unit = dataset.first_frames(), 'tracklets'
