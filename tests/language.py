@@ -7,6 +7,7 @@
 """
 import ast
 import collections
+import functools
 import io
 import pathlib
 import re
@@ -69,6 +70,7 @@ def files():
     return sorted(name for name in listed if name.endswith(tuple(READERS)) and (ROOT / name).is_file())
 
 
+@functools.cache
 def texts(name, content=None):
     """Return the pieces of prose of a file, a list of `Text`."""
     content = (ROOT / name).read_text(encoding='utf-8') if content is None else content

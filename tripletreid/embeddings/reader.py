@@ -186,19 +186,6 @@ class Embeddings(Rows):
                 raise InputError(f'{self.path} has NaN or infinite embeddings in rows counted from 0: {some}.')
         return rows
 
-    def additional_array(self, name):
-        """Read an additional array that an `EmbeddingWriter` stored.
-
-        Raises:
-            InputError: there is no such array, or the file is damaged.
-        """
-        try:
-            if self._is_own_array(name):
-                return self._file[name][()]
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f'{self.path} is damaged ({error}).') from error
-        raise InputError(f'{self.path} has no "{name}".')
-
     def read_into(self, start, embs):
         """Read rows that `rows` has already checked, without checking their values again.
 
