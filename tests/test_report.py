@@ -147,6 +147,7 @@ def test_numbers_are_those_of_the_evaluation(root, look):
     page = look(root / 'new.html')
     assert page.title() == f'{root.name}/new'
     numbers = dict(zip(page.locator('#numbers dt').all_inner_texts(), page.locator('#numbers dd').all_inner_texts()))
+    assert list(numbers) == ['mAP', 'mINP', 'rank-1', 'rank-5', 'rank-10', 'rank-20']
     assert numbers['mAP'].startswith(f'{evaluation["mAP"]:.1%}')
     assert numbers['rank-5'].startswith(f'{evaluation["CMC"][4]:.1%}')
     assert numbers['mINP'].startswith(f'{evaluation["mINP"]:.1%}')
@@ -421,7 +422,7 @@ def test_verification(root, look):
     counts = []
     for point, name in zip(points, ('10%', '1%')):
         page = look(root / 'verified.html')
-        assert 'ROC' in page.inner_text('#charts') and 'of others (sample)' not in page.inner_text('#charts')
+        assert 'ROC' in page.inner_text('#charts') and '(sample)' not in page.inner_text('#charts')
         page.select_option('#show', f'accepted wrongly at FPR {name}')
         expected = set()
         for fid, ranked in lists_by_hand(root).items():

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import typing
 
 import numpy as np
@@ -197,7 +198,7 @@ def _checked(path, content):
 def _scores(content, matches):
     """Return {name: `Score`} and {name: values [Q]} of the scores in a file."""
     summary, query_values = {}, {}
-    for name, score in content.items():
+    for name, score in sorted(content.items(), key=_natural_order):  # The file has rank-10 before rank-5.
         ends = score['interval']
         summary[str(name)] = scores.Score(_share(score['mean']), ends and tuple(map(_share, ends)))
         values = [math.nan if value is None else _share(value) for value in score['queries']]
@@ -205,6 +206,10 @@ def _scores(content, matches):
         if len(values) != len(matches):
             raise ValueError(f'{name} has {len(values)} values for {len(matches)} queries')
     return summary, query_values
+
+
+def _natural_order(item):
+    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', str(item[0]))]
 
 
 def _scores_of_older(matches, columns, confidence):

@@ -122,13 +122,13 @@ function drawCharts() {
     ...runs.map(({name, verification, distances}) => {
       const {edges, same, different} = verification ?? distances;
       return histogram('Distances' + (compared ? ', ' + name : ''), 'distance', 'pairs', [
-        {name: 'of matches', color: 'match', filled: true, points: outline(same, edges)},
-        {name: verification ? 'of others' : 'of others (sample)', color: 'miss', dashed: true, filled: true,
+        {name: 'genuine pairs', color: 'match', filled: true, points: outline(same, edges)},
+        {name: verification ? 'impostor pairs' : 'impostor pairs (sample)', color: 'miss', dashed: true, filled: true,
          points: outline(different, edges)}],
         {marks: verification ? verification.points.filter((_, i) => i < 3).map(([fpr,, threshold]) =>
           [threshold, rate(fpr)]) : []});
     }),
-    ...(verified.length ? [chart('ROC', 'pairs of others accepted (FPR)', 'matches accepted (TPR)',
+    ...(verified.length ? [chart('ROC', 'impostor pairs accepted (FPR)', 'genuine pairs accepted (TPR)',
       runs.map((run, i) => ({...styles[i], name: run.name, run})).filter(({run}) => run.verification).map(series => ({
         ...series, points: series.run.verification.roc.map(([fpr, tpr]) => [Math.log10(fpr), tpr])})),
       0, 1, share => (100 * share).toFixed(0) + '%', {xText: power => Number.isInteger(power) ? rate(10 ** power) : ''})]

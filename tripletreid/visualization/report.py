@@ -261,7 +261,7 @@ def _summary(now, before=None):
         if name in earlier:
             note = f'{100 * (score.mean - earlier[name].mean):+.1f}; before {earlier[name].mean:.1%}'
         elif score.interval:
-            note = 'between {:.1%} and {:.1%}'.format(*score.interval)
+            note = '{:.1%} to {:.1%} (95%)'.format(*score.interval)
         elif name == 'mAP':
             note = 'too few identities for an interval'
         summary.append((name, f'{score.mean:.1%}', note))
