@@ -170,7 +170,7 @@ function drawPairs() {
       if (!all) return element('td');
       const description = `${wrong} of ${all} queries of camera ${from} whose nearest image is of camera ${to} are wrong`;
       const button = element('button', {type: 'button', title: description, 'aria-label': description,
-        style: `background: color-mix(in srgb, var(--miss) ${Math.round(70 * wrong / all)}%, transparent)`}, `${wrong}/${all}`);
+        style: `background: color-mix(in srgb, var(--miss) ${Math.round(70 * wrong / all)}%, transparent)`}, wrong);
       button.onclick = () => {
         [byId('camera').value, byId('nearest').value, byId('show').value] = [from, to, 'first result wrong'];
         filterAndSort();
