@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from tripletreid import exclusion, plugins
+from tripletreid.dataset import Dataset
 from tripletreid.errors import InputError
+from tripletreid.evaluation import ranking
+from tripletreid.evaluation.retrieval import Retrieval
 
 MARKET = ['0002_c1s1_000451_03.jpg', '0002_c2s1_000301_01.jpg', '0007_c1s6_028546_01.jpg', '-1_c1s1_000401_02.jpg',
           '0000_c1s1_000151_01.jpg']
@@ -54,6 +57,45 @@ def test_diagonal_ignores_the_very_same_file():
 
 def test_pids_are_strings_and_not_numbers():
     assert ignored('market1501', ['2_c1s1_0.jpg', '0002_c1s1_0.jpg'], ['0002_c1s1_1.jpg']) == [[False, True]]
+
+
+def test_frames_later_ignores_all_but_one_moment_of_the_sequence():
+    gallery = ['c/A/1_000006.png', 'c/A/2_000006.png', 'c/A/1_000001.png', 'c/B/1_000006.png', 'c/A/1_000011.png']
+    assert ignored('frames_later:5', gallery, ['c/A/1_000001.png', 'c/A/1_6.png', 'c/A/1_000007.png']) == [
+        [False, False, True, True, True], [True, True, True, True, False], [True] * 5]
+    pattern = r'frames_later:3:(?P<sid>c\d)_(?P<frame>\d+)'
+    assert ignored(pattern, ['c1_4.jpg', 'c2_4.jpg'], ['x/c1_01.jpg']) == [[False, True]]
+
+
+@pytest.mark.parametrize('name, part', [
+    ('frames_later', 'needs a number of frames'), ('frames_later:0', 'needs a number of frames'),
+    ('frames_later:5:(', 'is not a regular expression'), ('frames_later:5:(?P<sid>.)', 'needs the named groups'),
+    ('frames_later:5', 'bob/1.png does not name a sequence and a frame'),
+    (r'frames_later:5:(?P<sid>bob)(?P<frame>\d)?', 'does not name a sequence and a frame'),
+    (r'frames_later:5:(?P<sid>bob)/(?P<frame>.+)', 'does not name a sequence and a frame')])
+def test_frames_later_refuses(name, part):
+    with pytest.raises(InputError, match=re.escape(part)):
+        exclusion.load(name)(['bob/1.png'])
+
+
+def test_rank_1_with_frames_later_is_the_re_association_score():
+    """Compared with a loop over persons in view: is the nearest of those in view n frames later the same person?"""
+    random = np.random.default_rng(0)
+    crops = [(f'{sequence}_{person}', sequence, frame) for sequence in 'AB' for person in range(6)
+             for frame in range(1, 40, 2) if random.random() < 0.6]
+    centres = {pid: random.normal(size=4) for pid, *_ in crops}
+    embs = np.array([centres[pid] + 0.7 * random.normal(size=4) for pid, *_ in crops], np.float32)
+    dataset = Dataset('crops.csv', np.array([pid for pid, *_ in crops], object),
+                      np.array([f'{sequence}/{pid}_{frame:06}.png' for pid, sequence, frame in crops], object))
+    for later in (2, 6):
+        found = ranking.rank(Retrieval(embs, dataset, embs, dataset, exclusion.load(f'frames_later:{later}'), 'euclidean'))
+        expected = []
+        for (pid, sequence, frame), emb in zip(crops, embs):
+            in_view = [(np.linalg.norm(emb - other), name) for (name, its_sequence, its_frame), other in zip(crops, embs)
+                       if (its_sequence, its_frame) == (sequence, frame + later)]
+            expected.append(min(in_view)[1] == pid if pid in [name for _, name in in_view] else None)
+        assert [None if np.isnan(value) else bool(value) for value in found.scores['rank-1']] == expected
+        assert {True, False, None} == set(expected)
 
 
 @pytest.mark.parametrize('name, separator', [('market1501', 's1_'), ('duke', '_f')])
