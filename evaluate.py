@@ -50,8 +50,8 @@ def make_parser():
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
         'file names by a pattern with the groups (?P<pid>…) and (?P<cid>…); sequence:PATTERN: images of its identity in '
         'its own sequence, with the groups (?P<pid>…) and (?P<sid>…); frames_later:N: every image except the '
-        'frame of its sequence N frames later, read off file names as of make_dataset.py mot, or by frames_later:N:PATTERN with the '
-        'groups (?P<sid>…) and (?P<frame>…)')
+        'frame of its sequence N frames later, read off file names as of make_dataset.py mot, or by '
+        'frames_later:N:PATTERN with the groups (?P<sid>…) and (?P<frame>…)')
     add('--metric', choices=METRICS, help='distance of embeddings, usually the metric of the training')
 
     add = parser.add_argument_group('how and where').add_argument
