@@ -9,12 +9,13 @@ if __name__ == '__main__':  # Before all other imports.
     startup.settle()
 
 import concurrent.futures
+import io
 import os
 import sys
 
 import numpy as np
 
-from tripletreid import argument_types, quiet
+from tripletreid import argument_types, pictures, quiet
 from tripletreid.errors import InputError, exit_with
 
 PRE_CROP = (288, 144)
@@ -96,14 +97,14 @@ def ten_crops(path):
     """
     import PIL.Image
     try:
-        with PIL.Image.open(path) as file:
+        with PIL.Image.open(io.BytesIO(pictures.read_file(path))) as file:
             # OpenCV, which the paper's authors used, turns an image upright, too. PIL.ImageOps.exif_transpose would fail
             # at any other entry of the EXIF data that is not in order.
             turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
             image = file.convert('RGB')
             image = np.asarray(image.transpose(PIL.Image.Transpose[turn]) if turn else image)
-    except FileNotFoundError as error:
-        raise InputError(f'There is no image {path}.') from error
+    except InputError as error:
+        raise InputError(f'The image {path} cannot be read: {error}.') from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise InputError(f'The image {path} cannot be read: {error}.') from error
     image = resize(image, *PRE_CROP)

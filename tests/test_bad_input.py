@@ -109,6 +109,17 @@ def test_usage_errors_are_a_sentence_that_names_the_intended_flag(called, comman
         assert part in printed.splitlines()[0]
 
 
+@pytest.mark.parametrize('command, name', [
+    (['trinet_embed.py', 'pipe', 'b.npz'], 'files.txt'), (['evaluate.py', '--compare', 'a.json', 'pipe'], '--compare'),
+    (['visualize.py', 'report', 'pipe'], 'EVALUATION'), (['embed.py', '--experiment_root', 'pipe', '--dataset', 'a.csv'],
+                                                         '--experiment_root'),
+])
+def test_a_pipe_is_not_waited_for(called, command, name, tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    status, _, printed = called(*(str(tmp_path / 'pipe') if each == 'pipe' else each for each in command))
+    assert status == 2 and f'{name} {tmp_path}/pipe is a pipe' in printed
+
+
 @pytest.mark.parametrize('command', [
     'train.py', 'embed.py', 'evaluate.py', 'freeze.py', 'visualize.py', 'visualize.py curves', 'make_dataset.py',
     'make_dataset.py folder', 'make_dataset.py check', 'trinet_embed.py', 'search.py'])

@@ -21,7 +21,7 @@ import sys
 import textwrap
 from typing import NamedTuple
 
-from tripletreid import exclusion
+from tripletreid import exclusion, files
 from tripletreid.errors import InputError, warn
 
 LARGEST_INT = 2 ** 31 - 1  # The largest shape, step or seed of TensorFlow.
@@ -114,7 +114,8 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed, unknown
 
     def _check_texts(self, parsed):
-        """Refuse empty values, as from a shell variable that is not set, and values that TensorFlow cannot take."""
+        """Refuse empty values, as from a shell variable that is not set, values that TensorFlow cannot take, and named
+        pipes and sockets, which a command that opens them would wait for."""
         for action in self._actions:
             values = getattr(parsed, action.dest, None)
             name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
@@ -123,6 +124,8 @@ class ArgumentParser(argparse.ArgumentParser):
                     self.error(f'{name} has an empty value, as from a variable that is not set')
                 if not value.isprintable() and value != value.encode('utf-8', 'replace').decode():
                     self.error(f'{name} {value!r} is not UTF-8: rename the file or folder')
+                if files.is_pipe(value):
+                    self.error(f'{name} {value} is a pipe or a socket, where a file or a folder is expected')
 
     def _check_flag(self, name, known):
         is_flag = re.fullmatch(r'--?[A-Za-z]\S*', name)  # A negative number such as -1 is not a flag.

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 
 from tripletreid import signals
@@ -82,6 +83,15 @@ def check_file(path, kind, ending):
         raise InputError(f'{path} is {folder}, not the expected {kind}; it holds {some}.')
     if not os.path.isfile(path):
         raise InputError(f'There is no {kind} {path}.')
+
+
+def is_pipe(path):
+    """Return whether a path leads to a named pipe or a socket. The pipes of a shell, as /dev/stdin, do not count."""
+    try:
+        mode = os.stat(os.path.realpath(path)).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def check_replaceable(path):
