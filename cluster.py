@@ -175,7 +175,7 @@ def embed(args, path):
     for sentence in warnings:
         warn(sentence)
     unnamed = Dataset(args.images, np.full(len(found), '?', object), found.fids)
-    save_embeddings(path, unnamed, found.embs, {**model.made_by, 'image_root': files.root})
+    save_embeddings(path, unnamed, found.rows(0, len(found)), {**model.made_by, 'image_root': files.root})
     return open_embeddings([path])
 
 

@@ -27,7 +27,7 @@ from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
-from tripletreid.search import gallery, image_files, index, photos
+from tripletreid.search import gallery, image_files, index, photos, temporary_rows
 
 DIM = 3
 
@@ -698,14 +698,36 @@ def test_words_about_what_is_found():
     assert gallery.table([near._replace(name='Ann'), far])[0].split() == ['1', '0.25', 'same', 'Ann', 'a.png']
 
 
+def indexed(embs):
+    """Return an array [N, D] as `IndexedEmbeddings`."""
+    rows = temporary_rows.TemporaryRows(*embs.shape)
+    rows.write(np.arange(len(embs)), embs)
+    return index.IndexedEmbeddings('', [f'{number}.png' for number in range(len(embs))], rows, {})
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_temporary_rows_are_an_array(seed):
+    random = np.random.default_rng(seed)
+    rows, array = temporary_rows.TemporaryRows(9000, 3), np.zeros((9000, 3), np.float32)
+    for count in (1, 100, 5000):
+        numbers = random.permutation(9000)[:count]
+        if seed:
+            numbers.sort()
+        embs = random.standard_normal((count, 3)).astype(np.float32)
+        rows.write(numbers, embs)
+        array[numbers] = embs
+        assert (rows[:] == array).all() and (rows[8000:9500] == array[8000:]).all()
+        assert (rows.take(numbers)[:] == array[numbers]).all()
+    assert rows[5:5].shape == (0, 3) and rows.take(np.arange(0)).shape == (0, 3)
+
+
 def test_a_vote_names_the_photo_and_its_accuracy_is_measured():
     """Against a naive loop over the images that are not alone."""
     random = np.random.default_rng(0)
     names = np.array([f'{number}' for number in random.integers(0, 8, 60)] + ['alone'], object)
     embs = random.standard_normal((61, 3)).astype(np.float32)
     for threshold in (None, 0.8):
-        opened = gallery.Gallery('made up', index.IndexedEmbeddings('', [f'{n}.png' for n in range(61)], embs, {}),
-                                 'euclidean', threshold, names=names)
+        opened = gallery.Gallery('made up', indexed(embs), 'euclidean', threshold, names=names)
         right = nobody = 0
         for row in range(60):
             distances = np.sqrt(((embs - embs[row]) ** 2).sum(axis=1))
@@ -725,8 +747,7 @@ def test_a_vote_names_the_photo_and_its_accuracy_is_measured():
 def test_junk_is_nobody():
     """It has neither a name nor a vote, and the accuracy of the vote is measured without it."""
     embs = np.array([[0], [0.1], [0.2], [5], [5.1]], np.float32)
-    opened = gallery.Gallery('made up', index.IndexedEmbeddings('', list('abcde'), embs, {}), 'euclidean',
-                             names=['-1', '-1', 'Ann', 'Bob', 'Bob'])
+    opened = gallery.Gallery('made up', indexed(embs), 'euclidean', names=['-1', '-1', 'Ann', 'Bob', 'Bob'])
     found = opened.search(np.zeros(1, np.float32), 3)
     assert [each.name for each in found] == [None, None, 'Ann'] and opened.vote(found) == ('Ann', 1, 1)
     assert opened.vote(found[:2]) is None

@@ -5,7 +5,7 @@ import os
 import sys
 
 # Keras imports these for wrappers and plots that this project does not use, which takes a third of its import.
-UNUSED = ('sklearn', 'matplotlib')
+UNUSED = ('sklearn', 'matplotlib', 'pandas', 'scipy')
 
 
 @contextlib.contextmanager

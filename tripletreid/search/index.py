@@ -18,6 +18,7 @@ import numpy as np
 
 from tripletreid import signals
 from tripletreid.errors import InputError
+from tripletreid.search.temporary_rows import TemporaryRows
 
 VERSION = 2  # Version 1 was an .h5 file.
 APPLICATION_ID = 0x54524978
@@ -26,18 +27,19 @@ SCHEMA = ('CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)',
           'CREATE TABLE models (model INTEGER PRIMARY KEY, made_by TEXT NOT NULL UNIQUE)',
           'CREATE TABLE images (model INTEGER NOT NULL, fid TEXT NOT NULL, size INTEGER NOT NULL, changed INTEGER NOT NULL, '
           'emb BLOB, problem TEXT, checksum INTEGER NOT NULL, PRIMARY KEY (model, fid))')
+ROWS_AT_ONCE = 4096
 POLL_SECONDS = 0.1
 NOT_OURS = '{} is not an index of search.py, so it is not overwritten: give another --index.'
 NOT_FINITE = 'its embedding is not finite'
 
 
 class IndexedEmbeddings:
-    """The embeddings of a gallery in memory, with the interface of `Embeddings`.
+    """The embeddings of a gallery, with the interface of `Embeddings`.
 
     Attributes:
         path: of the index.
         fids: file ids, object array [N].
-        embs: float32 [N, D].
+        embs: `TemporaryRows` [N, D].
         problems: {file id: reason} of the images that are not among them.
     """
     has_fids = True
@@ -56,6 +58,10 @@ class IndexedEmbeddings:
     def rows(self, start, stop):
         """Return the embeddings of the rows [start, stop), float32 [stop - start, D]."""
         return self.embs[start:stop]
+
+    def read_into(self, start, embs):
+        """Read as `Embeddings` does."""
+        return self.embs.read_into(start, embs)
 
 
 def up_to_date(path, files, embedder, report):
@@ -100,7 +106,7 @@ def _updated(path, files, embedder, report):
 class _Index:
     """An open index, and the state of a gallery's images in it.
 
-    embs: float32 [N, D], the embeddings of the images as far as they are known.
+    embs: `TemporaryRows` [N, D], the embeddings of the images as far as they are known.
     missing: numbers of the images without a valid row, ascending.
     problems: {file id: reason}.
     kept: number of embeddings that this process has stored.
@@ -111,8 +117,7 @@ class _Index:
         self.made_by = json.dumps([embedder.dim, embedder.made_by], sort_keys=True)
         self.seed = zlib.crc32(self.made_by.encode())
         self.number_of = {fid: number for number, fid in reversed(list(enumerate(files.fids)))}
-        self.stamps = list(map(tuple, files.stamps.tolist()))
-        self.embs = np.zeros((len(files), embedder.dim), '<f4')
+        self.embs = TemporaryRows(len(files), embedder.dim)
         self.problems, self.kept = {}, 0
         self._check_gallery()
         self._read()
@@ -131,30 +136,43 @@ class _Index:
         self.model = found and found[0]
         self.other_models = self.connection.execute('SELECT COUNT(*) FROM models').fetchone()[0] - bool(found)
         self.gone, self.changed, self.damaged = [], set(), set()
-        missing = set(self.number_of.values())
-        width, content = 4 * self.embedder.dim, memoryview(self.embs).cast('B')
+        is_missing = np.zeros(len(self.files), bool)
+        is_missing[list(self.number_of.values())] = True
         # With a + the condition does not use the table's index, which would read the rows in another order than the disk's.
         rows = self.connection.execute('SELECT rowid, fid, size, changed, emb, problem, checksum FROM images '
                                        'WHERE +model = ?', [self.model])
-        for row, fid, size, changed, emb, problem, checksum in rows:
+        while block := rows.fetchmany(ROWS_AT_ONCE):
+            numbers = self._read_block(block)
+            is_missing[numbers] = False
+        is_missing[list(self.damaged)] = True
+        self.missing = np.flatnonzero(is_missing).tolist()
+
+    def _read_block(self, block):
+        """Load rows of the table; return the numbers of their images whose rows are valid."""
+        width = 4 * self.embedder.dim
+        with_problem, numbers, embs = [], [], []
+        for row, fid, size, changed, emb, problem, checksum in block:
             number = self.number_of.get(fid)
             if number is None:
                 if not self.files.is_away(str(fid)):
                     self.gone.append([row])
-            elif self.stamps[number] != (size, changed):
+            elif self.files.stamps[number].tolist() != [size, changed]:
                 self.changed.add(number)
             elif checksum != self._checksum(fid, size, changed, emb, problem):
                 self.damaged.add(number)
             elif isinstance(problem, str):
-                missing.discard(number)
                 self.problems[fid] = problem
+                with_problem.append(number)
             elif isinstance(emb, bytes) and len(emb) == width:
-                missing.discard(number)
-                content[number * width:(number + 1) * width] = emb
+                numbers.append(number)
+                embs.append(emb)
             else:
                 self.damaged.add(number)
-        self.damaged.update(np.flatnonzero(~np.isfinite(self.embs.sum(axis=1, dtype=np.float64))).tolist())
-        self.missing = sorted(missing | self.damaged)
+        numbers = np.array(numbers, np.int64)
+        embs = np.frombuffer(b''.join(embs), '<f4').reshape(-1, self.embedder.dim)
+        self.embs.write(numbers, embs)
+        self.damaged.update(numbers[~np.isfinite(embs.sum(axis=1, dtype=np.float64))].tolist())
+        return np.concatenate([numbers, np.array(with_problem, np.int64)])
 
     def _checksum(self, fid, size, changed, emb, problem):
         checksum = zlib.crc32(f'{fid}\0{size} {changed}\0{problem}\0'.encode(), self.seed)
@@ -209,10 +227,11 @@ class _Index:
 
     def _store(self, numbers, embs):
         finite = np.isfinite(embs).all(axis=1)
-        self.embs[numbers] = embs
+        embs = np.ascontiguousarray(embs, '<f4')
+        self.embs.write(np.array(numbers), embs)
         self.problems.update({self.files.fids[number]: NOT_FINITE for number, good in zip(numbers, finite) if not good})
         self._write([(number, row.tobytes(), None) if good else (number, None, NOT_FINITE)
-                     for number, row, good in zip(numbers, self.embs[numbers], finite)])
+                     for number, row, good in zip(numbers, embs, finite)])
         self.kept += len(numbers)
 
     def _write(self, rows):
@@ -221,7 +240,7 @@ class _Index:
             if self.model is None:
                 self.model = execute('INSERT INTO models (made_by) VALUES (?)', [self.made_by]).lastrowid
             for number, emb, problem in rows:
-                key = self.files.fids[number], *self.stamps[number]
+                key = self.files.fids[number], *self.files.stamps[number].tolist()
                 execute('INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)',
                         [self.model, *key, emb, problem, self._checksum(*key, emb, problem)])
 
@@ -252,9 +271,9 @@ class _Index:
     def loaded(self):
         """Return the `IndexedEmbeddings`. A file id that the gallery repeats has the embedding of its first row."""
         sources = np.array([self.number_of[fid] for fid in self.files.fids if fid not in self.problems], np.int64)
-        whole = len(sources) == len(self.embs) and (np.diff(sources) == 1).all()
+        whole = len(sources) == len(self.files) and (np.diff(sources) == 1).all()
         fids = [self.files.fids[number] for number in sources]
-        return IndexedEmbeddings(self.path, fids, self.embs if whole else self.embs[sources], self.problems)
+        return IndexedEmbeddings(self.path, fids, self.embs if whole else self.embs.take(sources), self.problems)
 
     def report_interruption(self):
         """Report the number of kept embeddings when a signal ends the process, which may have interrupted `print`."""
