@@ -1,5 +1,6 @@
 """The page of clusters: its suspicions, and its use in a browser, whose decisions cluster.py applies."""
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -73,6 +74,11 @@ def test_a_changed_csv_file_and_missing_images(grouped, tmp_path):
         shutil.copy(grouped / name, tmp_path / name)
     process = run_script('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
     assert process.returncode == 0 and 'are missing' in process.stderr
+    facts = json.loads((tmp_path / 'groups.json').read_text())
+    facts['embedding_parameters'] |= {'checkpoint_sha256': 'of another net', 'weights': 'raw'}
+    (tmp_path / 'groups.json').write_text(json.dumps(facts))
+    other = run_script('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
+    assert_one_sentence(other, 'groups.csv was made from other embeddings', 'weights was raw and is None')
     with open(tmp_path / 'groups.csv', 'a') as file:
         file.write('Ada,0.png\n')
     assert_one_sentence(run_script('visualize.py', 'clusters', tmp_path / 'groups.csv'), 'was changed')

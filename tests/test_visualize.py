@@ -382,6 +382,12 @@ def test_evaluation_of_other_files(root, copy):
     (copy / 'fewer.csv').write_text(''.join((copy / 'query.csv').read_text().splitlines(keepends=True)[1:]))
     fewer = ['--query_dataset', copy / 'fewer.csv', '--query_embeddings', copy / 'fewer.h5', *flags(root)[-2:]]
     assert_one_sentence(visualize_script('report', copy / 'run.json', *fewer), 'run.json', 'other queries', 'fewer.csv')
+    # The same images, embedded in another way.
+    evaluation = json.loads((copy / 'run.json').read_text())
+    evaluation['embedding_parameters']['gallery']['mixed_precision'] = 'bfloat16'
+    (copy / 'other.json').write_text(json.dumps(evaluation))
+    other = visualize_script('rankings', copy / 'other.json', *flags(root))
+    assert_one_sentence(other, 'other.json', str(root / 'gallery_run.h5'), 'mixed_precision was bfloat16 and is none')
     # The same images, embedded by another model.
     _evaluated.embed(copy, 'run', 0.9, seed=1)
     other = visualize_script('rankings', copy / 'run.json', *flags(copy))

@@ -99,7 +99,8 @@ def write_labelled(paths, dataset, embeddings, **facts):
 
 def _write_facts(paths, dataset, embeddings, **facts):
     files = getattr(embeddings, 'paths', None) or [embeddings.path]
-    write_json(paths.facts, {**facts, MARK: dataset.content_hash(), 'embeddings': [os.path.abspath(path) for path in files]})
+    write_json(paths.facts, {**facts, MARK: dataset.content_hash(), 'embeddings': [os.path.abspath(path) for path in files],
+                             'embedding_parameters': getattr(embeddings, 'parameters', {})})
 
 
 def identity_names(labels, names=None, known=()):

@@ -1,6 +1,8 @@
 """Were two sets of embeddings made in the same way? The one rule, which every command that compares embeddings uses."""
 from typing import NamedTuple
 
+from tripletreid.errors import InputError
+
 # Parameters of `embed.py` for places of files and for the work, without effect on the embeddings. All others count.
 NO_CONSEQUENCE = {'allow_outside_root', 'batch_size', 'dask', 'dataset', 'devices', 'distribute', 'experiment_root',
                   'filename', 'image_root', 'loading_threads', 'metric', 'quiet', 'resume', 'shards',
@@ -45,6 +47,24 @@ def differences(first, second):
             if values[0] != values[1]:
                 found.append(Difference(name, *values))
     return found
+
+
+def check_unchanged(embeddings, recorded, path):
+    """Check that embeddings are still made as when a file recorded their parameters.
+
+    Args:
+        embeddings: open `Embeddings`.
+        recorded: their parameters of then, a dict; empty where they were not recorded.
+        path: of the file that was made from them, for the message.
+
+    Raises:
+        InputError: they were made again in another way.
+    """
+    found = differences(recorded, embeddings.parameters)
+    if found:
+        raise InputError(f'{path} was made from other embeddings than {embeddings.path} holds now: '
+                         f'{", ".join(f"{each.name} was {each.first} and is {each.second}" for each in found)}. Make it '
+                         f'again.')
 
 
 def difference(first, second):

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from tripletreid.embeddings.differences import NO_CONSEQUENCE
+from tripletreid.embeddings.differences import Difference, differences
 from tripletreid.embeddings.reader import Embeddings, Rows
 from tripletreid.errors import InputError
 
@@ -45,11 +45,13 @@ class Shards(Rows):
             if first is None:
                 first, self.parameters = facts, file.parameters
                 self.pooled, self.has_fids = file.pooled, file.has_fids
-            odd = next((name for name in {**first, **facts} if first.get(name) != facts.get(name)), None)
+            odd = [Difference(name, value, facts[name]) for name, value in first.items() if value != facts[name]]
+            odd += differences(self.parameters, file.parameters)
             if odd:
                 self.close()
-                raise InputError(f'{paths[0]} and {path} are not parts of one file: {odd} {first.get(odd)} there and '
-                                 f'{facts.get(odd)} here. Embed one of them again.')
+                name, there, here = odd[0]
+                raise InputError(f'{paths[0]} and {path} are not parts of one file: {name} {there} there and {here} here. '
+                                 f'Embed one of them again.')
         self._starts = np.array(starts)
         self.shape = (starts[-1], first['dimensions'])
 
@@ -101,9 +103,9 @@ class Shards(Rows):
 
 
 def _facts(embeddings):
-    """Return the facts that all parts of one file must share, in words, a dict."""
+    """Return the facts that all parts of one file must share, in addition to how they were made, in words, a dict."""
     return {'dimensions': embeddings.shape[1], 'pooled tracklets': embeddings.pooled, 'file ids': embeddings.has_fids,
-            **{name: value for name, value in sorted(embeddings.parameters.items()) if name not in NO_CONSEQUENCE}}
+            'recorded parameters': bool(embeddings.parameters)}
 
 
 def shard_names(path, count):

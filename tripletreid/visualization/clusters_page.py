@@ -8,6 +8,7 @@ import numpy as np
 
 from tripletreid.clustering import clusters_file, features, knowledge, review
 from tripletreid.dataset import load_dataset
+from tripletreid.embeddings.differences import check_unchanged
 from tripletreid.embeddings.shards import open_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks
@@ -98,7 +99,7 @@ def is_page(path):
 def _features(dataset, facts):
     """Return the features of the images of a clustering, float32 [N, D], in the order of the dataset."""
     with open_embeddings(facts['embeddings']) as embeddings:
-        source = embeddings
+        check_unchanged(embeddings, facts.get('embedding_parameters', {}), dataset.path)
         if embeddings.pooled:
             raise InputError(f'{embeddings.path} has one row per tracklet; the page shows images. Embed without '
                              f'--pool_tracklets.')
@@ -106,4 +107,4 @@ def _features(dataset, facts):
         cameras = facts.get('camera') and knowledge.groups_by_pattern(fids, facts['camera'], '--camera')
         row_of = {fid: row for row, fid in enumerate(fids)}
         rows = np.array([row_of[fid] for fid in dataset.fids])
-        return chunks.read_rows(features.features(source, cameras, facts['settings']['whitening']), rows)
+        return chunks.read_rows(features.features(embeddings, cameras, facts['settings']['whitening']), rows)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tripletreid import exclusion
 from tripletreid.dataset import load_dataset
+from tripletreid.embeddings.differences import check_unchanged
 from tripletreid.embeddings.shards import in_order
 from tripletreid.embeddings.with_dataset import open_with_dataset
 from tripletreid.errors import InputError
@@ -54,6 +55,7 @@ def open_evaluation(args):
         args.gallery_embeddings or _file(evaluation, 'gallery_embeddings'),
         args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
     _check_queries(evaluation, query.dataset)
+    _check_making(evaluation)
     if evaluation.parameters.get('hold_out'):
         evaluation.gallery_embeddings, dataset = _without_held_out(evaluation, gallery.dataset, query.dataset)
         gallery = LocatedDataset(dataset, [gallery.paths[row] for row in evaluation.gallery_embeddings.kept])
@@ -82,6 +84,7 @@ def open_other_evaluation(path, evaluation, query, gallery):
     is_reduced = bool(other.parameters.get('hold_out'))
     dataset = load_dataset(_file(other, 'gallery_dataset')) if is_reduced else gallery.dataset
     other.gallery_embeddings, dataset = open_with_dataset(_file(other, 'gallery_embeddings'), dataset)
+    _check_making(other)
     if is_reduced:
         other.gallery_embeddings, _ = _without_held_out(other, dataset, query.dataset)
     _apply_protocol(other, query.dataset)
@@ -129,6 +132,11 @@ def _check_queries(evaluation, dataset):
     if evaluation.fids != dataset.fids.tolist():
         raise InputError(f'{evaluation.path} is an evaluation of other queries than {dataset.path}. Evaluate '
                          f'again, or name the csv file of then.')
+
+
+def _check_making(evaluation):
+    for side, embeddings in (('query', evaluation.query_embeddings), ('gallery', evaluation.gallery_embeddings)):
+        check_unchanged(embeddings, evaluation.made_with.get(side, {}), evaluation.path)
 
 
 def _check_gallery(evaluation, dataset):
