@@ -75,8 +75,8 @@ def make_parser():
     add('--image_root', metavar='DIR', help='folder that the paths of a csv or .h5 file are relative to (default: the '
         "training run's, or the .h5 file's)")
     add('--allow_outside_root', action='store_true', help='also read images outside of the image root')
-    add('--batch_size', type=argument_types.positive_int, default=256, metavar='B', help='number of gallery images per '
-        'batch (default: %(default)s)')
+    add('--batch_size', type=argument_types.positive_int, default=16, metavar='B', help='number of gallery images per '
+        'batch; larger ones take more memory and are faster on a GPU (default: %(default)s)')
     add('--loading_threads', type=argument_types.threads, default=8, metavar='N', help='number of images loaded in '
         'parallel (default: %(default)s)')
     return parser

@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 
@@ -117,6 +118,16 @@ def test_a_file_id_with_a_nul_is_one_sentence(tmp_path):
         embeddings.check_matches(dataset)
 
 
+def _reads(path):
+    """Return whether a file has rows of ones; damage is a sentence."""
+    try:
+        with Embeddings(path) as embeddings:
+            return (embeddings.rows(0, len(embeddings)) == 1).all()
+    except InputError as error:
+        assert 'is damaged' in str(error)
+        return False
+
+
 def test_a_file_whose_tail_is_zeros_is_not_taken_for_complete(tmp_path):
     dataset = Dataset('', np.array(['a'] * 50, object), np.array([f'{number}.jpg' for number in range(50)], object))
     content, path = FileContent(dataset, 4, {'x': 1}, ['original', 'original_flip']), tmp_path / 'torn.h5'
@@ -124,6 +135,13 @@ def test_a_file_whose_tail_is_zeros_is_not_taken_for_complete(tmp_path):
         writer.append(np.ones((50, 4)), np.ones((2, 50, 4)))
     assert content.is_in(path)
     whole = path.read_bytes()
+    assert _reads(path)
+    with h5py.File(path) as file:
+        place = file['emb'].id.get_offset()
+    for start in range(place, place + 50 * 4 * 4, 40):  # A torn page, or a flipped bit, among the rows.
+        for damaged in (bytes(40), bytes([whole[start] ^ 4]) + whole[start + 1:start + 40]):
+            path.write_bytes(whole[:start] + damaged + whole[start + 40:])
+            assert not _reads(path), start
     for length in range(0, len(whole) - 512, 512):
         path.write_bytes(whole[:length].ljust(len(whole), b'\0'))
         assert not content.is_in(path), length

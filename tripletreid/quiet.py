@@ -4,7 +4,8 @@ import contextlib
 import os
 import sys
 
-# Keras imports these for wrappers and plots that this project does not use, which takes a third of its import.
+# Keras and TensorFlow import these for wrappers, plots and tables that this project does not use, which takes a third of the
+# import.
 UNUSED = ('sklearn', 'matplotlib', 'pandas', 'scipy')
 
 

@@ -2,6 +2,7 @@
 
     emb                 float32 [N, D]; `embs` is a second name for the same data
     emb_aug             float32 [A, N, D], only where there are several variants of an image
+    checksums           uint64 [N], `checksums` of the rows of `emb`; files of earlier versions have none
     augmentation_types  bytes [A], the names of the variants
     fids                UTF-8 strings [N]: the file ids of the rows, so that files are never matched with another csv
     tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's
@@ -17,6 +18,11 @@ from tripletreid.dataset import BLOCK
 from tripletreid.errors import InputError
 from tripletreid.files import check_file
 from tripletreid.names import canonical_paths
+
+
+def checksums(embs):
+    """Return a number for each row of [N, D] float32 that changes with each of its bits, uint64 [N], never 0."""
+    return np.ascontiguousarray(embs, '<f4').view('<u4').sum(axis=1, dtype=np.uint64) + np.uint64(1)
 
 
 class Rows:
@@ -120,6 +126,10 @@ class Embeddings(Rows):
             if not (self._is_own_array('fids') and self._file['fids'].shape == self.shape[:1]):
                 raise ValueError('"fids" is not one string a row')
             _check_fixed_length('fids', self._file['fids'].dtype)
+        self._checksums = self._file['checksums'] if 'checksums' in self._file else None
+        if self._checksums is not None and (self.emb.dtype != '<f4' or not self._is_own_array('checksums')
+                                            or (self._checksums.shape, self._checksums.dtype) != (self.shape[:1], '<u8')):
+            raise ValueError('"checksums" is not one number a row')
         self.pooled = 'tracklets' in self._file
         self.parameters = {}
         if 'parameters' in self._file.attrs:
@@ -172,12 +182,16 @@ class Embeddings(Rows):
         """Read the embeddings of the rows [start, stop), float32 [stop - start, D].
 
         Raises:
-            InputError: NaN or infinity (the rows are named), or a damaged file.
+            InputError: NaN or infinity (the rows are named), or a damaged file, also by the rows' checksums.
         """
         try:
             rows = self.emb[start:stop].astype(np.float32, copy=False)
+            expected = None if self._checksums is None else self._checksums[start:stop]
         except (OSError, RuntimeError) as error:
             raise InputError(f'{self.path} is damaged at rows {start} to {stop}: {error}. Embed again.') from error
+        if expected is not None and (damaged := np.flatnonzero(checksums(rows) != expected)).size:
+            raise InputError(f'{self.path} is damaged, or was edited: row {start + damaged[0]} (counted from 0) does not '
+                             f'have its checksum. Embed again; or, if you changed it on purpose, delete "checksums" from it.')
         # A sum is finite only if all of its terms are, and costs no array of the size of `rows`.
         if not np.isfinite(rows.sum(dtype=np.float64)):
             broken = start + np.flatnonzero(~np.isfinite(rows).all(axis=1))

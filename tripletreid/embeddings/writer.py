@@ -9,6 +9,7 @@ import numpy as np
 
 from tripletreid import signals
 from tripletreid.dataset import Dataset
+from tripletreid.embeddings.reader import checksums
 from tripletreid.errors import InputError
 from tripletreid.files import lock, reserve, sync_folder, write_at
 from tripletreid.names import canonical_paths
@@ -110,7 +111,7 @@ class EmbeddingWriter:
                 raise
         with h5py.File(self.temporary, 'r', locking=False) as file:
             self._places = {name: (file[name].id.get_offset(), file[name].shape)
-                            for name in ('emb', 'emb_aug') if name in file}
+                            for name in ('emb', 'emb_aug', 'checksums') if name in file}
 
     def _rows_of_interrupted(self, content):
         """Return the number of rows that an interrupted writer of the same content left, 0 without such a writer."""
@@ -124,7 +125,7 @@ class EmbeddingWriter:
         variants = len(content.augmentation_types) if len(content.augmentation_types) > 1 else 0
         rows, dim = len(content.dataset), content.dim
         # A disk without room for all rows is an error now, and not after hours.
-        reserve(self._file, (1 + variants) * rows * dim * 4 + (1 << 16))
+        reserve(self._file, (1 + variants) * rows * dim * 4 + rows * 8 + (1 << 16))
         with h5py.File(self.temporary, 'w', locking=False) as file:
             # Contiguous arrays of the final size, whose place in the file no longer changes.
             early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -132,6 +133,7 @@ class EmbeddingWriter:
             early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             file.create_dataset('emb', (rows, dim), '<f4', dcpl=early)
             file['embs'] = file['emb']
+            file.create_dataset('checksums', (rows,), '<u8', dcpl=early)
             if variants:
                 file.create_dataset('emb_aug', (variants, rows, dim), '<f4', dcpl=early)
             if len(content.augmentation_types):
@@ -153,7 +155,10 @@ class EmbeddingWriter:
             emb: [B, D], the (aggregated) embeddings.
             emb_aug: [A, B, D], the embeddings of the variants; stored where there are several.
         """
+        emb = np.ascontiguousarray(emb, '<f4')
         self._write('emb', (), emb)
+        if 'checksums' in self._places:  # The unfinished file of an earlier version has none.
+            write_at(self._file, self._places['checksums'][0] + 8 * self.rows_done, checksums(emb))
         if 'emb_aug' in self._places:
             for variant, embs in enumerate(emb_aug):
                 self._write('emb_aug', (variant,), embs)

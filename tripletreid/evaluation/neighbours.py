@@ -73,8 +73,9 @@ class PreparedGallery:
         self.sizes, self.scales = (np.ones(embeddings.shape[0], np.float32) for _ in range(2))
         self.odd_lengths = False
         any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
-        for rows, embs in chunks.gallery_chunks(embeddings, 0, embeddings.shape[0]):
-            self.sizes[rows] = any_query.prepare(rows, embs).sizes
+        for rows in chunks.slices(embeddings.shape[0], IMAGES_AT_ONCE):
+            embs = chunks.read(embeddings, rows.start, rows.stop)
+            self.sizes[rows] = any_query.prepare(np.arange(rows.start, rows.stop), embs).sizes
             if self.is_normalized:
                 lengths = np.sqrt(np.einsum('nd,nd->n', embs, embs, dtype=np.float64))
                 self.scales[rows] = 1 / lengths.clip(SMALLEST, LARGEST)

@@ -15,6 +15,7 @@ from tripletreid.image_root import image_path, is_inside
 from tripletreid.names import is_junk
 
 MOST_COPIES = 8  # Copies of a photo in the gallery that a search can skip.
+READ_AT_ONCE = 4096  # Rows of the gallery.
 VOTES_SAMPLED = 500  # Gallery images by which the accuracy of the vote is measured.
 
 
@@ -135,7 +136,7 @@ class Gallery:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:VOTES_SAMPLED])
         if not len(rows):
             return 'No identity has two images in the gallery, so the accuracy of the vote cannot be measured.'
-        nearest = self._prepared.nearest(chunks.read_rows(self.embeddings, rows), min(count + 1, len(self)))
+        nearest = self._prepared.nearest(chunks.read_rows(self.embeddings, rows, READ_AT_ONCE), min(count + 1, len(self)))
         limit = np.inf if self.threshold is None else self.threshold
         votes = [_vote([self.names[near] for near, distance in zip(near_rows, distances)
                         if near != row and distance <= limit][:count])

@@ -27,7 +27,7 @@ SCHEMA = ('CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)',
           'CREATE TABLE models (model INTEGER PRIMARY KEY, made_by TEXT NOT NULL UNIQUE)',
           'CREATE TABLE images (model INTEGER NOT NULL, fid TEXT NOT NULL, size INTEGER NOT NULL, changed INTEGER NOT NULL, '
           'emb BLOB, problem TEXT, checksum INTEGER NOT NULL, PRIMARY KEY (model, fid))')
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 POLL_SECONDS = 0.1
 NOT_OURS = '{} is not an index of search.py, so it is not overwritten: give another --index.'
 NOT_FINITE = 'its embedding is not finite'
