@@ -194,36 +194,38 @@ def test_names_of_a_slim_checkpoint_path(oracle, tmp_path):
     assert checkpoints.find(str(tmp_path)) == str(tmp_path / 'resnet_v1_50.ckpt')
 
 
-def test_checkpoint_of_another_net(oracle):
-    network = model.build('mobilenet_v1_1_224', 'direct', 16, (64, 32, 3))
-    before = [variable.numpy() for variable in network.variables]
+@pytest.fixture(scope='module')
+def mobilenet():
+    return model.build('mobilenet_v1_1_224', 'direct', 16, (64, 32, 3))
+
+
+def test_checkpoint_of_another_net(oracle, mobilenet):
+    before = [variable.numpy() for variable in mobilenet.variables]
     with pytest.raises(InputError, match='lacks MobilenetV1/Conv2d_0/weights, MobilenetV1/Conv2d_0/BatchNorm/'):
-        pretrained.load_body(network, str(oracle / 'slim' / 'resnet_v1_50.ckpt'))
-    for variable, value in zip(network.variables, before):
+        pretrained.load_body(mobilenet, str(oracle / 'slim' / 'resnet_v1_50.ckpt'))
+    for variable, value in zip(mobilenet.variables, before):
         np.testing.assert_array_equal(variable, value)
 
 
-def test_body_of_an_earlier_experiment(oracle):
-    network = model.build('mobilenet_v1_1_224', 'direct', 8, (64, 32, 3))
-    head = network.get_layer('emb').kernel.numpy()
+def test_body_of_an_earlier_experiment(oracle, mobilenet):
+    head = mobilenet.get_layer('emb').kernel.numpy()
     root = str(oracle / 'mobilenet-training')
-    pretrained.load_body(network, root)
+    pretrained.load_body(mobilenet, root)
     reader = checkpoints.open_reader(checkpoints.find(root))
-    for name, variable in model.named_variables(network.body).items():
+    for name, variable in model.named_variables(mobilenet.body).items():
         np.testing.assert_array_equal(variable, reader.get_tensor(name))
-    np.testing.assert_array_equal(network.get_layer('emb').kernel, head)
+    np.testing.assert_array_equal(mobilenet.get_layer('emb').kernel, head)
 
 
 @pytest.mark.parametrize('file', ['mobilenet_v1_1_224.ckpt', 'mobilenet_v1_1_224-v2.ckpt.index',
                                   'mobilenet_v1_1_224-v2.ckpt.data-00000-of-00001'])
 @pytest.mark.parametrize('share', [0, 0.5, 0.99])
-def test_truncated_checkpoint(oracle, tmp_path, file, share):
+def test_truncated_checkpoint(oracle, mobilenet, tmp_path, file, share):
     for path in (oracle / 'slim').glob('mobilenet*.ckpt*'):
         shutil.copy(path, tmp_path)
     os.truncate(tmp_path / file, int(share * (tmp_path / file).stat().st_size))
-    network = model.build('mobilenet_v1_1_224', 'direct', 16, (64, 32, 3))
     with pytest.raises(InputError, match='damaged'):
-        pretrained.load_body(network, str(tmp_path / file))
+        pretrained.load_body(mobilenet, str(tmp_path / file))
 
 
 def test_args_with_unknown_and_missing_keys(oracle, tmp_path):

@@ -1,5 +1,6 @@
 """Schedules, the optimizer, random erasing, nets and pre-trained weights; validation while training, and its resuming."""
 import argparse
+import functools
 import json
 import math
 import os
@@ -14,9 +15,9 @@ import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
 from _few_units import few_units
-from _runs import Run, ended_in_one_sentence
+from _runs import Fault, Run, ended_in_one_sentence
 from conftest import run_script
-from nets import _pooling, _resnet
+from nets import _pooling
 from objectives.xent import Objective
 from tripletreid import plugins
 from tripletreid.dataset import load_dataset
@@ -198,15 +199,8 @@ NETS = {
 }
 
 
-@pytest.fixture
-def one_unit_a_block(monkeypatch):
-    """A function that leaves TF-Slim's ResNets one unit in each of the four blocks from now on."""
-    body = _resnet.slim_body
-    return lambda: monkeypatch.setattr(_resnet, 'slim_body', lambda name, _, *rest: body(name, (1, 1, 1, 1), *rest))
-
-
 @pytest.mark.parametrize('name', NETS)
-def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch, one_unit_a_block):
+def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch):
     options, features, parameters = NETS[name]
     flags = [text for option, value in options.items() for text in (f'--{option}', str(value))]
     args = parsed('--experiment_root', str(tmp_path), '--model_name', name, '--head_name', 'bnneck', '--embedding_dim',
@@ -215,7 +209,6 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch, one_un
     assert body.output['model_output'].shape == (None, features)
     assert body.count_params() == parameters
     few_units(monkeypatch.setattr)
-    one_unit_a_block()
     network = model.with_endpoints(model.build_for(args), [Objective(args, 3).endpoints])
     images = tf.random.stateless_uniform([4, 64, 32, 3], (1, 2), 0, 255)
     variables = model.named_variables(network)
@@ -239,9 +232,8 @@ def test_net_trains_and_embeds_as_it_trained(name, tmp_path, monkeypatch, one_un
     np.testing.assert_array_equal(restored(images, training=False)['emb'], network(images, training=False)['emb'])
 
 
-def test_last_stride_doubles_the_resolution_of_the_last_stage(one_unit_a_block):
-    one_unit_a_block()
-    shapes = [model.build('resnet_v1_50', 'direct', 4, (64, 32, 3), **options).output['block4'].shape
+def test_last_stride_doubles_the_resolution_of_the_last_stage():
+    shapes = [model.without_values(model.build, 'resnet_v1_50', 'direct', 4, (64, 32, 3), **options).output['block4'].shape
               for options in ({}, {'last_stride': 2}, {'last_stride': 1})]
     assert shapes == [(None, 2, 1, 2048), (None, 2, 1, 2048), (None, 4, 2, 2048)]
 
@@ -373,8 +365,12 @@ def digits(tmp_path_factory):
     return folder
 
 
+def run_with_few_units(script, *flags):
+    return Run(script, *flags, fault=Fault(functools.partial(few_units, setattr), 'start'))
+
+
 def train(digits, root, *flags):
-    return Run(
+    return run_with_few_units(
         'train.py', '--experiment_root', root, '--train_set', digits / 'digits_train.csv', '--image_root', digits,
         '--model_name', 'mobilenet_v1_1_224', '--head_name', 'bnneck', '--embedding_dim', 8, '--batch_p', 4,
         '--batch_k', 2, '--net_input_height', 32, '--net_input_width', 32, '--train_iterations', 8,
@@ -406,7 +402,8 @@ def test_validation_is_noted_and_logged(run):
                 f'top-1: {entry["top1"]:.2%} (embed.py --checkpoint checkpoint-{entry["step"]})') in log
 
 
-def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits):
+def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits, monkeypatch):
+    few_units(monkeypatch.setattr)
     network, path = inference.from_experiment(str(run), 'checkpoint-best')
     noted = json.loads((run / 'checkpoint-best').read_text())
     assert os.path.basename(path) == noted['checkpoint']
@@ -555,7 +552,7 @@ def test_resuming_gives_the_very_run(run, digits):
     # As after an interruption during the first validation.
     for file in ('checkpoint-6.index', 'checkpoint-8.index', 'checkpoint', 'checkpoint-best'):
         (resumed / file).unlink()
-    again = Run('train.py', '--experiment_root', resumed, '--resume')
+    again = run_with_few_units('train.py', '--experiment_root', resumed, '--resume')
     assert again.wait() == 0 and re.search('Resuming from .*checkpoint-4\\.', again.output), again.output
     for name in ('log_embs.npy', 'log_losses.npy', 'log_fids.npy', 'checkpoint-best',
                  'checkpoint-8.data-00000-of-00001'):
@@ -600,7 +597,8 @@ def test_each_set_has_its_own_excluder(digits):
             validation.Validation(args)
 
 
-def test_an_interrupted_validation_is_given_up_and_due_again(run, tmp_path):
+def test_an_interrupted_validation_is_given_up_and_due_again(run, tmp_path, monkeypatch):
+    few_units(monkeypatch.setattr)
     args, _ = arguments.load(str(run))
     args.experiment_root = str(tmp_path)
     validator = validation.Validation(args)

@@ -1,4 +1,5 @@
 """The main job as its user does it: train, interrupt, resume, embed, evaluate, by the scripts and on image files."""
+import functools
 import json
 import pathlib
 import signal
@@ -156,9 +157,11 @@ def test_embeddings_of_another_csv_are_refused(people, embedded):
     assert_one_sentence(swapped, 'rows', 'swapped')
 
 
-def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
+def test_market1501_script_trains_resnet_50_on_images_of_full_size(people, tmp_path, monkeypatch):
+    from _few_units import few_units
     from tripletreid.experiment import checkpoints
     from tripletreid.modeling import model
+    few_units(monkeypatch.setattr)
     network = model.build('resnet_v1_50', 'fc1024', 128, (256, 128, 3))
     checkpoints.save(tmp_path, 0, model.named_variables(network.body))
     # In another folder, because the script writes its csv files to its own folder.
@@ -167,7 +170,7 @@ def test_market1501_script_trains_resnet_50_at_full_size(people, tmp_path):
         (project / name).mkdir(parents=True)
     for name in ('market1501_train.sh', 'recipes/_start.sh', 'make_dataset.py', 'train.py'):
         (project / name).symlink_to(ROOT / name)
-    with forking_python(tmp_path) as environment:
+    with forking_python(tmp_path, functools.partial(few_units, setattr)) as environment:
         done = subprocess.run(['sh', str(project / 'market1501_train.sh'), str(people / 'images'),
                                str(tmp_path / 'checkpoint-0'), str(tmp_path / 'run'), '--batch_p', '2',
                                '--batch_k', '2', '--train_iterations', '2'],

@@ -3,7 +3,6 @@ import functools
 import json
 import os
 import subprocess
-from unittest import mock
 
 import keras
 import numpy as np
@@ -15,7 +14,7 @@ from _forked_python import forking_python
 from _people import write_market1501
 from _published_vit import DEPTH, HEADS, PATCH, WIDTH, jax_arrays, random_weights, torch_arrays, written
 from conftest import ROOT
-from nets import _resnet, _vit
+from nets import _vit
 from tripletreid.experiment import checkpoints
 from tripletreid.modeling import model
 
@@ -23,7 +22,7 @@ RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 're
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--net_input_height', '32', '--net_input_width',
          '32']
 # The initial weights of each recipe; a recipe that differs from another one only in the loss runs with a smaller net.
-# ResNets have few units here: market1501_train.sh is tested with all of them, in test_pipeline.py. Transformers are tiny.
+# ResNets have few units here; test_fidelity.py trains one with all of them. Transformers are tiny.
 STARTS_FROM = {
     'lunet_market1501.sh': None,
     'two_tricks_market1501.sh': 'resnet_v1_50',
@@ -61,11 +60,7 @@ def market1501(tmp_path_factory):
     return folder
 
 
-SLIM_BODY, TRANSFORMER_BODY = _resnet.slim_body, _vit.body
-
-
-def _shallow(name, _, *more):
-    return SLIM_BODY(name, (1, 1, 1, 1), *more)
+TRANSFORMER_BODY = _vit.body
 
 
 @functools.wraps(TRANSFORMER_BODY)
@@ -75,7 +70,7 @@ def _tiny(input_shape, **options):
 
 
 def _make_shallow():
-    _resnet.slim_body, _vit.body = _shallow, _tiny
+    _vit.body = _tiny
     few_units(setattr)
 
 
@@ -83,14 +78,13 @@ def _make_shallow():
 def weights(tmp_path_factory):
     """Files with random weights, to start from: name of a net -> path."""
     folder = tmp_path_factory.mktemp('weights')
-    with mock.patch.object(_resnet, 'slim_body', _shallow):
+    with pytest.MonkeyPatch.context() as patch:
+        few_units(patch.setattr)
         for name in ('resnet_v1_50', 'mnist'):
             body = model.build(name, 'direct', 2, (32, 32, 3)).body
             checkpoints.save(folder, ('resnet_v1_50', 'mnist').index(name), model.named_variables(body))
         whole = model.build('mnist', 'linear_bn_relu', 8, (32, 32, 3))
         checkpoints.save(folder, 2, model.named_variables(whole))
-    with pytest.MonkeyPatch.context() as patch:
-        few_units(patch.setattr)
         keras.applications.ResNet50(include_top=False, weights=None).save_weights(folder / 'resnet50.weights.h5')
     siglip = random_weights((4, 4), class_token=False, map_head=True)
     transformers = {

@@ -15,6 +15,7 @@ FOLDER/NAME-batches.npz (the images and pids of all steps), and writes, of weigh
     FOLDER/NAME-training.npz    all losses, and all variables at the end of the training
 """
 import csv
+import gc
 import importlib
 import json
 import os
@@ -203,7 +204,7 @@ def train(root, args, images_of_steps, pids_of_steps):
         with tf.control_dependencies(tf1.get_collection(tf1.GraphKeys.UPDATE_OPS)):
             train_op = tf1.train.AdamOptimizer(learning_rate).minimize(tf.reduce_mean(losses), global_step=step)
         saver = tf1.train.Saver(max_to_keep=0)
-        session.run(tf1.global_variables_initializer())
+        session.run(tf1.variables_initializer(set(tf1.global_variables()) - set(tf1.model_variables())))
         randomize(session, tf1.model_variables())
 
         all_losses = []
@@ -228,4 +229,5 @@ def main(folder):
 
 
 if __name__ == '__main__':
+    gc.disable()  # Graphs are a million objects, and none of them is garbage.
     main(pathlib.Path(sys.argv[1]))
