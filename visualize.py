@@ -2,6 +2,7 @@
 """Look at results: ranked lists, a report to browse, embeddings in two dimensions, training curves.
 
     visualize.py rankings evaluation.json     the nearest images of some queries, as a picture
+    visualize.py regions evaluation.json      the parts of queries and of their nearest images that make them near
     visualize.py report evaluation.json       an HTML page: scores, charts and all ranked lists
     visualize.py embeddings embeddings.h5     a scatter plot, and data for TensorBoard's projector
     visualize.py curves ROOT [ROOT ...]       loss, precision, active count, learning rate, …
@@ -9,7 +10,7 @@
     visualize.py augmentation ROOT            some training images, as the net of a run sees them
 
 An evaluation file names its csv and .h5 files, and an .h5 file names its images; flags replace the paths of files that were
-moved. No display is needed. Only the augmentation imports TensorFlow.
+moved. No display is needed. Only regions and augmentation import TensorFlow.
 """
 if __name__ == '__main__':  # Before all other imports.
     from tripletreid import startup
@@ -53,7 +54,16 @@ def make_parser():
     add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the queries, if they were moved since')
     add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, if it was moved since')
     add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the gallery, if they were moved since')
-    add('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
+
+    ranked = ArgumentParser(add_help=False)
+    ranked.add_argument('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
+
+    chosen = ArgumentParser(add_help=False)
+    add = chosen.add_argument
+    add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: with the lowest or '
+        'the highest AP, or any with a match (%(default)s)')
+    add('--count', type=positive_int, default=8, metavar='N', help='how many queries (%(default)s)')
+    add('--queries', nargs='+', metavar='FILE', help='exactly these queries, as the csv file names them')
 
     pictured = ArgumentParser(add_help=False)
     add = pictured.add_argument
@@ -61,17 +71,23 @@ def make_parser():
     add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
 
-    add = commands.add_parser('rankings', parents=[evaluated, pictured],
+    add = commands.add_parser('rankings', parents=[evaluated, ranked, chosen, pictured],
                               example='python visualize.py rankings runs/first/evaluation.json --count 4',
                               help='the nearest images of some queries, as a picture').add_argument
-    add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: with the lowest or '
-        'the highest AP, or any with a match (%(default)s)')
-    add('--count', type=positive_int, default=8, metavar='N', help='how many queries (%(default)s)')
-    add('--queries', nargs='+', metavar='FILE', help='exactly these queries, as the csv file names them')
     add('--show_excluded', action='store_true', help='also show, greyed, the images that the protocol excludes')
     add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: EVALUATION_rankings.png)')
 
-    add = commands.add_parser('report', parents=[evaluated, pictured],
+    add = commands.add_parser('regions', parents=[evaluated, chosen, pictured],
+                              example='python visualize.py regions runs/first/evaluation.json --count 4',
+                              help='the parts of queries and of their nearest images that make them near').add_argument
+    add('--top_k', type=positive_int, default=3, metavar='K', help='how many of the nearest images (%(default)s)')
+    add('--method', choices=('pairs', 'occlusion'), help='pairs: divide the similarity into pairs of places of the last '
+        'feature map, exactly where the layers after it are linear, else by their gradient; occlusion: cover a cell of an '
+        'image and measure the distance (default: pairs where the net has such a map)')
+    add('--experiment_root', metavar='ROOT', help='experiment root of the embeddings, if it was moved since')
+    add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: EVALUATION_regions.png)')
+
+    add = commands.add_parser('report', parents=[evaluated, ranked, pictured],
                               example='python visualize.py report runs/first/evaluation.json',
                               help="one HTML page with numbers, charts and every query's ranked list").add_argument
     add('--compare', metavar='OTHER', help='an earlier evaluation of the same queries and gallery: which queries got '
@@ -119,8 +135,8 @@ def make_parser():
         'thumbnails')
     add('--filename', metavar='HTML', help='page to write (default: the name of the csv file + .html)')
 
-    draw = {'rankings': draw_rankings, 'report': write_report, 'embeddings': draw_embeddings, 'curves': draw_curves,
-            'augmentation': draw_augmentation, 'clusters': write_clusters}
+    draw = {'rankings': draw_rankings, 'regions': draw_regions, 'report': write_report, 'embeddings': draw_embeddings,
+            'curves': draw_curves, 'augmentation': draw_augmentation, 'clusters': write_clusters}
     for name, function in draw.items():
         commands.choices[name].set_defaults(draw=function)
     return parser
@@ -147,6 +163,25 @@ def draw_rankings(args):
     save_picture(figure, filename)
     warn_of_missing(missing)
     print(f'{len(queries)} ranked lists: {filename}')
+
+
+def draw_regions(args):
+    """Draw a picture with a row per query: the query, then for each of its nearest images the parts of both."""
+    from tripletreid import quiet
+    from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
+    filename = os.path.splitext(args.evaluation)[0] + '_regions.png' if args.filename is None else args.filename
+    check_picture_name(filename, read_by(args))
+    evaluation, query, gallery = open_evaluation(args)
+    queries = choose_queries(evaluation, args)
+    lists = [[entry for entry in ranked if not entry.excluded]
+             for ranked in ranked_lists(evaluation, query, gallery, queries, args.top_k)]
+    rows = [entry.row for ranked in lists for entry in ranked]
+    warn_of_boxes({*query.dataset.pids[queries], *gallery.dataset.pids[rows]})
+    with quiet.tensorflow_import():
+        from tripletreid.visualization.regions_plot import Explainer, picture_of_regions
+    explainer = Explainer(evaluation, query, gallery, args.experiment_root, args.method)
+    save_picture(picture_of_regions([explainer.row(*each) for each in zip(queries, lists)]), filename)
+    print(f'{explainer.method_in_words()}\n{len(queries)} queries: {filename}')
 
 
 def read_by(args):

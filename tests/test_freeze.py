@@ -607,7 +607,8 @@ def test_fewer_bits_err_by_half_steps(kind, ending, tmp_path):
     else:
         steps = [255 / 255, 2 * np.abs(weights).max() / 254, np.ptp([0, *expected.ravel()]) / 255]
         halves = [1.01 * step / 2 for step in steps]  # Ranges of calibration are rounded, too.
-        most = halves[0] * np.abs(weights).sum(axis=0) + halves[1] * (rows + halves[0]).sum(axis=1, keepdims=True) + halves[2]
+        sums = np.abs(weights).sum(axis=0), (rows + halves[0]).sum(axis=1, keepdims=True)
+        most = halves[0] * sums[0] + halves[1] * sums[1] + halves[2]
     difference = np.abs(found - expected)
     assert (difference <= most).all() and difference.max() > 1e-4 and most.max() < np.abs(expected).max()
 
