@@ -1,5 +1,6 @@
 """Faster with equal numbers, or with a stated tolerance: 16 bits, XLA, cached images, constant memory."""
 import concurrent.futures
+import multiprocessing.connection
 import os
 
 import keras
@@ -9,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from _memory import peak_memory
-from _runs import Run, make_people, run_results, train_arguments
+from _runs import FORKS, Run, make_people, run_results, start_fork_server, train_arguments
 from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid import pictures, plugins
 from tripletreid.dataset import load_dataset
@@ -145,6 +146,49 @@ def test_a_cache_that_a_killed_run_has_begun_is_filled_again(people, tmp_path, l
         (tmp_path / name).write_bytes(b'half')
     read = cache.reader(paths, str(tmp_path), 2, (28, 28))
     assert np.array_equal(read(tf.constant(5)), images.load(paths[5], (28, 28)))
+    assert sorted(os.listdir(tmp_path)) == ['index.npz', 'pixels.bin']
+
+
+def read_from_cache(paths, folder, parent):
+    """Send an image from the cache to the parent process; before this process fills the folder, ask the parent."""
+    decoded = cache._decoded
+
+    def decoded_when_allowed(*arguments):
+        parent.send('filling')
+        parent.recv()
+        yield from decoded(*arguments)
+
+    cache._decoded = decoded_when_allowed
+    parent.send(cache.reader(paths, folder, 2, (28, 28))(tf.constant(5)).numpy())
+
+
+def test_three_processes_fill_one_cache_although_one_is_killed(people, tmp_path):
+    paths = images.paths(load_dataset(people / 'people.csv'), people)
+    start_fork_server()
+    processes = {}
+    for _ in range(3):
+        end, theirs = FORKS.Pipe()
+        processes[end] = FORKS.Process(target=read_from_cache, args=(paths, str(tmp_path), theirs), daemon=True)
+        processes[end].start()
+        theirs.close()
+    ends = list(processes)
+
+    def next_message():
+        [end, *_] = multiprocessing.connection.wait(ends, timeout=120)
+        return end, end.recv()
+
+    first, message = next_message()
+    assert message == 'filling' and not multiprocessing.connection.wait(ends, timeout=1)
+    assert (unfinished := os.listdir(tmp_path)) and unfinished != ['pixels.bin']
+    processes[first].kill()
+    ends.remove(first)
+    second, message = next_message()
+    assert message == 'filling'
+    second.send('go on')
+    for _ in range(2):
+        end, pixels = next_message()
+        ends.remove(end)
+        assert np.array_equal(pixels, images.load(paths[5], (28, 28)))
     assert sorted(os.listdir(tmp_path)) == ['index.npz', 'pixels.bin']
 
 

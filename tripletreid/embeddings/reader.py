@@ -191,7 +191,7 @@ class Embeddings(Rows):
             raise InputError(f'{self.path} is damaged at rows {start} to {stop}: {error}. Embed again.') from error
         if expected is not None and (damaged := np.flatnonzero(checksums(rows) != expected)).size:
             raise InputError(f'{self.path} is damaged, or was edited: row {start + damaged[0]} (counted from 0) does not '
-                             f'have its checksum. Embed again; or, if you changed it on purpose, delete "checksums" from it.')
+                             f'have its checksum. Embed again; or, if you edited it on purpose, delete "checksums" from it.')
         # A sum is finite only if all of its terms are, and costs no array of the size of `rows`.
         if not np.isfinite(rows.sum(dtype=np.float64)):
             broken = start + np.flatnonzero(~np.isfinite(rows).all(axis=1))
