@@ -11,6 +11,7 @@ from tripletreid.evaluation.distances import LARGEST, SMALLEST, Chunk, Distances
 from tripletreid.evaluation.workers import pool
 
 IMAGES_AT_ONCE = 4096  # Images per chunk; with a query batch of 256 their distances, 4 MB, stay in the CPU cache.
+PREPARED_NUMBERS = 1 << 18  # Numbers per chunk while a gallery is prepared, which has several copies in float64.
 BEGINNING = 48  # Times k: the first images of a chunk, which bound the distance of the k nearest at first.
 
 
@@ -73,7 +74,7 @@ class PreparedGallery:
         self.sizes, self.scales = (np.ones(embeddings.shape[0], np.float32) for _ in range(2))
         self.odd_lengths = False
         any_query = Distances(np.ones((1, embeddings.shape[1]), np.float32), metric, centred=False)
-        for rows in chunks.slices(embeddings.shape[0], IMAGES_AT_ONCE):
+        for rows in chunks.slices(embeddings.shape[0], max(1, PREPARED_NUMBERS // embeddings.shape[1])):
             embs = chunks.read(embeddings, rows.start, rows.stop)
             self.sizes[rows] = any_query.prepare(np.arange(rows.start, rows.stop), embs).sizes
             if self.is_normalized:
