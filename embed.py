@@ -53,8 +53,8 @@ def make_parser():
     inference_flags.add_flags(add)
 
     add = parser.add_argument_group('exports without a model card').add_argument
-    add('--pixels', choices=('rgb255', 'unit', 'imagenet', 'half'), needs='--exported', help='scaling of pixels before the '
-        'export: RGB 0..255, 0..1, mean 0 and variance 1 over ImageNet, or -1..1')
+    add('--pixels', choices=('rgb255', 'unit', 'imagenet', 'half', 'clip'), needs='--exported', help='scaling of pixels '
+        "before the export: RGB 0..255, 0..1, mean 0 and variance 1 over ImageNet, -1..1, or by CLIP's mean and variance")
     add('--layout', choices=('nhwc', 'nchw'), needs='--exported', help='order of the axes (default: as the graph shows it)')
     add('--net_input_height', type=argument_types.side, metavar='H', needs='--exported', help='height of the images '
         '(default: as the graph has it)')

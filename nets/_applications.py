@@ -10,6 +10,7 @@ from tripletreid.modeling.batch_norm import with_fused_batch_norm
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESNET_STAGES = ('conv1_', 'conv2_', 'conv3_', 'conv4_', 'conv5_')
 
 
@@ -18,13 +19,14 @@ def as_caffe(images):
     return keras.ops.flip(images, axis=-1) - keras.ops.array(IMAGENET_BGR_MEAN)
 
 
-def as_torch(images):
+def as_torch(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """Scale RGB 0..255 to mean 0 and variance 1, as for Keras's DenseNets."""
-    return (images / 255 - keras.ops.array(IMAGENET_MEAN)) / keras.ops.array(IMAGENET_STD)
+    return (images / 255 - keras.ops.array(mean)) / keras.ops.array(std)
 
 
 # Choices of --pixels: normalisations in training.
-PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1}
+PIXELS = {'imagenet': as_torch, 'half': lambda images: images / 127.5 - 1,
+          'clip': lambda images: as_torch(images, CLIP_MEAN, CLIP_STD)}
 
 
 def backbone(application, images):

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929): pre-norm, with learned position embeddings.
+"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929): pre-norm, with position embeddings, learned or rotary.
 
 Under a 16 bit policy the sums along the depth, norms and softmax stay float32, as in PyTorch's autocast.
 """
@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import keras
 import tensorflow as tf
 
+from nets import _rotary
 from nets._applications import PIXELS
 from nets._options import Pixels
 from tripletreid.argument_types import fraction, non_negative_int, positive_int
@@ -18,13 +19,21 @@ from tripletreid.modeling.stochastic_depth import StochasticDepth
 EPSILON = 1e-6
 # The exact one as oneDNN's fused product of matrices, bias and activation is found in a graph.
 GELUS = {'exact': lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),
-         'tanh': functools.partial(tf.nn.gelu, approximate=True)}
-STAGES = (r'\w+/(patches|tokens)/', *(rf'\w+/block_{number}/' for number in range(1, 13)))
+         'tanh': functools.partial(tf.nn.gelu, approximate=True),
+         'quick': lambda x: x * tf.sigmoid(1.702 * x)}
+POOLINGS = ('avg', 'cls', 'map', 'projection', 'cls_projection')
 
 
-def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
-         pooling: Annotated[Literal['avg', 'cls', 'map'], 'of a transformer: the mean of the patches, the class token, or '
-                            'multi-head attention pooling (default: cls)'] = 'cls',
+def stages(depth):
+    """Return the `STAGES` of a transformer of some number of blocks."""
+    return (r'\w+/(patches|tokens|pre_norm)/', *(rf'\w+/block_{number}/' for number in range(1, depth + 1)))
+
+
+def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False, pre_norm=False, projection=None,
+         rotary=False, epsilon=EPSILON,
+         pooling: Annotated[Literal['avg', 'cls', 'map', 'projection', 'cls_projection'], 'of a transformer: the mean of '
+                            "the patches, the class token, multi-head attention pooling, CLIP's projection of the class "
+                            'token, or class token and projection (default: cls)'] = 'cls',
          patch_stride: Annotated[positive_int, 'stride of the patches of a transformer (default: the size of a '
                                  'patch)'] = None,
          drop_path: Annotated[fraction, 'stochastic depth of a transformer: probability of skipping the last branches of an '
@@ -33,8 +42,8 @@ def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
                                 'checkpoint; else yes, except with --pooling map)'] = None,
          registers: Annotated[non_negative_int, 'register tokens of a transformer (default: as the initial checkpoint; '
                               'else 0)'] = 0,
-         gelu: Annotated[Literal['exact', 'tanh'], 'GELU of a transformer: exact, or the tanh approximation of JAX '
-                         '(default: as the initial checkpoint needs; else exact)'] = 'exact',
+         gelu: Annotated[Literal['exact', 'tanh', 'quick'], 'GELU of a transformer: exact, the tanh approximation of JAX, '
+                         "or OpenAI's sigmoid (default: as the initial checkpoint needs; else exact)"] = 'exact',
          pixels: Pixels = 'half'):
     """Build a vision transformer.
 
@@ -43,14 +52,19 @@ def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
         name: of the net, and TF1 scope of its variables.
         patch: side of a patch. width: F. heads: of each attention. depth: how many blocks.
         layer_scale: whether the output of a branch is scaled, by a factor per channel (Touvron et al., arXiv 2103.17239).
-        pooling: the features: 'cls' (the class token), 'avg' (the mean of the patches) or 'map' (a head that
-            attends to the patches, as SigLIP's).
+        pre_norm: whether a norm precedes the first block; patches have no bias then (CLIP, arXiv 2103.00020).
+        projection: how many features the projection of the class token has; None: there is no projection.
+        rotary: whether attention rotates queries and keys by their position, in place of position embeddings.
+        epsilon: of the norms.
+        pooling: the features: 'cls' (the class token), 'avg' (the mean of the patches), 'map' (a head that attends to the
+            patches, as SigLIP's), 'projection' or 'cls_projection' (the class token before and after its projection, which
+            CLIP-ReID retrieves by).
         patch_stride: from patch to patch; None: as far as a patch is wide (less: He et al., arXiv 2102.04378).
         drop_path: the rate of stochastic depth in the last block; it rises from 0 in the first.
         class_token: 'yes' or 'no'; None: there is one but with 'map'.
         registers: how many tokens there are that nothing is read from (Darcet et al., arXiv 2309.16588).
-        gelu: 'exact', or 'tanh' for its approximation by tanh.
-        pixels: the normalisation: 'imagenet' (mean 0 and variance 1) or 'half' (from -1 to 1).
+        gelu: 'exact', or 'tanh' or 'quick' for its approximations by tanh and sigmoid.
+        pixels: the normalisation, see `_applications.PIXELS`.
 
     Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'patches': [B, h, w, F], 'patch_mean': [B, F],
         'class_token': [B, F] where there is one, 'model_output': [B, F]}.
@@ -60,17 +74,21 @@ def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
     """
     stride = patch_stride or patch
     class_token = class_token or ('no' if pooling == 'map' else 'yes')
-    _check(input_shape, name, patch, stride, pooling, drop_path, class_token)
+    _check(input_shape, name, patch, stride, drop_path)
+    _check_pooling(name, pooling, class_token, projection)
     images = keras.Input(input_shape, name='images')
-    net = keras.layers.Conv2D(width, patch, stride, kernel_initializer=_normal(), name=f'{name}.patches')(
-        PIXELS[pixels](images))
+    net = keras.layers.Conv2D(width, patch, stride, kernel_initializer=_normal(), use_bias=not pre_norm,
+                              name=f'{name}.patches')(PIXELS[pixels](images))
     height, columns = net.shape[1:3]
     tokens = (class_token == 'yes') + registers
-    net = Tokens(class_token == 'yes', registers, name=f'{name}.tokens')(net)
+    net = Tokens(class_token == 'yes', registers, not rotary, name=f'{name}.tokens')(net)
+    if pre_norm:
+        net = LayerNorm(epsilon, name=f'{name}.pre_norm')(net)
+    settings = {'heads': heads, 'gelu': gelu, 'layer_scale': layer_scale, 'epsilon': epsilon,
+                'rotations': _rotary.rotations(tokens, height, columns, width // heads) if rotary else None}
     for number in range(depth):
-        rate = drop_path * number / max(1, depth - 1)
-        net = Block(heads, gelu, layer_scale, rate, number, name=f'{name}.block_{number + 1}')(net)
-    net = LayerNorm(name=f'{name}.norm')(net)
+        net = Block(drop_path * number / max(1, depth - 1), number, **settings, name=f'{name}.block_{number + 1}')(net)
+    net = LayerNorm(epsilon, name=f'{name}.norm')(net)
     patches = net[:, tokens:]
     outputs = {'patches': keras.layers.Reshape((height, columns, width), dtype='float32')(patches),
                'patch_mean': keras.ops.mean(patches, axis=1)}
@@ -78,12 +96,20 @@ def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False,
         outputs['class_token'] = net[:, 0]
     if pooling == 'map':
         outputs['model_output'] = MapHead(heads, gelu, name=f'{name}.map_head')(patches)
+    elif pooling in ('projection', 'cls_projection'):
+        outputs['model_output'] = _projected(outputs['class_token'], projection, pooling, name)
     else:
         outputs['model_output'] = outputs['class_token' if pooling == 'cls' else 'patch_mean']
     return keras.Model(images, outputs, name=name)
 
 
-def _check(input_shape, name, patch, stride, pooling, drop_path, class_token):
+def _projected(features, units, pooling, name):
+    projected = keras.layers.Dense(units, use_bias=False, kernel_initializer=_normal(features.shape[-1] ** -0.5),
+                                   dtype='float32', name=f'{name}.projection')(features)
+    return projected if pooling == 'projection' else keras.ops.concatenate([features, projected], axis=-1)
+
+
+def _check(input_shape, name, patch, stride, drop_path):
     if None in input_shape:
         raise InputError(f'{name} has position embeddings, so that it takes images of the size only that it was trained '
                          f'with: --crop_augment avgpool is not for it.')
@@ -93,10 +119,14 @@ def _check(input_shape, name, patch, stride, pooling, drop_path, class_token):
         raise InputError(f'--patch_stride {stride} would leave gaps between patches of {patch}x{patch}.')
     if not 0 <= drop_path < 1:
         raise InputError(f'--drop_path {drop_path:g} is not from 0 to below 1.')
-    if pooling not in ('cls', 'avg', 'map'):
-        raise InputError(f'The net {name} has no --pooling {pooling}: choose cls, avg or map.')
-    if pooling == 'cls' and class_token == 'no':
-        raise InputError(f'--pooling cls needs the class token, which {name} has not with --class_token no.')
+
+
+def _check_pooling(name, pooling, class_token, projection):
+    choices = POOLINGS if projection else POOLINGS[:3]
+    if pooling not in choices:
+        raise InputError(f'The net {name} has no --pooling {pooling}: choose {", ".join(choices[:-1])} or {choices[-1]}.')
+    if pooling not in ('avg', 'map') and class_token == 'no':
+        raise InputError(f'--pooling {pooling} needs the class token, which {name} has not with --class_token no.')
 
 
 def _normal(stddev=0.02):
@@ -115,10 +145,9 @@ class Tokens(keras.layers.Layer):
     position that was learned for a token is part of it.
     """
 
-    def __init__(self, class_token, registers, **kwargs):
+    def __init__(self, class_token, registers, positions=True, **kwargs):
         super().__init__(dtype='float32', **kwargs)
-        self.has_class_token = class_token
-        self.registers_count = registers
+        self.has_class_token, self.registers_count, self.has_positions = class_token, registers, positions
 
     def build(self, input_shape):
         _, height, width, channels = input_shape
@@ -127,11 +156,12 @@ class Tokens(keras.layers.Layer):
         if self.registers_count:
             self.registers = self.add_weight(name='registers', shape=(self.registers_count, channels),
                                              initializer=_normal(1e-6))
-        self.positions = self.add_weight(name='positions', shape=(height, width, channels), initializer=_normal())
+        if self.has_positions:
+            self.positions = self.add_weight(name='positions', shape=(height, width, channels), initializer=_normal())
 
     def call(self, inputs):
         _, height, width, channels = inputs.shape
-        patches = tf.reshape(inputs + self.positions, [-1, height * width, channels])
+        patches = tf.reshape(inputs + self.positions if self.has_positions else inputs, [-1, height * width, channels])
         tokens = [self.class_token[None]] if self.has_class_token else []
         tokens += [tf.convert_to_tensor(self.registers)] if self.registers_count else []
         if not tokens:
@@ -147,8 +177,9 @@ class Tokens(keras.layers.Layer):
 class LayerNorm(keras.layers.Layer):
     """Mean 0 and variance 1 in each row of […, C], then a learned scale and offset; float32 in any case."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, epsilon=EPSILON, **kwargs):
         super().__init__(dtype='float32', **kwargs)
+        self.epsilon = epsilon
 
     def build(self, input_shape):
         self.gamma = self.add_weight(name='gamma', shape=input_shape[-1:], initializer='ones')
@@ -156,7 +187,7 @@ class LayerNorm(keras.layers.Layer):
 
     def call(self, inputs):
         mean, variance = tf.nn.moments(inputs, -1, keepdims=True)
-        return (inputs - mean) * tf.math.rsqrt(variance + EPSILON) * self.gamma + self.beta
+        return (inputs - mean) * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -166,21 +197,24 @@ class Block(keras.layers.Layer):
     """Attention and a perceptron of two layers, each with a norm before it and a shortcut: [B, T, C] float32 -> the same.
 
     Args:
-        heads: of the attention.
-        gelu: 'exact' or 'tanh'.
-        layer_scale: whether the output of both branches is scaled.
         drop_path: rate of stochastic depth.
         number: of the block, 0-based.
+        heads: of the attention.
+        gelu: a choice of GELUS.
+        layer_scale: whether the output of both branches is scaled.
+        epsilon: of the norms.
+        rotations: (sines, cosines) of the positions, or None.
     """
 
-    def __init__(self, heads, gelu, layer_scale, drop_path, number, **kwargs):
+    def __init__(self, drop_path, number, *, heads, gelu, layer_scale, epsilon, rotations, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.heads, self.gelu, self.layer_scale = heads, gelu, layer_scale
+        self.epsilon, self.rotations = epsilon, rotations
         self.drops = [StochasticDepth(drop_path, 2 * number + branch, name=f'drop{branch + 1}') for branch in (0, 1)]
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        self.norms = [LayerNorm(name=f'norm{branch}') for branch in (1, 2)]
+        self.norms = [LayerNorm(self.epsilon, name=f'norm{branch}') for branch in (1, 2)]
         self.qkv, self.proj = _dense(3 * channels, 'qkv'), _dense(channels, 'proj')
         self.fc1, self.fc2 = _dense(4 * channels, 'fc1'), _dense(channels, 'fc2')
         for layer in (*self.norms, self.qkv, self.proj, self.fc1):
@@ -197,6 +231,8 @@ class Block(keras.layers.Layer):
         qkv = tf.reshape(self.qkv(self.norms[0](rows)), [-1, *inputs.shape[1:-1], 3, self.heads,
                                                          inputs.shape[-1] // self.heads])
         queries, keys, values = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+        if self.rotations:
+            queries, keys = (_rotary.rotated(each, *self.rotations) for each in (queries, keys))
         attended = tf.transpose(attention(queries, keys, values), [0, 2, 1, 3])
         rows += self._branch(0, self.proj(tf.reshape(attended, tf.shape(rows))), shape, training)
         hidden = GELUS[self.gelu](self.fc1(self.norms[1](rows)))

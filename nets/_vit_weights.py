@@ -1,7 +1,8 @@
-"""Published weights of vision transformers: as JAX's codebases store them (`.npz`), and in timm's layout (`.safetensors`).
+"""Published weights of vision transformers: as JAX's codebases store them (`.npz`), and in timm's and CLIP's layouts.
 
-The former are google-research/vision_transformer's, of today and of 2020, and big_vision's with SigLIP's. The latter are
-timm's, DINO's, DINOv2's, TransReID's and PersonViT's. `tripletreid.modeling.published` defines a layout.
+JAX's are google-research/vision_transformer's, of today and of 2020, and big_vision's with SigLIP's. timm's layout is also
+used by DINO, DINOv2, DINOv3, TransReID and PersonViT, and CLIP's by OpenAI, open_clip and CLIP-ReID (all `.safetensors`).
+`tripletreid.modeling.published` defines a layout.
 """
 import math
 import re
@@ -11,13 +12,20 @@ import numpy as np
 from nets._published import as_it_is, resized
 from tripletreid.modeling.torch_names import KINDS, Source, from_torch
 
-ANCHORS = ('patch_embed.proj.weight', 'embedding/kernel')
-OPTIONAL = ('reg_token', 'register_tokens')
+ANCHORS = ('patch_embed.proj.weight', 'embedding/kernel', 'class_embedding')
+REGISTERS = ('reg_token', 'register_tokens', 'storage_tokens')
+OPTIONAL = (*REGISTERS, 'norm_pre', 'pos_embed')
+# CLIP's names, as patterns in timm's and their replacements.
+CLIP_NAMES = tuple((re.compile(pattern), name) for pattern, name in (
+    (r'^patch_embed\.proj', 'conv1'), ('^cls_token$', 'class_embedding'), ('^pos_embed$', 'positional_embedding'),
+    (r'^norm_pre\b', 'ln_pre'), (r'^norm\b', 'ln_post'), (r'^head\.weight$', 'proj'), ('^blocks', 'transformer.resblocks'),
+    (r'attn\.qkv\.', 'attn.in_proj_'), (r'attn\.proj', 'attn.out_proj'), (r'\bnorm([12])', r'ln_\1'),
+    (r'mlp\.fc1', 'mlp.c_fc'), (r'mlp\.fc2', 'mlp.c_proj')))
 # Classifiers and projections, SigLIP's text encoder, the state of an optimizer, camera embeddings, mask tokens, the student
-# of a teacher.
+# of a teacher, DINOv3's constants.
 UNNEEDED = re.compile(r'(^|/)(head|pre_logits|MAPHead_0|txt)/|^(params/)?[tb]$|^opt/state/'
-                    r'|(^|\.)(head|fc|pre_logits|attn_pool|classifier\w*|bottleneck\w*|dino_head|ibot_head|student|text)\.'
-                    r'|(^|\.)(mask_token|masked_embed|sie_embed|logit_scale|logit_bias)$')
+                    r'|(^|\.)(head|fc|pre_logits|attn_pool|classifier\w*|bottleneck\w*|dino_head|ibot_head|student|text|rope_embed)\.'
+                    r'|(^|\.)(mask_token|masked_embed|sie_embed|logit_scale|logit_bias|proj|attn\.qkv\.bias_mask)$')
 POSITIONS = re.compile('/positions$')
 # Sizes of images and strides of patches, in the order in which a number of positions is looked up. The first three are crops
 # of people, where TransReID's patches may overlap.
@@ -31,14 +39,30 @@ def signatures(patch, width, depth):
             {'embedding/kernel': (patch, patch, 3, width)})
 
 
+def clip_signatures(patch, width, depth):
+    """Return the arrays that distinguish one of CLIP's transformers from others, by timm's names and CLIP's."""
+    ours = {**signatures(patch, width, depth)[0], 'norm_pre.weight': (width,)}
+    return ours, {'class_embedding': (width,), **{clip_name(name): shape for name, shape in ours.items()}}
+
+
+def clip_name(name):
+    """Return CLIP's name of an array that timm calls `name`."""
+    for pattern, replacement in CLIP_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def options(held, prefix):
     """Return class token and registers, the approximation of GELU, the range of pixels, and a head that pools."""
-    jax = _is_jax(held)
-    class_token = prefix + ('cls' if jax else 'cls_token') in held
+    jax, clip = _is_jax(held), _is_clip(held, prefix)
+    class_token = clip or prefix + ('cls' if jax else 'cls_token') in held
     pools = prefix + ('MAPHead_0/probe' if jax else 'attn_pool.latent') in held
     found = {'class_token': 'yes' if class_token else 'no', 'registers': _registers(held, prefix),
-             'gelu': 'tanh' if jax else 'exact',
-             'pixels': 'half' if jax or pools or _is_transreid(held, prefix) else 'imagenet'}
+             'gelu': 'tanh' if jax else 'quick' if clip else 'exact', 'pixels': 'imagenet'}
+    if jax or pools or _shifts_pixels(held, prefix):
+        found['pixels'] = 'half'
+    elif clip or f'{prefix}norm_pre.weight' in held:
+        found['pixels'] = 'clip'
     if not class_token:
         found['pooling'] = 'map' if pools else 'avg'
     return found
@@ -46,7 +70,8 @@ def options(held, prefix):
 
 def input_size(held, prefix):
     """Return the size of images, and the stride of overlapping patches, that the number of position embeddings implies."""
-    kernel, positions = (held.get(prefix + name) for name in ('patch_embed.proj.weight', 'pos_embed'))
+    name_of = clip_name if _is_clip(held, prefix) else str
+    kernel, positions = (held.get(prefix + name_of(name)) for name in ('patch_embed.proj.weight', 'pos_embed'))
     if _is_jax(held) or not (kernel and positions):
         return {}
     patch, rows = kernel[-1], positions[-2]
@@ -70,6 +95,8 @@ def sources(held, prefix, wanted):
 
 def is_unneeded(name, held, prefix):
     """Return whether an array is known to be no part of the body."""
+    if _is_clip(held, prefix) and not name.startswith(prefix):
+        return True  # The text encoder, and CLIP-ReID's prompts, classifiers and camera embeddings.
     replaced = _last_block(held, prefix)
     return bool(UNNEEDED.search(name)) or replaced is not None and name.startswith(
         (f'{prefix}blocks.{replaced}.', f'{prefix}norm.', f'{_outer(prefix)}b1.', f'{_outer(prefix)}b2.'))
@@ -79,9 +106,13 @@ def _outer(prefix):
     return prefix[:prefix[:-1].rfind('.') + 1]
 
 
-def _is_transreid(held, prefix):
+def _shifts_pixels(held, prefix):
     """Return whether TransReID's code or its descendants trained these weights, which shift pixels to -1..1."""
-    return prefix.endswith('base.') and f'{_outer(prefix)}bottleneck.running_mean' in held
+    return prefix.endswith(('base.', 'image_encoder.')) and f'{_outer(prefix)}bottleneck.running_mean' in held
+
+
+def _is_clip(held, prefix):
+    return f'{prefix}class_embedding' in held
 
 
 def _last_block(held, prefix):
@@ -103,7 +134,7 @@ def _registers(held, prefix):
 
 
 def _register_name(held, prefix):
-    return prefix + ('reg_token' if f'{prefix}reg_token' in held else 'register_tokens')
+    return next((prefix + name for name in REGISTERS if prefix + name in held), f'{prefix}register_tokens')
 
 
 def _token_sources(wanted, positions, class_token, registers):
@@ -163,10 +194,16 @@ def _tokens_and_grid(rows, tokens, wanted):
 
 
 def _torch_sources(held, prefix, wanted):
-    found = _token_sources(wanted, f'{prefix}pos_embed', f'{prefix}cls_token', _register_name(held, prefix))
-    scopes = {'patches': 'patch_embed.proj', 'norm': 'norm', 'map_head/q': 'attn_pool.q', 'map_head/kv': 'attn_pool.kv',
-              'map_head/proj': 'attn_pool.proj', 'map_head/norm': 'attn_pool.norm', 'map_head/fc1': 'attn_pool.mlp.fc1',
-              'map_head/fc2': 'attn_pool.mlp.fc2'}
+    name_of = clip_name if _is_clip(held, prefix) else str
+    names = [prefix + name_of(name) for name in ('pos_embed', 'cls_token')]
+    if 'tokens/positions' in wanted:
+        found = _token_sources(wanted, *names, _register_name(held, prefix))
+    else:  # Rotary position embeddings have no variables.
+        found = {f'tokens/{kind}': Source((name,), as_it_is) for kind, name in (
+            ('class_token', names[1]), ('registers', _register_name(held, prefix))) if f'tokens/{kind}' in wanted}
+    scopes = {'patches': 'patch_embed.proj', 'pre_norm': 'norm_pre', 'norm': 'norm', 'projection': 'head',
+              'map_head/q': 'attn_pool.q', 'map_head/kv': 'attn_pool.kv', 'map_head/proj': 'attn_pool.proj',
+              'map_head/norm': 'attn_pool.norm', 'map_head/fc1': 'attn_pool.mlp.fc1', 'map_head/fc2': 'attn_pool.mlp.fc2'}
     inside = {'norm1': 'norm1', 'qkv': 'attn.qkv', 'proj': 'attn.proj', 'norm2': 'norm2', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
     replaced = _last_block(held, prefix)
     for name in wanted.keys() - found.keys():
@@ -181,12 +218,30 @@ def _torch_sources(held, prefix, wanted):
             continue
         elif block and not block[3]:  # block_1/scale1
             theirs = f'blocks.{int(block[1]) - 1}.ls{kind[-1]}.gamma'
+            if prefix + theirs not in held and prefix + theirs.replace(f'ls{kind[-1]}.gamma', f'gamma_{kind[-1]}') in held:
+                theirs = theirs.replace(f'ls{kind[-1]}.gamma', f'gamma_{kind[-1]}')
         elif block:
             theirs = f'blocks.{int(block[1]) - 1}.{inside[block[3]]}.{KINDS[kind]}'
         else:
             theirs = f'{scopes[scope]}.{KINDS[kind]}'
-        found[name] = Source((prefix + theirs,), from_torch)
+        found[name] = Source((prefix + name_of(theirs),), as_it_is if name_of(theirs) == 'proj' else from_torch)
+        if theirs.endswith('attn.qkv.bias') and 'tokens/positions' not in wanted:
+            found[name] = _bias_without_keys(held, *found[name].names)
     return found
+
+
+def _bias_without_keys(held, name):
+    """Return the source of DINOv3's bias of attention, which keys do not have: a masked bias, two parts, or nothing."""
+    module = name.removesuffix('qkv.bias')
+    if f'{name}_mask' in held:
+        # Where the mask is 0, the bias was never trained and may be anything, so it is not multiplied.
+        return Source((name, f'{name}_mask'), lambda shape, bias, mask: np.where(mask == 0, np.float32(0), bias))
+    if f'{module}q_bias' in held:
+        return Source((f'{module}q_bias', f'{module}v_bias'), lambda shape, queries, values: np.concatenate(
+            [queries, np.zeros_like(values), values]))
+    if name in held:
+        return Source((name,), from_torch)
+    return Source((), lambda shape: np.zeros(shape, np.float32))  # timm's files skip this bias, which is zero in DINOv3's.
 
 
 def _jax_sources(held, prefix, wanted):

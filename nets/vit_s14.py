@@ -6,6 +6,6 @@ from nets import _vit, _vit_weights
 WEIGHTS = "DINOv2's or timm's .safetensors"
 PUBLISHED = _vit_weights
 SIGNATURES = _vit_weights.signatures(14, 384, 12)
-STAGES = _vit.STAGES
+STAGES = _vit.stages(12)
 
 body = functools.partial(_vit.body, name='vit_s14', patch=14, width=384, heads=6, layer_scale=True)

@@ -6,6 +6,6 @@ from nets import _vit, _vit_weights
 WEIGHTS = "an .npz of augreg or big_vision, or timm's, DINO's or PersonViT's .safetensors"
 PUBLISHED = _vit_weights
 SIGNATURES = _vit_weights.signatures(16, 384, 12)
-STAGES = _vit.STAGES
+STAGES = _vit.stages(12)
 
 body = functools.partial(_vit.body, name='vit_s16', patch=16, width=384, heads=6)

@@ -100,7 +100,7 @@ def _small_nets():
     nets = {'small_slim': types.SimpleNamespace(body=_slim_body, STAGES=('small/conv1/', 'small/unit_1/')),
             'small_keras': types.SimpleNamespace(body=_keras_body),
             'small_torch': types.SimpleNamespace(body=torch_body),
-            'small_vit': types.SimpleNamespace(body=_transformer_body, STAGES=_vit.STAGES)}
+            'small_vit': types.SimpleNamespace(body=_transformer_body, STAGES=_vit.stages(12))}
     load = plugins.load
 
     def load_small(folder, name):

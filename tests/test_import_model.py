@@ -20,6 +20,7 @@ CHANNELS = (16, 64, 96, 128)
 # Names of a body and its surroundings in files of each code base, {name: shape}.
 RESNET = {'conv1.weight': (64, 3, 7, 7), 'bn1.running_mean': (64,), 'layer1.0.bn1.weight': (64,)}
 TRANSFORMER = {'patch_embed.proj.weight': (768, 3, 16, 16), 'pos_embed': (1, 129, 768), 'cls_token': (1, 1, 768)}
+CLIP = {'conv1.weight': (768, 3, 16, 16), 'positional_embedding': (129, 768), 'class_embedding': (768,)}
 
 
 def under(prefix, shapes):
@@ -145,6 +146,9 @@ ORIGINS = {
     'fast_reid': ('backbone.', under('backbone.', RESNET) | norm_shapes('heads.bottleneck.0', 2048)),
     'strong_baseline': ('base.', under('base.', RESNET) | norm_shapes('bottleneck', 2048)),
     'transreid': ('base.', under('base.', TRANSFORMER) | norm_shapes('bottleneck', 768)),
+    'clip_reid': ('image_encoder.', under('image_encoder.', CLIP) | norm_shapes('bottleneck', 768)
+                  | norm_shapes('bottleneck_proj', 512)),
+    'clip': ('visual.', under('visual.', CLIP)),
     'layumi': ('model.', under('model.', RESNET) | norm_shapes('classifier.add_block.1', 512)),
     'plain': ('', RESNET),
 }

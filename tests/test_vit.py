@@ -21,15 +21,17 @@ tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads
 
 # The forward pass.
 
-def norm(rows, scale, offset):
+def norm(rows, scale, offset, epsilon=1e-6):
     rows = rows.astype(np.float64)
     mean = rows.mean(axis=-1, keepdims=True)
-    return (rows - mean) / np.sqrt(((rows - mean) ** 2).mean(axis=-1, keepdims=True) + 1e-6) * scale + offset
+    return (rows - mean) / np.sqrt(((rows - mean) ** 2).mean(axis=-1, keepdims=True) + epsilon) * scale + offset
 
 
-def gelu(x, tanh):
-    if tanh:
+def gelu(x, kind):
+    if kind == 'tanh':
         return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+    if kind == 'quick':
+        return x / (1 + np.exp(-1.702 * x))
     return x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
@@ -37,43 +39,77 @@ def dense(rows, layer):
     return rows @ layer[0].astype(np.float64) + layer[1]
 
 
-def attended(queries, rows, layers):
-    """Each of the queries [Q, C] attends to rows [T, C], head by head."""
+def attended(queries, rows, layers, turn=lambda rows: rows):
+    """Each of the queries [Q, C] attends to rows [T, C], head by head; `turn` rotates both by their positions."""
     depth, outputs = WIDTH // HEADS, []
     for head in range(HEADS):
         own = slice(head * depth, (head + 1) * depth)
         q, k, v = (dense(each, layers[name])[:, own] for each, name in
                    ((queries, 'query'), (rows, 'key'), (rows, 'value')))
-        products = np.exp(q @ k.T / math.sqrt(depth))
+        products = np.exp(turn(q) @ turn(k).T / math.sqrt(depth))
         outputs.append(products / products.sum(axis=1, keepdims=True) @ v)
     return dense(np.concatenate(outputs, axis=1), layers['out'])
 
 
-def forward(weights, image, tanh=False, half=True, stride=PATCH):
+def rotation(tokens, height, width):
+    """Rotate rows [tokens + height·width, D] of patches: pairs of channels as complex numbers, turned by the coordinates."""
+    def turn(rows):
+        half = rows.shape[1] // 2
+        pairs = rows[:, :half] + 1j * rows[:, half:]
+        for y in range(height):
+            for x in range(width):
+                for channel in range(half):
+                    axis, number = divmod(channel, half // 2)
+                    coordinate = [(y + 0.5) / height, (x + 0.5) / width][axis]
+                    period = 100 ** (number / (half // 2))
+                    pairs[tokens + y * width + x, channel] *= np.exp(2j * math.pi * (2 * coordinate - 1) / period)
+        return np.concatenate([pairs.real, pairs.imag], axis=1)
+    return turn
+
+
+STATISTICS = {'imagenet': ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 'half': (0.5, 0.5),
+              'clip': ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])}
+
+
+def forward(weights, image, activation='exact', pixels='half', stride=PATCH):
     """The endpoints of a transformer for one image [H, W, 3] of RGB 0..255, patch by patch."""
-    image = image.astype(np.float64) / 255
-    image = 2 * image - 1 if half else (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    mean, std = STATISTICS[pixels]
+    image = (image.astype(np.float64) / 255 - mean) / std
     kernel, bias = weights['patches']
     height, width = ((side - PATCH) // stride + 1 for side in image.shape[:2])
     patches = np.array([[np.einsum('hwc,hwcf->f', image[y * stride:][:PATCH, x * stride:][:, :PATCH], kernel) + bias
                          for x in range(width)] for y in range(height)])
-    rows = list((patches + naively_resized(weights['positions'], height, width)).reshape(-1, WIDTH))
+    if 'positions' in weights:
+        patches += naively_resized(weights['positions'], height, width)
     tokens = list(weights.get('registers', []))
     if 'class_token' in weights:
         tokens.insert(0, weights['class_token'] + weights['class_position'])
-    rows = np.array(tokens + rows)
+    rows = np.array(tokens + list(patches.reshape(-1, WIDTH)))
+    normed_rows = functools.partial(norm, epsilon=epsilon_of(weights))
+    turn = (lambda rows: rows) if 'positions' in weights else rotation(len(tokens), height, width)
+    if 'pre_norm' in weights:
+        rows = normed_rows(rows, *weights['pre_norm'])
     for block in weights['blocks']:
-        normed = norm(rows, *block['norm1'])
-        rows = rows + block['scales'][0] * attended(normed, normed, block)
-        rows = rows + block['scales'][1] * dense(gelu(dense(norm(rows, *block['norm2']), block['fc1']), tanh), block['fc2'])
-    rows = norm(rows, *weights['norm'])
+        normed = normed_rows(rows, *block['norm1'])
+        rows = rows + block['scales'][0] * attended(normed, normed, block, turn)
+        hidden = gelu(dense(normed_rows(rows, *block['norm2']), block['fc1']), activation)
+        rows = rows + block['scales'][1] * dense(hidden, block['fc2'])
+    rows = normed_rows(rows, *weights['norm'])
     patches = rows[len(tokens):]
     found = {'class_token': rows[0], 'patch_mean': patches.mean(axis=0), 'patches': patches.reshape(height, width, WIDTH)}
     if 'map_head' in weights:
         head = weights['map_head']
         probed = attended(head['probe'][None], patches, head)
-        found['map'] = (probed + dense(gelu(dense(norm(probed, *head['norm2']), head['fc1']), tanh), head['fc2']))[0]
+        found['map'] = (probed + dense(gelu(dense(norm(probed, *head['norm2']), head['fc1']), activation), head['fc2']))[0]
+    if 'projection' in weights:
+        found['projection'] = rows[0] @ weights['projection']
+        found['cls_projection'] = np.concatenate([rows[0], found['projection']])
     return found
+
+
+def epsilon_of(weights):
+    """CLIP and DINOv3 add 1e-5 to variances."""
+    return 1e-5 if 'pre_norm' in weights or 'positions' not in weights else 1e-6
 
 
 def naively_resized(grid, height, width):
@@ -103,12 +139,17 @@ def naively_resized(grid, height, width):
 def loaded(path, input_shape, **options):
     """Return a tiny transformer with the weights of a file: (body, options of the file, names of its other contents)."""
     file_options = published.options('vit_s16', path) | options
-    layer_scale = any('ls1' in name for name in weight_files.shapes(path))
-    body = tiny(input_shape, layer_scale=layer_scale, **file_options)
+    names = ' '.join(weight_files.shapes(path))
+    is_clip, rotary = 'ln_pre' in names or 'norm_pre' in names, 'pos' not in names
+    body = tiny(input_shape, layer_scale='ls1' in names or 'gamma_1' in names, pre_norm=is_clip, rotary=rotary,
+                projection=6 if is_clip else None, epsilon=1e-5 if is_clip or rotary else 1e-6, **file_options)
     return body, file_options, published.load(path, model.named_variables(body), _vit_weights)
 
 
 OTHERS_IN_TORCH = {'head.weight': np.zeros((2, WIDTH), np.float32), 'mask_token': np.zeros((1, 1, WIDTH), np.float32)}
+CLIP_REID = {f'{name}.{kind}': np.zeros(WIDTH, np.float32) for name in ('bottleneck', 'bottleneck_proj')
+             for kind in ('weight', 'bias', 'running_mean', 'running_var')} | {
+    'text_encoder.transformer.resblocks.0.ln_1.weight': np.zeros(8, np.float32), 'cv_embed': np.zeros((6, 2), np.float32)}
 # Cases: kind of weights; file, its layout, and its other contents; size of the images; options.
 CASES = {
     'augreg, square': ({'grid': (4, 4)}, 'a.npz', {}, {'head/kernel': np.zeros((WIDTH, 2))}, (16, 16), {}),
@@ -131,6 +172,16 @@ CASES = {
         ({'grid': (5, 5), 'registers': 3}, 'a.safetensors', {'registers': 'reg_token', 'with_class_position': False}, {},
          (20, 20), {'pooling': 'avg'}),
     'timm, SigLIP': ({'grid': (4, 4), 'class_token': False, 'map_head': True}, 'a.safetensors', {}, {}, (16, 8), {}),
+    'CLIP-ReID': ({'grid': (8, 4), 'projection': 6}, 'a.safetensors', {'prefix': 'image_encoder.', 'clip': True}, CLIP_REID,
+                  (32, 16), {'pooling': 'cls_projection'}),
+    'OpenAI, resampled': ({'grid': (4, 4), 'projection': 6}, 'a.safetensors', {'prefix': 'visual.', 'clip': True},
+                          {'positional_embedding': np.zeros((3, 2), np.float32), 'logit_scale': np.float32([5])}, (32, 16),
+                          {'pooling': 'projection'}),
+    'timm, CLIP': ({'grid': (4, 4), 'projection': 6}, 'a.safetensors', {}, {}, (16, 16), {}),
+    'DINOv3': ({'registers': 2, 'layer_scale': True}, 'a.safetensors', {'registers': 'storage_tokens', 'mask': True},
+               {'rope_embed.periods': np.zeros(2, np.float32)}, (32, 16), {}),
+    'timm, DINOv3': ({'registers': 2, 'layer_scale': True, 'attention_bias': False}, 'a.safetensors',
+                     {'registers': 'reg_token', 'scale': 'gamma_{}'}, {}, (20, 12), {'pooling': 'avg'}),
     'pixels and GELU of one\'s own': ({'grid': (4, 4)}, 'a.safetensors', {}, {}, (16, 16),
                                       {'pixels': 'half', 'gelu': 'tanh'}),
 }
@@ -147,10 +198,10 @@ def test_published_weights(case, tmp_path):
     images = np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
     outputs = body(images, training=False)
     for number, image in enumerate(images):
-        expected = forward(weights, image, file_options['gelu'] == 'tanh', file_options['pixels'] == 'half',
+        expected = forward(weights, image, file_options['gelu'], file_options['pixels'],
                            options.get('patch_stride', PATCH))
-        expected['model_output'] = expected[{'cls': 'class_token', 'avg': 'patch_mean', 'map': 'map'}[
-            file_options.get('pooling', 'cls')]]
+        pooling = file_options.get('pooling', 'cls')
+        expected['model_output'] = expected[{'cls': 'class_token', 'avg': 'patch_mean'}.get(pooling, pooling)]
         assert set(outputs) <= set(expected)
         for name, output in outputs.items():
             error = abs(output[number].numpy() - expected[name]).max()
@@ -159,9 +210,9 @@ def test_published_weights(case, tmp_path):
 
 def test_options_of_files():
     file_options = {}
-    for case, (kind, file, layout, _, _, _) in CASES.items():
+    for case, (kind, file, layout, others, _, _) in CASES.items():
         lay_out = jax_arrays if file.endswith('.npz') else torch_arrays
-        held = {name: array.shape for name, array in lay_out(random_weights(**kind), **layout).items()}
+        held = {name: array.shape for name, array in (lay_out(random_weights(**kind), **layout) | others).items()}
         options = _vit_weights.options(held, layout.get('prefix', ''))
         file_options[case] = ' '.join(f'{name}={value}' for name, value in options.items())
     jax_options, torch_options = 'registers=0 gelu=tanh pixels=half', 'gelu=exact pixels=imagenet'
@@ -170,6 +221,10 @@ def test_options_of_files():
     assert file_options['big_vision, mean of the patches'] == f'class_token=no {jax_options} pooling=avg'
     assert file_options['people, resampled'] == file_options['timm'] == f'class_token=yes registers=0 {torch_options}'
     assert file_options['DINOv2 with registers'] == f'class_token=yes registers=3 {torch_options}'
+    assert file_options['CLIP-ReID'] == 'class_token=yes registers=0 gelu=quick pixels=half'
+    assert file_options['OpenAI, resampled'] == 'class_token=yes registers=0 gelu=quick pixels=clip'
+    assert file_options['timm, CLIP'] == 'class_token=yes registers=0 gelu=exact pixels=clip'
+    assert file_options['DINOv3'] == file_options['timm, DINOv3'] == f'class_token=yes registers=2 {torch_options}'
     assert file_options['timm, SigLIP'] == 'class_token=no registers=0 gelu=exact pixels=half pooling=map'
 
 
@@ -262,7 +317,8 @@ def test_weights_that_do_not_fit(tmp_path):
 def test_options_that_a_transformer_has_not():
     for shape, options, match in (
             ((None, None, 3), {}, 'avgpool is not for it'), ((3, 16, 3), {}, 'takes no images of 3x16'),
-            ((16, 16, 3), {'pooling': 'gem'}, 'tiny has no --pooling gem: choose cls, avg or map'),
+            ((16, 16, 3), {'pooling': 'gem'}, 'tiny has no --pooling gem: choose avg, cls or map'),
+            ((16, 16, 3), {'pooling': 'projection'}, 'no --pooling projection: choose avg, cls or map'),
             ((16, 16, 3), {'patch_stride': 5}, 'gaps'), ((16, 16, 3), {'drop_path': 1.0}, '--drop_path 1 '),
             ((16, 16, 3), {'class_token': 'no'}, '--pooling cls needs the class token')):
         with pytest.raises(InputError, match=match):

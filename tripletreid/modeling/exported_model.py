@@ -9,7 +9,8 @@ from tripletreid.modeling import exports, model_card
 
 # Choices of --pixels: (mean, standard deviation) of RGB 0..255 by which an export wants pixels scaled.
 PIXELS = {'rgb255': (0.0, 1.0), 'unit': (0.0, 255.0), 'half': (127.5, 127.5),
-          'imagenet': ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])}
+          'imagenet': ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+          'clip': ([122.7709383, 116.7460125, 104.0937362], [68.5005327, 66.6321579, 70.3231630])}
 # Other people's exports were trained with these pixels of a file, unless flags differ: Pillow's.
 OTHERS_PIXELS = {'resize': 'bilinear', 'jpeg': 'accurate'}
 SETTINGS = ('pixels', 'layout', 'net_input_height', 'net_input_width', *OTHERS_PIXELS)
