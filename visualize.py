@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-from tripletreid.argument_types import EMBEDDINGS_OPTIONS, ArgumentParser, non_negative_int, positive_int
+from tripletreid.argument_types import EMBEDDINGS_OPTIONS, ArgumentParser, OneOrMore, non_negative_int, positive_int
 from tripletreid.errors import InputError, exit_with
 from tripletreid.files import check_output
 from tripletreid.names import canonical_paths
@@ -41,36 +41,53 @@ DRAWN_VARIANTS = 8  # Augmented variants per image.
 NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # Size of the pictures on a page, for a note and as the limit.
 
 
+def evaluation_flags():
+    """Return a parser of the flags that name an evaluation and its files."""
+    flags = ArgumentParser(add_help=False)
+    add = flags.add_argument
+    add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
+    add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
+    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the queries, if they were moved since')
+    add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, if it was moved since')
+    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the gallery, if they were moved since')
+    return flags
+
+
+def list_flags():
+    """Return a parser of the flag of ranked lists."""
+    flags = ArgumentParser(add_help=False)
+    flags.add_argument('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
+    return flags
+
+
+def choice_flags():
+    """Return a parser of the flags that choose queries."""
+    flags = ArgumentParser(add_help=False)
+    add = flags.add_argument
+    add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: with the lowest or '
+        'the highest AP, or any with a match (%(default)s)')
+    add('--count', type=positive_int, default=8, metavar='N', help='how many queries (%(default)s)')
+    add('--queries', nargs='+', metavar='FILE', help='exactly these queries, as the csv file names them')
+    return flags
+
+
+def image_flags():
+    """Return a parser of the flags that name the images to show."""
+    flags = ArgumentParser(add_help=False)
+    add = flags.add_argument
+    add('--image_root', metavar='DIR', help='folder of the images, if they were moved since they were embedded')
+    add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
+    add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
+    return flags
+
+
 def make_parser():
     """Return the parser of visualize.py's command line."""
     parser = ArgumentParser(description=__doc__, example='python visualize.py report runs/first/evaluation.json\n'
                                                          'python visualize.py report --help')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    evaluated = ArgumentParser(add_help=False)
-    add = evaluated.add_argument
-    add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
-    add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
-    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the queries, if they were moved since')
-    add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, if it was moved since')
-    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the gallery, if they were moved since')
-
-    ranked = ArgumentParser(add_help=False)
-    ranked.add_argument('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
-
-    chosen = ArgumentParser(add_help=False)
-    add = chosen.add_argument
-    add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: with the lowest or '
-        'the highest AP, or any with a match (%(default)s)')
-    add('--count', type=positive_int, default=8, metavar='N', help='how many queries (%(default)s)')
-    add('--queries', nargs='+', metavar='FILE', help='exactly these queries, as the csv file names them')
-
-    pictured = ArgumentParser(add_help=False)
-    add = pictured.add_argument
-    add('--image_root', metavar='DIR', help='folder of the images, if they were moved since they were embedded')
-    add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
-    add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
-
+    evaluated, ranked, chosen, pictured = evaluation_flags(), list_flags(), choice_flags(), image_flags()
     add = commands.add_parser('rankings', parents=[evaluated, ranked, chosen, pictured],
                               example='python visualize.py rankings runs/first/evaluation.json --count 4',
                               help='the nearest images of some queries, as a picture').add_argument
@@ -120,8 +137,8 @@ def make_parser():
                               help='some training images, as the net of a run gets to see them').add_argument
     add('experiment_root', metavar='ROOT', help='experiment root')
     add('--count', type=positive_int, default=6, metavar='N', help='how many images, picked at random (%(default)s)')
-    add('--image_root', nargs='+', metavar='DIR', help='folder of the images, if they were moved since; one for all '
-        'sets, or one for each')
+    add('--image_root', nargs='+', action=OneOrMore, metavar='DIR', help='folder of the images, if they were moved since; '
+        'one for all sets, or one for each')
     add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
     add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: augmentation.png in the '
         'experiment root)')
@@ -317,8 +334,6 @@ def draw_augmentation(args):
     if args.image_root is None:
         arguments.check_stored_image_roots(root, run)
     image_root = args.image_root or run.image_root
-    if isinstance(image_root, list) and len(image_root) == 1:
-        image_root = image_root[0]
     sets = arguments.as_list(run.train_set)
     if isinstance(image_root, list) and len(image_root) != len(sets):
         raise InputError(f'--image_root names {len(image_root)} folders for {len(sets)} training set(s): give one for all, '

@@ -69,18 +69,7 @@ def pre_crop(pixels):
     return min((9 * pixels + 4) // 8, LONGEST_SIDE)
 
 
-def make_parser():
-    """Return the parser of train.py's command line."""
-    parser = _TrainParser(
-        description='Train an embedding with the triplet loss.',
-        usage='%(prog)s --experiment_root DIR --train_set CSV --image_root DIR [more flags]\n'
-              '       %(prog)s --experiment_root DIR --resume',
-        example='python train.py --experiment_root runs/first --train_set data/folder_train.csv \\\n'
-                '    --image_root products --model_name mnist --net_input_height 32 --net_input_width 32 \\\n'
-                '    --crop_augment --batch_p 16 --train_iterations 600 --decay_start_iteration 300\n'
-                'python train.py --experiment_root runs/first --resume')
-
-    add = parser.add_argument_group('required').add_argument
+def _add_required(add):
     add('--experiment_root', required=True, metavar='DIR', help='folder of the run: args.json, checkpoints, logs')
     add('--train_set', nargs='+', action=OneOrMore, metavar='CSV', help='csv file with one identity,relative/path.jpg per '
         'line; several files are joined, and equal identities in two files stay two identities')
@@ -89,7 +78,8 @@ def make_parser():
     add('--resume', action='store_true', help='continue the run in the experiment root; all other arguments are loaded '
         'from its args.json')
 
-    add = parser.add_argument_group('net').add_argument
+
+def _add_net(add):
     add('--model_name', default='resnet_v1_50', choices=plugins.choices('nets'), help='network, a file of nets/ '
         '(default: %(default)s)')
     add('--initial_checkpoint', metavar='FILE', help='pre-trained weights of the body of the net, without which large nets '
@@ -110,7 +100,8 @@ def make_parser():
         'of heads/ (default: %(default)s)')
     net_flags.add_flags(add)
 
-    add = parser.add_argument_group('batches').add_argument
+
+def _add_batches(add):
     add('--batch_p', type=positive_int, default=32, metavar='P', help='identities per batch (default: %(default)s)')
     add('--batch_k', type=positive_int, default=4, metavar='K', help='images per identity (default: %(default)s)')
     add('--batch_per_set', action='store_true', help='draw an equal part of the P identities from each training set, '
@@ -120,7 +111,8 @@ def make_parser():
     add('--frames_per_tracklet', type=positive_int, default=1, metavar='S', help='if the csv file names tracklets, the K '
         'images are tracklets, whose embedding is the mean over S frames (default: %(default)s)')
 
-    add = parser.add_argument_group('augmentation').add_argument
+
+def _add_augmentation(add):
     add('--flip_augment', action='store_true', help='mirror every second image at random')
     add('--crop_augment', action='store_true', help='load images at the pre-crop size and crop them at random')
     add('--pre_crop_height', type=side, metavar='H', needs='--crop_augment', help='height of an image before the crop '
@@ -147,7 +139,8 @@ def make_parser():
     add('--auto_augment', type=fraction, default=0.0, metavar='P', help="probability of changing an image by AutoAugment's "
         'policy for ImageNet (default: %(default)s)')
 
-    add = parser.add_argument_group('loss').add_argument
+
+def _add_loss(add):
     add('--loss', default='batch_hard', choices=plugins.choices('losses'), help='metric loss, a file of losses/ '
         '(default: %(default)s)')
     add('--margin', type=margin, default='soft', metavar='M', needs=METRIC_LOSS, help='margin of the metric loss: a number, '
@@ -175,7 +168,8 @@ def make_parser():
     add('--center_learning_rate', type=positive_float, default=0.5, metavar='R', needs='--center_weight', help='learning '
         'rate of the centres (default: %(default)s)')
 
-    add = parser.add_argument_group('optimisation').add_argument
+
+def _add_optimisation(add):
     add('--train_iterations', type=positive_int, default=25000, metavar='N', help='iterations of the run '
         '(default: %(default)s)')
     add('--learning_rate', type=positive_float, default=3e-4, metavar='R', help='learning rate before any decay '
@@ -211,7 +205,8 @@ def make_parser():
     add('--ema', type=inner_fraction, metavar='D', help='decay of an exponential moving average (EMA) of the weights, which '
         'validation and embedding then use, e.g. 0.9998 (default: off)')
 
-    add = parser.add_argument_group('validation while training').add_argument
+
+def _add_validation(add):
     add('--eval_frequency', type=non_negative_int, default=0, metavar='N', help='iterations between validations; the best '
         'of the validated checkpoints is noted in checkpoint-best; 0: never (default: %(default)s)',
         needs=('--eval_query', '--eval_gallery', '--eval_excluder'))
@@ -227,7 +222,8 @@ def make_parser():
     add('--eval_flip', action='store_true', needs='--eval_frequency', help='embed the mean of each image and its mirror '
         'image')
 
-    add = parser.add_argument_group('checkpoints and logs').add_argument
+
+def _add_checkpoints(add):
     add('--checkpoint_frequency', type=non_negative_int, default=1000, metavar='N', help='iterations between checkpoints; '
         '0: only the final one (default: %(default)s)')
     add('--keep_checkpoints', type=non_negative_int, default=0, metavar='N', help='number of newest checkpoints to keep, in '
@@ -238,7 +234,8 @@ def make_parser():
         'TensorBoard (default: %(default)s)')
     add('--detailed_logs', action='store_true', help='keep embeddings, losses and file ids of every batch as .npy files')
 
-    add = parser.add_argument_group('speed').add_argument
+
+def _add_speed(add):
     add('--cache', default='none', metavar='{none,memory,DIR}', help='keep the decoded images of a small dataset in memory; '
         'with DIR also in a folder, for later runs (default: %(default)s)')
     add('--loading_threads', type=threads, default=8, metavar='N', help='images loaded in parallel (default: %(default)s)')
@@ -253,7 +250,8 @@ def make_parser():
         'host, or on the hosts in the environment variable TF_CONFIG (default: %(default)s)')
     add('--devices', type=threads, metavar='N', needs='--distribute mirrored', help='number of GPUs (default: all)')
 
-    add = parser.add_argument_group('more').add_argument
+
+def _add_more(add):
     add('--seed', type=non_negative_int, default=0, metavar='N', help='seed of initialisation, batches and augmentation '
         '(default: %(default)s)')
     add('--deterministic', action='store_true', help='use deterministic operations only: the same run twice gives the same '
@@ -261,6 +259,27 @@ def make_parser():
     add('--skip_broken_images', action='store_true', help='check every image first, list unreadable ones in '
         'broken_images.csv and skip them')
     add('--allow_outside_root', action='store_true', help='also read images outside the image root')
+
+
+# The groups of --help, each a function that adds its flags through `add_argument`.
+GROUPS = {'required': _add_required, 'net': _add_net, 'batches': _add_batches,
+          'augmentation': _add_augmentation, 'loss': _add_loss, 'optimisation': _add_optimisation,
+          'validation while training': _add_validation, 'checkpoints and logs': _add_checkpoints, 'speed': _add_speed,
+          'more': _add_more}
+
+
+def make_parser():
+    """Return the parser of train.py's command line."""
+    parser = _TrainParser(
+        description='Train an embedding with the triplet loss.',
+        usage='%(prog)s --experiment_root DIR --train_set CSV --image_root DIR [more flags]\n'
+              '       %(prog)s --experiment_root DIR --resume',
+        example='python train.py --experiment_root runs/first --train_set data/folder_train.csv \\\n'
+                '    --image_root products --model_name mnist --net_input_height 32 --net_input_width 32 \\\n'
+                '    --crop_augment --batch_p 16 --train_iterations 600 --decay_start_iteration 300\n'
+                'python train.py --experiment_root runs/first --resume')
+    for title, add_flags in GROUPS.items():
+        add_flags(parser.add_argument_group(title).add_argument)
     return parser
 
 
