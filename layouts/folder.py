@@ -14,6 +14,7 @@ With --convert FOLDER pictures of other formats (.webp, .heic, .tif and more) ta
 them, turned as EXIF says and on white where they are transparent, go into that new folder, and the csv files name those.
 """
 import argparse
+import dataclasses
 import functools
 import itertools
 import typing
@@ -63,17 +64,49 @@ def bits(text):
     return int(text)
 
 
-def excluder(root, depth=1, no_split_folders=False, camera_folders=False, camera_pattern=None, sequence_pattern=None, **_):
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the paths and the files below the root are read.
+
+    depth: number of nested folders that name an identity.
+    no_split_folders: take folders that are called like parts of a split as identities.
+    camera_folders, camera_pattern, sequence_pattern, sequence_gap: which images belong together; at most one of them.
+    convert: anything but None: the images will be converted, so that more formats are taken.
+    max_side, bits: of the conversion.
+    """
+    depth: int = 1
+    no_split_folders: bool = False
+    camera_folders: bool = False
+    camera_pattern: str | None = None
+    sequence_pattern: str | None = None
+    sequence_gap: float | None = None
+    convert: str | None = None
+    max_side: int | None = None
+    bits: int = 16
+
+    def parts(self, root):
+        """Return the parts of a split that the folders of the root are, see `_identities.parts_of_split`."""
+        return {} if self.no_split_folders else _identities.parts_of_split(root)
+
+    def pattern(self, root, group, pattern=None):
+        """Return the argument of the excluder that reads identity and `group` off a path, as `_moments.excluder_pattern`."""
+        return _moments.excluder_pattern(group, pattern, self.depth, bool(self.parts(root)))
+
+    def moment_flags(self):
+        """Return the given flags about images that belong together, a list."""
+        return [f'--{name}' for name in ('camera_folders', 'camera_pattern', 'sequence_pattern', 'sequence_gap')
+                if getattr(self, name) not in (None, False)]
+
+
+def excluder(root, val_fraction=None, test_fraction=None, query_per_identity=None, seed=0, **reading):
     """Return the excluder for the subsets that `splits` returns with these options."""
-    pattern = functools.partial(_moments.excluder_pattern, depth=depth,
-                                part=not no_split_folders and bool(_identities.parts_of_split(root)))
-    if camera_folders or camera_pattern:
-        return f'regex:{pattern("cid", camera_pattern)}'
-    return f'sequence:{pattern("sid", sequence_pattern)}' if sequence_pattern else EXCLUDER
+    reading = Reading(**reading)
+    if reading.camera_folders or reading.camera_pattern:
+        return f'regex:{reading.pattern(root, "cid", reading.camera_pattern)}'
+    return f'sequence:{reading.pattern(root, "sid", reading.sequence_pattern)}' if reading.sequence_pattern else EXCLUDER
 
 
-def splits(root, val_fraction=None, test_fraction=None, query_per_identity=None, seed=0, depth=1, no_split_folders=False,
-           convert=None, max_side=None, bits=16, **moments):
+def splits(root, val_fraction=None, test_fraction=None, query_per_identity=None, seed=0, **reading):
     """Return the rows of each subset, and warn of skipped files.
 
     Args:
@@ -85,25 +118,20 @@ def splits(root, val_fraction=None, test_fraction=None, query_per_identity=None,
         query_per_identity: number of queries per held-out identity; None: one. One image at least stays in the test
             set, so that there is something to find.
         seed: seed of the order in which identities are held out and images become queries.
-        depth: number of nested folders that name an identity.
-        no_split_folders: take folders that are called like parts of a split as identities.
-        convert: anything but None: the images will be converted, so that more formats are taken.
-        max_side, bits: of the conversion.
-        moments: camera_folders, camera_pattern, sequence_pattern, sequence_gap; at most one of them.
+        reading: fields of `Reading`.
     """
+    reading = Reading(**reading)
     for name, value in (('--val_fraction', val_fraction), ('--test_fraction', test_fraction)):
         if value is not None and not 0 < value < 1:
             raise InputError(f'{name} {value} is not between 0 and 1.')
     if query_per_identity is not None and query_per_identity < 1:
         raise InputError(f'--query_per_identity {query_per_identity} is less than 1.')
-    given = [name for name, value in moments.items() if value not in (None, False)]
+    given = reading.moment_flags()
     if len(given) > 1:
-        raise InputError(f'--{given[0]} and --{given[1]} both say which images belong together; leave one of them out.')
-    find = functools.partial(_identities.images_of_identities, root, depth=depth, convert=convert is not None,
-                             expect_inner=bool(given))
-    parts = {} if no_split_folders else _identities.parts_of_split(root)
-    find_moments = functools.partial(moments_of, root=root, convert=convert is not None, depth=depth, part=bool(parts),
-                                     **moments)
+        raise InputError(f'{given[0]} and {given[1]} both say which images belong together; leave one of them out.')
+    find = functools.partial(_identities.images_of_identities, root, depth=reading.depth,
+                             convert=reading.convert is not None, expect_inner=bool(given))
+    parts = reading.parts(root)
     divide = functools.partial(divided, wanted=query_per_identity or 1, seed=seed)
     if parts:
         if val_fraction is not None:
@@ -113,9 +141,9 @@ def splits(root, val_fraction=None, test_fraction=None, query_per_identity=None,
               f'identities).')
         images = {part: find(folder) for part, folder in parts.items()}
         all_images = list(itertools.chain.from_iterable(images_of_part.items() for images_of_part in images.values()))
-        return rows_images_of_parts(parts, images, functools.partial(divide, moments=find_moments(all_images)))
+        return rows_images_of_parts(parts, images, functools.partial(divide, moments=moments_of(all_images, root, reading)))
     images = find()
-    divide = functools.partial(divide, moments=find_moments(list(images.items())))
+    divide = functools.partial(divide, moments=moments_of(list(images.items()), root, reading))
     if len(images) < FEW_IDENTITIES:
         warn(f'{root} has {len(images)} identities only, {", ".join(images)}. If the identities are folders further down, '
              f'give --depth.')
@@ -180,24 +208,25 @@ def rows_images_of_parts(parts, images, divide):
     return {subset: rows for subset, rows in subsets.items() if rows}
 
 
-def moments_of(images, *, root, convert, depth, part, camera_folders=False, camera_pattern=None, sequence_pattern=None,
-               sequence_gap=None):
+def moments_of(images, root, reading):
     """Return the camera or the sequence of each image, `Moments`.
 
     Args:
         images: list of (pid, file ids).
-        others: as for `splits`; `part` is whether the folders of the identities are in folders of a split.
+        reading: `Reading`.
     """
-    pattern = functools.partial(_moments.excluder_pattern, depth=depth, part=part)
-    if camera_folders or camera_pattern:
-        flag = '--camera_pattern' if camera_pattern else '--camera_folders'
-        return Moments('camera', _moments.by_pattern(images, flag, 'cid', camera_pattern or pattern('cid', None),
-                                                     pattern('cid', camera_pattern), convert))
-    if sequence_pattern:
-        return Moments('sequence', _moments.by_pattern(images, '--sequence_pattern', 'sid', sequence_pattern,
-                                                       pattern('sid', sequence_pattern), convert))
-    if sequence_gap is not None:
-        return Moments('sequence', _moments.by_time(root, images, sequence_gap))
+    converted = reading.convert is not None
+    if reading.camera_folders or reading.camera_pattern:
+        flag = '--camera_pattern' if reading.camera_pattern else '--camera_folders'
+        pattern = reading.camera_pattern or reading.pattern(root, 'cid')
+        pattern_of_excluder = reading.pattern(root, 'cid', reading.camera_pattern)
+        return Moments('camera', _moments.by_pattern(images, flag, 'cid', pattern, pattern_of_excluder, converted))
+    if reading.sequence_pattern:
+        pattern_of_excluder = reading.pattern(root, 'sid', reading.sequence_pattern)
+        return Moments('sequence', _moments.by_pattern(images, '--sequence_pattern', 'sid', reading.sequence_pattern,
+                                                       pattern_of_excluder, converted))
+    if reading.sequence_gap is not None:
+        return Moments('sequence', _moments.by_time(root, images, reading.sequence_gap))
     return Moments(None, {})
 
 
