@@ -18,7 +18,7 @@ GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusi
           'signals', 'startup', 'dask_cluster', 'pictures'}
 # Each level imports from itself and from the levels before it. Other names are folders of tripletreid/.
 LEVELS = [GROUND,
-          {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'copies', 'embeddings', 'distribute',
+          {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'image_report', 'copies', 'embeddings', 'distribute',
            'input_pipeline'}, {'evaluation'}, {'clustering', 'experiment'}, {'modeling'},
           {'training', 'visualization', 'search'}, {'adaptation'}]
 # In addition to the ground: parts of losses, layers for training, the random numbers of the seed.
