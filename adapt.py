@@ -200,7 +200,7 @@ def group(args, number, images, embeddings, outputs):
     print('\n'.join(sweep.table(found.rows, found.chosen)), flush=True)
     for sentence in found.doubts:
         warn(sentence)
-    clusters_file.write(outputs, images, images, found, settings, None, (), embeddings, args.image_root,
+    clusters_file.write(outputs, images, images, found, settings, None, embeddings, image_root=args.image_root,
                         camera=args.camera)
     before = os.path.join(record.round_root(args.experiment_root, number - 1), 'labels.npy')
     return {'round': number, 'clusters': len(counts), 'outliers': int((found.labels < 0).sum()),

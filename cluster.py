@@ -191,17 +191,18 @@ def group(args, embeddings, dataset, image_root, outputs):
     moments = None
     if args.moment:
         moments = np.unique(knowledge.groups_by_pattern(rows.fids, args.moment, '--moment'), return_inverse=True)[1]
-    names, known = clusters_file.known_names(args.names, rows) if args.names else (None, [])
+    known = clusters_file.known_names(args.names, rows) if args.names else None
     identities = None
     if args.dataset and len(set(rows.pids)) > 1:
         identities = np.where(rows.junk, knowledge.UNKNOWN, np.unique(rows.pids, return_inverse=True)[1])
-    found = cluster(source, settings, cameras, moments, names, identities, args.dask or args.workers, args.batch_size)
+    found = cluster(source, settings, cameras, moments, known and known.numbers, identities, args.dask or args.workers,
+                    args.batch_size)
     if len(found.rows) > 1:
         print('\n'.join(sweep.table(found.rows, found.chosen)))
     for sentence in found.doubts:
         warn(sentence)
     counts = partition.sizes(found.labels)
-    clusters_file.write(outputs, dataset, rows, found, settings, names, known, embeddings, image_root,
+    clusters_file.write(outputs, dataset, rows, found, settings, known, embeddings, image_root=image_root,
                         camera=args.camera, moment=args.moment, dataset_path=args.dataset)
     outliers = int((found.labels < 0).sum())
     print(f'{len(rows)} {unit} at threshold {found.threshold:g}: {len(counts)} clusters of {counts.min()} to {counts.max()} '

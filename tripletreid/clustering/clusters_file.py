@@ -62,7 +62,7 @@ def read_facts(path):
     return facts
 
 
-def write(paths, dataset, rows, found, settings, names, known, embeddings, image_root, **facts):
+def write(paths, dataset, rows, found, settings, known, embeddings, **facts):
     """Write the files of a clustering, complete or not at all.
 
     Args:
@@ -70,20 +70,20 @@ def write(paths, dataset, rows, found, settings, names, known, embeddings, image
         dataset: `Dataset` of the images.
         rows: `Dataset` of the grouped rows, images or one frame per tracklet.
         found: `clusterer.Clustering`. settings: `clusterer.Settings`.
-        names: number of the known name of each row, or None. known: these names.
-        embeddings: open `Embeddings`. image_root: folder of the images, or None.
-        facts: further JSON-serialisable facts, such as the patterns of cameras and moments.
+        known: `KnownNames` of the rows, or None.
+        embeddings: open `Embeddings`.
+        facts: further JSON-serialisable facts: image_root, camera, moment, dataset_path.
     """
     labels = found.labels
-    identities = identity_names(labels, names, known)
+    identities = identity_names(labels, known)
     if len(rows) < len(dataset):
         tracklet_numbers = dataset.tracklet_of_row()
         labels, identities = labels[tracklet_numbers], identities[tracklet_numbers]
     grouped = _with_identities(dataset, identities, labels >= 0)
     save_datasets({paths.clusters: _rows(grouped),
                    paths.outliers: _rows(_with_identities(dataset, identities, labels < 0))})
-    _write_facts(paths, grouped, embeddings, image_root=image_root, settings=dataclasses.asdict(settings),
-                 threshold=found.threshold, table=[dataclasses.asdict(row) for row in found.rows], **facts)
+    _write_facts(paths, grouped, embeddings, settings=dataclasses.asdict(settings), threshold=found.threshold,
+                 table=[dataclasses.asdict(row) for row in found.rows], **facts)
 
 
 def write_labelled(paths, dataset, embeddings, **facts):
@@ -103,27 +103,35 @@ def _write_facts(paths, dataset, embeddings, **facts):
                              'embedding_parameters': getattr(embeddings, 'parameters', {})})
 
 
-def identity_names(labels, names=None, known=()):
+class KnownNames(NamedTuple):
+    """The known identities of some rows.
+
+    numbers: number of the name of each row, int64 [N], `knowledge.UNKNOWN` for junk and rows without a name.
+    names: list of the names.
+    """
+    numbers: np.ndarray
+    names: list
+
+
+def identity_names(labels, known=None):
     """Return the identity of each row: the known name in its cluster, else `cluster-00001`; `outlier-00001` for outliers.
 
     Args:
-        labels: int64 [N]. names: number of the known name of each row, or None. known: these names.
+        labels: int64 [N]. known: `KnownNames`, or None.
 
     Returns: object array of str [N].
     """
-    taken = set(known)
+    known = known or KnownNames(np.full(len(labels), knowledge.UNKNOWN), [])
+    taken = set(known.names)
     texts = np.empty(len(labels), object)
     cluster_names = _numbered('cluster', labels.max(initial=-1) + 1, taken)
-    if names is not None:
-        members = np.flatnonzero((names != knowledge.UNKNOWN) & (labels >= 0))
-        for row in members:
-            cluster_names[labels[row]] = known[names[row]]
-    outliers = labels < 0
+    outliers, named = labels < 0, known.numbers != knowledge.UNKNOWN
+    for row in np.flatnonzero(named & ~outliers):
+        cluster_names[labels[row]] = known.names[known.numbers[row]]
     texts[~outliers] = np.array([*cluster_names, None], object)[labels[~outliers]]
     texts[outliers] = _numbered('outlier', outliers.sum(), taken)
-    if names is not None:
-        for row in np.flatnonzero((names != knowledge.UNKNOWN) & outliers):
-            texts[row] = known[names[row]]
+    for row in np.flatnonzero(named & outliers):
+        texts[row] = known.names[known.numbers[row]]
     return texts
 
 
@@ -148,8 +156,7 @@ def known_names(path, rows):
         path: csv file of a dataset.
         rows: `Dataset` of the grouped rows.
 
-    Returns: number of the known name of each row, int64 [N], `knowledge.UNKNOWN` for junk and rows without a name; and the
-        names.
+    Returns: `KnownNames`.
 
     Raises:
         InputError: an image that is not among the rows, or has two names.
@@ -167,7 +174,7 @@ def known_names(path, rows):
         if names[row] not in (knowledge.UNKNOWN, number):
             raise InputError(f'{path} gives {fid} two names, {known[names[row]]} and {known[number]}.')
         names[row] = number
-    return names, known.tolist()
+    return KnownNames(names, known.tolist())
 
 
 def pooled(embeddings, dataset):
