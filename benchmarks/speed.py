@@ -8,6 +8,7 @@ A ratio below 1 means faster (or smaller) than the reference. Times are the best
 reference's times, so that other load on the machine disturbs both equally.
 """
 import argparse
+import functools
 import os
 import pathlib
 import subprocess
@@ -71,19 +72,42 @@ class Contender:
         self._process.communicate('')
 
 
+def best(timings, rounds):
+    """Call functions that return seconds in turn, several rounds; return the least seconds of each, {name: seconds}.
+
+    The first round, in which functions are traced, does not count.
+    """
+    times = [{name: timing() for name, timing in timings.items()} for _ in range(rounds + 1)]
+    return {name: min(each[name] for each in times[1:]) for name in timings}
+
+
+def seconds_of(work, calls):
+    """Return the mean seconds of a call of a function."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - started) / calls
+
+
+def seconds_per_image(batches):
+    """Return the seconds per image of eight batches of 128 from a `tf.data.Dataset`, after four."""
+    # A new iterator each time: an old one would work ahead while others are measured.
+    iterator = iter(batches)
+    for _ in range(4):
+        next(iterator)
+    return seconds_of(iterator.__next__, 8) / 128
+
+
 def best_times(names, args, with_torch=True):
-    """Best time of each contender, a dict, all of them taking turns."""
+    """Return the best time of each contender, a dict, all of them taking turns."""
     contenders = {name: Contender(name, args) for name in names}
     if args.torch_python and with_torch:
         name = names[0] + '_torch'
         contenders[name] = Contender(name, args, args.torch_python)
-    times = {name: [] for name in contenders}
-    for _ in range(args.repeats):
-        for name, contender in contenders.items():
-            times[name].append(contender.again())
+    times = best({name: contender.again for name, contender in contenders.items()}, args.repeats)
     for contender in contenders.values():
         contender.end()
-    return {name: min(each) for name, each in times.items()}
+    return times
 
 
 def measure_step(args):
@@ -181,21 +205,10 @@ def measure_input(args):
         pipelines = {'bare': paths.map(bare, flags.loading_threads).batch(128).prefetch(2),
                      'ours': batches.batches_of_steps(train_set, identities, flags, 0, 10 ** 6),
                      'cached': batches.batches_of_steps(train_set, identities, cached, 0, 10 ** 6)}
-        times = {name: [] for name in pipelines}
-        for _ in range(args.repeats + 1):
-            for name, pipeline in pipelines.items():
-                # A new iterator each time: an old one would work ahead while the others are measured.
-                iterator = iter(pipeline)
-                for _ in range(4):
-                    next(iterator)
-                started = time.perf_counter()
-                for _ in range(8):
-                    next(iterator)
-                times[name].append((time.perf_counter() - started) / (8 * 128))
-                del iterator
-    best = {name: 1e6 * min(each[1:]) for name, each in times.items()}
-    print_row('input pipeline, an image', best['ours'], 'bare decode, resize, crop', best['bare'], 'µs')
-    print_row('input pipeline with --cache memory', best['cached'], 'without', best['ours'], 'µs')
+        times = best({name: functools.partial(seconds_per_image, each) for name, each in pipelines.items()}, args.repeats)
+    times = {name: 1e6 * seconds for name, seconds in times.items()}
+    print_row('input pipeline, an image', times['ours'], 'bare decode, resize, crop', times['bare'], 'µs')
+    print_row('input pipeline with --cache memory', times['cached'], 'without', times['ours'], 'µs')
 
 
 AUGMENTATIONS = (['--flip_augment'], ['--crop_augment'], ['--pad_crop', '10'], ['--random_erasing', '1'],
@@ -213,40 +226,21 @@ def measure_augmentation(args):
         csv = write_images(pathlib.Path(folder), 128)
         train_set = dataset.load_dataset(csv)
         names = {'none': [], **{' '.join(flags): flags for flags in AUGMENTATIONS}}
-        pipelines = {}
+        timings = {}
         for name, flags in names.items():
             parsed = train_flags.make_parser().parse_args(train_arguments('nowhere', csv, '--cache', 'memory', *flags))
             identities = sampling.Identities(train_set, parsed.batch_p)
-            pipelines[name] = batches.batches_of_steps(train_set, identities, parsed, 0, 10 ** 6)
-
-        def draw(name):
-            iterator = iter(pipelines[name])
-            for _ in range(4):
-                next(iterator)
-            started = time.perf_counter()
-            for _ in range(8):
-                next(iterator)
-            return (time.perf_counter() - started) / (8 * 128)
-
-        rounds = [{name: draw(name) for name in names} for _ in range(args.repeats)]
-    best = {name: 1e6 * min(times[name] for times in rounds) for name in names}
+            pipeline = batches.batches_of_steps(train_set, identities, parsed, 0, 10 ** 6)
+            timings[name] = functools.partial(seconds_per_image, pipeline)
+        times = best(timings, args.repeats)
     for name in list(names)[1:]:
-        print_row(f'{name}, 256x128, {1e6 / best[name]:.0f} images/s', best[name], 'none', best['none'], 'µs')
+        print_row(f'{name}, 256x128, {1 / times[name]:.0f} images/s', 1e6 * times[name], 'none', 1e6 * times['none'], 'µs')
 
 
 def best_milliseconds(works, rounds, calls):
-    """Measure a call of each function, {name: milliseconds}: the best of several rounds that alternate.
-
-    The first round, in which functions are traced, does not count.
-    """
-    times = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            started = time.perf_counter()
-            for _ in range(calls):
-                work()
-            times[name].append((time.perf_counter() - started) / calls)
-    return {name: 1e3 * min(each[1:]) for name, each in times.items()}
+    """Measure a call of each function, {name: milliseconds}: the best of several rounds that alternate."""
+    timings = {name: functools.partial(seconds_of, work, calls) for name, work in works.items()}
+    return {name: 1e3 * seconds for name, seconds in best(timings, rounds).items()}
 
 
 def measure_draw(args):
@@ -264,9 +258,9 @@ def measure_draw(args):
         steps = Sampler(flags, identities).steps(0, 10 ** 9)
         draws[size] = iter(sampling.batch_rows(identities, 0, steps, 4)).__next__
     # The best of several: the first draw of an epoch permutes all identities.
-    best = best_milliseconds(draws, 4 * args.repeats, 20)
+    times = best_milliseconds(draws, 4 * args.repeats, 20)
     for size in (10 ** 5, 10 ** 7):
-        print_row(f'batch draw, {size:.0e} images', best[size], '1e+03 images', best[1000], 'ms')
+        print_row(f'batch draw, {size:.0e} images', times[size], '1e+03 images', times[1000], 'ms')
 
 
 def measure_losses(args):
@@ -293,9 +287,9 @@ def measure_losses(args):
                 return tape.gradient(mean, emb)
 
             steps[name] = lambda step=step: step().numpy()
-        best = best_milliseconds(steps, 4 * args.repeats, 10)
-        for name in sorted(set(best) - {'batch_hard'}):
-            print_row(f'{name}, {batch_p} x 4', best[name], 'batch_hard', best['batch_hard'], 'ms')
+        times = best_milliseconds(steps, 4 * args.repeats, 10)
+        for name in sorted(set(times) - {'batch_hard'}):
+            print_row(f'{name}, {batch_p} x 4', times[name], 'batch_hard', times['batch_hard'], 'ms')
 
 
 class Device:
