@@ -237,29 +237,30 @@ def blocks_of(reader, path, rows=None):
                              f'tracklet) are expected.')
         if len(row) > width:
             raise csv.Error(f'Expected {width} fields in line {reader.line_num}, saw {len(row)}')
-        if len(row) < width or not row or not row[1] or not all(names[name] for name in row[::2]):
+        if len(row) < width or not row or not row[1] or not names[row[0]] or width == 3 and not names[row[2]]:
             incomplete.append(reader.line_num)
             continue
-        if '\0' in ''.join(row):
-            unprintable = next(value for value in row if '\0' in value)
-            raise InputError(f'{path} has a NUL character in {unprintable!r}.')
         block[0].append(names[row[0]])
         block[1].append(row[1])
         if width == 3:
             block[2].append(names[row[2]])
         if len(block[0]) == BLOCK:
-            yield _canonical(block, width)
+            yield _canonical(block, width, path)
             block = ([], [], [])
     if not width:
         raise InputError(f'{path} is empty; expected lines of the form identity,relative/path.jpg.')
     if incomplete:
         raise InputError(f'{path} has {len(incomplete)} line(s) that are empty or lack a column, the first of them '
                          f'line {incomplete[0]}.')
-    yield _canonical(block, width)
+    yield _canonical(block, width, path)
 
 
-def _canonical(block, width):
+def _canonical(block, width, path):
     """Return the first `width` columns of a block, in which names are canonical, with canonical paths."""
+    for column in block:
+        if '\0' in ''.join(column):
+            unprintable = next(value for value in column if '\0' in value)
+            raise InputError(f'{path} has a NUL character in {unprintable!r}.')
     return block[0], canonical_paths(block[1]), *block[2:width]
 
 

@@ -8,6 +8,7 @@
     tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's
     attributes          `parameters` and `provenance`, both JSON
 """
+import functools
 import json
 import os
 
@@ -18,6 +19,8 @@ from tripletreid.dataset import BLOCK
 from tripletreid.errors import InputError
 from tripletreid.files import check_file
 from tripletreid.names import canonical_paths
+
+CACHED_BLOCKS = 8  # Blocks of file ids that stay in memory, about 2 MB each.
 
 
 def checksums(embs):
@@ -105,6 +108,7 @@ class Embeddings(Rows):
                              f'format. Embed again, or wait for embed.py to end.') from error
         try:
             self._read_header()
+            self._fids_of_block = functools.lru_cache(CACHED_BLOCKS)(functools.partial(_fids_of_block, self._file))
         except InputError:
             self.close()
             raise
@@ -169,12 +173,11 @@ class Embeddings(Rows):
         Raises:
             InputError: a damaged file.
         """
+        stop = min(stop, len(self))
+        first, last = start // BLOCK, -(-stop // BLOCK)
         try:
-            fids = self._file['fids'].asstr()[start:stop].astype(object)
-            if '\0' in ''.join(fids):
-                row = next(row for row, fid in enumerate(fids, start) if '\0' in fid)
-                raise ValueError(f'the file id of row {row} has a NUL character')
-            return np.array(canonical_paths(fids), object)  # Earlier versions stored them as the csv spelled them.
+            blocks = [self._fids_of_block(number) for number in range(first, last)]
+            return np.concatenate([np.empty(0, object), *blocks])[start - first * BLOCK:stop - first * BLOCK]
         except (OSError, RuntimeError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise InputError(f'{self.path} is damaged ({error}). Embed again.') from error
 
@@ -233,3 +236,13 @@ def is_embeddings(path):
     """Return whether a file is an embedding file, or a damaged one. Raises OSError when it is not HDF5."""
     with h5py.File(path, 'r', locking=False) as file:
         return 'emb' in file or 'embs' in file
+
+
+def _fids_of_block(file, number):
+    """Read the canonical file ids of one block of rows of an open HDF5 file, object array of str [at most BLOCK]."""
+    start = number * BLOCK
+    fids = file['fids'].asstr()[start:start + BLOCK].astype(object)
+    if '\0' in ''.join(fids):
+        row = next(row for row, fid in enumerate(fids, start) if '\0' in fid)
+        raise ValueError(f'the file id of row {row} has a NUL character')
+    return np.array(canonical_paths(fids), object)  # Earlier versions stored them as the csv spelled them.
