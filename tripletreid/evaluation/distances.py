@@ -18,7 +18,7 @@ ROUNDING = 2.0 ** -24  # Largest relative error of one float32 operation on numb
 ROUNDING_OF_FLOAT64 = 2.0 ** -53  # Largest relative error of one float64 operation.
 SMALLEST = 2.0 ** -120  # Largest absolute error of one operation on smaller numbers.
 LARGEST = 2.0 ** 120  # Largest sum of squares, well before float32 overflows.
-SUMMED_AT_ONCE = 256  # Coordinates per partial sum, which bounds the error of long sums.
+SUMMED_AT_ONCE = 258  # Products per partial sum, which bounds the error of long sums.
 OUTLIER = 16  # An image so many times the usual size is excluded from the error bound of the others.
 IN_PLACE = {'square': np.square, 'absolute': np.abs}  # Terms that NumPy computes without another array.
 
@@ -29,13 +29,18 @@ class Chunk:
 
     rows: their rows, int64 [C], ascending.
     embs: float32 [C, D].
-    centred: float32 [C, D], the factors of the approximate distances; float64 for `PreciseDistances`.
+    centred: [C, D] in the precision of the approximate distances, from which these are computed.
     sizes: [C] in the same precision, squared norms of `centred`, or sums of absolute values where terms are not squares.
     """
     rows: np.ndarray
     embs: np.ndarray
     centred: np.ndarray
     sizes: np.ndarray
+
+    @functools.cached_property
+    def factors(self):
+        """The factors of products with queries, [C, D + 2]: a product also adds the sizes, without two more passes."""
+        return np.column_stack([self.centred, np.ones_like(self.sizes), self.sizes])
 
     def take(self, columns):
         """Return a chunk of some of the images, or of all in another order, given a slice or an index array."""
@@ -48,7 +53,7 @@ class Distances:
     They are sums, in the unit in which images are compared, before `from_sum` of the metric: for `euclidean` the squared
     distance, which needs no root, for `cosine` the squared distance of normalized embeddings.
     """
-    dtype = np.float32  # Precision of approximate distances.
+    dtype, rounding = np.float32, ROUNDING  # Precision of approximate distances.
 
     def __init__(self, queries, metric, centred=True):
         """Prepare queries.
@@ -76,31 +81,39 @@ class Distances:
         """
         return Chunk(rows, embs, *self._centre(embs, 'gallery'))
 
+    @functools.cached_property
+    def factors(self):
+        """The queries' factors of products with a chunk, [Q, D + 2]."""
+        return np.column_stack([-2 * self.centred, self.sizes, np.ones_like(self.sizes)])
+
     def approximate(self, batch, chunk):
         """Compute approximate distances of the queries with the numbers `batch` [B] to a chunk.
 
-        Returns: float32 [B, C], and a bound of their absolute errors, float64 [B].
+        Returns: `dtype` [B, C], and a bound of their absolute errors, float64 [B].
         """
         dim = self.queries.shape[1]
         if self.metric.kind == 'other':
             exact = self._all_exact(batch, chunk)
-            return exact.astype(np.float32), 2 * ROUNDING * np.abs(exact).max(axis=1) + SMALLEST
+            return exact.astype(self.dtype), 2 * self.rounding * np.abs(exact).max(axis=1) + SMALLEST
+        sizes = self.sizes[batch].astype(np.float64)
         if self.metric.kind == 'absolute':
             approximate = _cityblock(self.centred[batch], chunk.centred)
-            largest = self.sizes[batch].astype(np.float64) + chunk.sizes.max()
-            roundings = dim
+            largest, roundings = sizes + chunk.sizes.max(), dim
         else:
-            # One query takes as long as reading the chunk, so that threads of BLAS would only wait for each other.
-            product = np.matmul if len(batch) > 1 else functools.partial(np.einsum, 'nd,dm->nm')
-            approximate = _sum_of_products(product, -2 * self.centred[batch], chunk.centred.T)
-            approximate += chunk.sizes
-            approximate += self.sizes[batch, None]
-            largest = (np.sqrt(self.sizes[batch], dtype=np.float64) + np.sqrt(chunk.sizes.max())) ** 2
+            if len(batch) > 1:
+                approximate = _sum_of_products(np.matmul, self.factors[batch], chunk.factors.T)
+            else:  # It takes as long as reading the chunk: threads of BLAS would wait, and factors would take as long again.
+                product = functools.partial(np.einsum, 'nd,dm->nm')
+                approximate = _sum_of_products(product, -2 * self.centred[batch], chunk.centred.T)
+                approximate += chunk.sizes
+                approximate += self.sizes[batch, None]
+            largest = (np.sqrt(sizes) + np.sqrt(chunk.sizes.max(), dtype=np.float64)) ** 2
             roundings = min(dim, SUMMED_AT_ONCE) + dim // SUMMED_AT_ONCE
         # The error of a sum of n products is at most n roundings of the sum of their absolute values, in any order
         # (Higham 2002, section 3.1; for sums of sums section 4.2). The 16 cover centring, adding the sizes, and
-        # comparing.
-        return approximate, 1.01 * (roundings + 16) * ROUNDING * largest + dim * SMALLEST
+        # comparing. The exact ones are rounded to float64.
+        roundings = (roundings + 16) * self.rounding + (dim + 16) * ROUNDING_OF_FLOAT64
+        return approximate, 1.01 * roundings * largest + dim * SMALLEST
 
     def exact(self, queries, chunk, columns):
         """Compute distances of pairs, float64 [n], for numbers of queries [n] and of images in the chunk [n]."""
@@ -141,37 +154,11 @@ class Distances:
 
 
 class PreciseDistances(Distances):
-    """`Distances` with approximate distances in float64, whose error bound is 5e8 times smaller.
+    """`Distances` with approximate distances in float64, whose error bound is 3e8 times smaller.
 
     They take about twice as long, and decide nearly all pairs where many distances must be distinguished.
     """
-    dtype = np.float64
-
-    @functools.cached_property
-    def factors(self):
-        """The queries' factors of products with a chunk, float64 [Q, D + 2]."""
-        return np.column_stack([-2 * self.centred, self.sizes, np.ones(len(self.queries))])
-
-    def prepare(self, rows, embs):
-        """Return a `Chunk` as `Distances` does."""
-        chunk = super().prepare(rows, embs)
-        if self.metric.kind == 'square':  # The product then adds the sizes too, without two more reads of its result.
-            chunk.centred = np.column_stack([chunk.centred, np.ones(len(rows)), chunk.sizes])
-        return chunk
-
-    def approximate(self, batch, chunk):
-        """Compute approximate distances as `Distances` does, in float64 [B, C]."""
-        dim = self.queries.shape[1]
-        if self.metric.kind == 'other':
-            return self._all_exact(batch, chunk), np.zeros(len(batch))
-        if self.metric.kind == 'absolute':
-            approximate = _cityblock(self.centred[batch], chunk.centred)
-            largest = self.sizes[batch] + chunk.sizes.max()
-        else:
-            approximate = self.factors[batch] @ chunk.centred.T
-            largest = (np.sqrt(self.sizes[batch]) + np.sqrt(chunk.sizes.max())) ** 2
-        # Twice, because the exact ones are rounded to float64 as well.
-        return approximate, 2.02 * (dim + 18) * ROUNDING_OF_FLOAT64 * largest + dim * SMALLEST
+    dtype, rounding = np.float64, ROUNDING_OF_FLOAT64
 
 
 def _sum_of_products(product, a, b):
