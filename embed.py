@@ -217,20 +217,20 @@ def make_job(args, trained, exported, image_root):
     from tripletreid.experiment import checkpoints
     from tripletreid.input_pipeline import augmentation
     from tripletreid.modeling import model_card
-    sizes = inference_flags.sizes(trained, args.crop_augment)
+    view = inference_flags.view(trained, args.crop_augment, args.flip_augment)
     if exported:
         checkpoint, sha256 = args.exported, model_card.hash_of(args.exported)
     else:
         checkpoint = checkpoints.find_in_root(args.experiment_root, args.checkpoint)
         sha256 = provenance.file_hash(checkpoints.index_file(checkpoint))
     facts = exported.facts() if exported else {'metric': recorded_facts.run_metric(trained),
-                                               **recorded_facts.making(trained, sizes)}
+                                               **recorded_facts.making(trained, view)}
     parameters = {**vars(args), 'exported': None, 'resume': None, 'quiet': None, 'loading_threads': None,
                   'distribute': None, 'devices': None, 'dask': None, 'image_root': image_root,
                   'checkpoint': os.path.basename(checkpoint), 'checkpoint_sha256': sha256, **facts}
     traces = {'versions': provenance.versions(), 'dataset_sha256': provenance.file_hash(args.dataset)}
     variant_names = augmentation.variant_names(args.flip_augment, args.crop_augment)
-    job = embedding_files.Job(args, args.experiment_root, checkpoint, image_root, trained.embedding_dim, sizes,
+    job = embedding_files.Job(args, args.experiment_root, checkpoint, image_root, trained.embedding_dim, view,
                               variant_names, parameters, traces)
     return job, checkpoint
 

@@ -145,7 +145,7 @@ def main():
     if args.benchmark or args.load:
         with quiet.tensorflow_import():
             from tripletreid.modeling import export_check
-        size = inference_flags.sizes(trained, args.crop_augment).load
+        size = inference_flags.view(trained, args.crop_augment).load
         for path in targets:
             loaded = exports.load(path)
             for batch_size in args.batch_size:
@@ -206,22 +206,22 @@ def export(args, trained, root, checkpoint, targets):
     path = checkpoints.find_in_root(root, checkpoint) if root else checkpoints.find(args.checkpoint_name)
     evaluation = take_over_evaluation(args, path) if args.like else None
     augmentation = {name: getattr(args, name) for name in model_card.TEST_TIME}
-    sizes = inference_flags.sizes(trained, args.crop_augment)
+    view = inference_flags.view(trained, args.crop_augment, args.flip_augment)
     interface = export_module.Interface(args.input_dtype, args.layout, args.pixels if args.experiment_root else None,
                                         args.any_size)
     if args.any_size and args.quantize == 'int8':
         raise InputError('--any_size resizes in float32: --quantize int8 is for images of one size.')
-    if args.any_size and sizes.pixels.resize != 'tf1':
+    if args.any_size and view.pixels.resize != 'tf1':
         raise InputError(f'--any_size resizes inside of the export as --resize tf1 does, but this model was trained with '
-                         f'--resize {sizes.pixels.resize}: export without --any_size and resize images with Pillow.')
+                         f'--resize {view.pixels.resize}: export without --any_size and resize images with Pillow.')
 
     # The network to export, and its reference:
     # 1. of an experiment, embed.py's own way from args.json to embeddings, the network built a second time;
     # 2. of a checkpoint alone there is no other way than these flags. An export that embeds like its network shows that the
     #    file is right. That the network is right shows only in its variables: all of them are used, and none remains.
     #    Strides, the size of images and a normalisation have no variable; they are the user's word, and printed.
-    network = model.build_for(trained, sizes.net)
-    reference = inference.from_experiment(root, checkpoint, sizes.net, args.weights)[0] if root else network
+    network = model.build_for(trained, view.net)
+    reference = inference.from_experiment(root, checkpoint, view.net, args.weights)[0] if root else network
     compared_with = 'embed.py' if root else 'the network of these flags'
     variables = model.named_variables(network)
     checkpoints.load_weights(path, variables, args.weights)
@@ -234,12 +234,11 @@ def export(args, trained, root, checkpoint, targets):
         print(f'No {arguments.FILE} is next to it, so it is taken for a model of {" ".join(flags)}, and the '
               f"net's defaults for the rest.")
 
-    card = {**model_card.describe(trained, path, sizes, interface, augmentation, evaluation), 'quantization': args.quantize}
+    card = {**model_card.describe(trained, path, view, interface, augmentation, evaluation), 'quantization': args.quantize}
     quantize = args.quantize and quantization.Quantization(
-        args.quantize, export_check.load_batches(calibration_paths, sizes, interface))
-    test_time = args.flip_augment, args.crop_augment, args.aggregator
-    module = export_module.embedder(network, sizes.load, interface, *test_time)
-    batches, expected = export_check.references(reference, paths, sizes, interface, *test_time)
+        args.quantize, export_check.load_batches(calibration_paths, view, interface))
+    module = export_module.embedder(network, view, interface, args.aggregator)
+    batches, expected = export_check.references(reference, paths, view, interface, args.aggregator)
     for target in targets:
         with exports.written(target, module, {exports.CARD_KEY: json.dumps(card)}, quantize) as written:
             if quantize:

@@ -111,7 +111,7 @@ def main():
     contents = [photos.read(path) for path in args.photos]
     embs = [model.photo(content, path) for content, path in zip(contents, args.photos)]
     for path, content in zip(args.photos, contents):
-        for doubt in photos.doubts(content, model.size):
+        for doubt in photos.doubts(content, model.view.load):
             warn(f'{path} {doubt}.')
 
     embeddings, image_root, names = open_gallery(args, trained, model)

@@ -193,12 +193,11 @@ def scores(root, setting, options):
     from tripletreid.experiment import arguments
     args, _ = arguments.load(root)
     network, _ = inference.from_experiment(root)
-    crop = inference_flags.validation_crop(args)
     query, gallery = (load_dataset(os.path.join(options.out, f'{options.dataset}_{name}.csv'))
                       for name in (setting.query, setting.gallery))
     embs = []
     for dataset in (query, gallery):
-        row_embs = inference.embed_rows(network, dataset, options.images, inference_flags.sizes(args, crop).load, crop=crop)
+        row_embs = inference.embed_rows(network, dataset, options.images, inference_flags.validation_view(args))
         embs.append(np.concatenate([each[0] for each in row_embs]))
     # Query and gallery share no images, so the excluder ignores none.
     ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, exclusion.load('diagonal'), args.metric))

@@ -409,7 +409,7 @@ def test_the_best_checkpoint_embeds_to_the_noted_score(run, digits, monkeypatch)
     assert os.path.basename(path) == noted['checkpoint']
     sets = [load_dataset(digits / f'digits_{subset}.csv') for subset in ('query', 'test')]
     query, gallery = (np.concatenate([embs[0] for embs in inference.embed_files(
-        network, [str(digits / fid) for fid in images_of.fids], (32, 32))]) for images_of in sets)
+        network, [str(digits / fid) for fid in images_of.fids])]) for images_of in sets)
     dists = np.linalg.norm(query[:, None].astype(np.float64) - gallery[None], axis=2)
     same = sets[0].pids[:, None] == sets[1].pids
     precisions = [average_precision_score(query_matches, -row) for query_matches, row in zip(same, dists)]

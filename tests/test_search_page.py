@@ -26,6 +26,7 @@ from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation.results import OperatingPoint
+from tripletreid.modeling.inference_flags import View
 from tripletreid.search import page
 from tripletreid.search.gallery import Gallery, Query
 
@@ -148,7 +149,7 @@ def test_a_photo_is_dropped_on_the_page_and_found(tmp_path, look):
 
 class Embedder:
     """In place of a net: the embedding of a photo is two colours of its first pixel."""
-    size = (1, 1)
+    view = View((1, 1), (1, 1))
 
     def photo(self, content):
         try:

@@ -13,6 +13,7 @@ from nets import _osnet, _torch_resnet, _torch_weights
 from tripletreid import plugins
 from tripletreid.errors import InputError
 from tripletreid.modeling import export_module, exports, model, published, recompute, weight_files
+from tripletreid.modeling.inference_flags import View
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -259,7 +260,7 @@ def test_exports(tmp_path):
         variable.assign(random.uniform(0.5, 1.5, variable.shape) if is_scale else random.normal(0, 0.2, variable.shape))
     images = random.uniform(0, 255, (3, 17, 11, 3)).astype(np.float32)
     expected = network(images, training=False)['emb'].numpy()
-    module = export_module.embedder(network, (17, 11))
+    module = export_module.embedder(network, View((17, 11), (17, 11)))
     for ending in ('', '.tflite', '.onnx'):
         with exports.written(str(tmp_path / f'net{ending}'), module) as export:
             np.testing.assert_allclose(export.embed(images), expected, atol=1e-4, err_msg=ending)

@@ -14,6 +14,7 @@ from tripletreid import plugins
 from tripletreid.errors import InputError
 from tripletreid.experiment import checkpoints
 from tripletreid.modeling import export_module, exports, model, pretrained, published, recompute, weight_files
+from tripletreid.modeling.inference_flags import View
 from tripletreid.modeling.stochastic_depth import Step, StochasticDepth
 
 tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
@@ -385,7 +386,7 @@ def test_exports(tmp_path, monkeypatch):
         variable.assign(variable + random.normal(0, 0.3, variable.shape))
     images = random.uniform(0, 255, (3, 16, 11, 3)).astype(np.float32)
     expected = network(images, training=False)['emb'].numpy()
-    module = export_module.embedder(network, (16, 11))
+    module = export_module.embedder(network, View((16, 11), (16, 11)))
     for ending in ('', '.tflite', '.onnx'):
         with exports.written(str(tmp_path / f'net{ending}'), module) as export:
             np.testing.assert_allclose(export.embed(images), expected, atol=1e-4, err_msg=ending)

@@ -11,7 +11,7 @@ from tripletreid import quiet, signals
 from tripletreid.dataset_parts import Part
 from tripletreid.embeddings.writer import EmbeddingWriter, FileContent
 from tripletreid.image_root import check_files
-from tripletreid.modeling.inference_flags import Sizes
+from tripletreid.modeling.inference_flags import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Job:
 
     args: of embed.py.
     experiment_root, checkpoint, image_root: where the model and the images are.
-    embedding_dim, sizes: of the model.
+    embedding_dim, view: of the model.
     variant_names: of the test-time augmentation, see `augmentation.variant_names`.
     parameters, traces: the parameters and the provenance of the files, see `FileContent`.
     """
@@ -29,7 +29,7 @@ class Job:
     checkpoint: str
     image_root: str
     embedding_dim: int
-    sizes: Sizes
+    view: View
     variant_names: list
     parameters: dict
     traces: dict
@@ -49,7 +49,7 @@ class Job:
             return exported_model.ExportedModel(self.args.exported, settings)
         model.set_precision(self.args.mixed_precision)
         checkpoint = self.args.checkpoint or os.path.basename(self.checkpoint)
-        return inference.from_experiment(self.experiment_root, checkpoint, self.sizes.net, self.args.weights)[0]
+        return inference.from_experiment(self.experiment_root, checkpoint, self.view.net, self.args.weights)[0]
 
 
 def write(job, path, part, network, strategy=None, progress=lambda rows: None):
@@ -73,9 +73,8 @@ def write(job, path, part, network, strategy=None, progress=lambda rows: None):
         progress(writer.rows_done)
         with signals.undone(lambda: _report_kept_rows(writer)):
             rows = inference.embed_rows(
-                network, part, job.image_root, job.sizes.load, args.aggregator, bool(args.pool_tracklets),
-                writer.rows_done, batch_size=args.batch_size, loading_threads=args.loading_threads,
-                flip=args.flip_augment, crop=args.crop_augment, strategy=strategy, pixels=job.sizes.pixels)
+                network, part, job.image_root, job.view, args.aggregator, bool(args.pool_tracklets), writer.rows_done,
+                batch_size=args.batch_size, loading_threads=args.loading_threads, strategy=strategy)
             for embs in rows:
                 writer.append(embs[0], embs[1:])
                 progress(embs.shape[1])

@@ -31,30 +31,30 @@ def generated_images(folder, size):
     return paths
 
 
-def references(network, paths, sizes, interface, flip=False, crop=None, aggregator=None):
+def references(network, paths, view, interface, aggregator=None):
     """Load images as a caller of an export does, and embed their files as embed.py does.
 
     Args:
         network: as `inference.from_experiment` returns it.
         paths: of image files; an empty list for generated ones.
-        sizes: `inference_flags.Sizes`.
+        view: `inference_flags.View`.
         interface: `export_module.Interface`.
-        flip, crop, aggregator: test-time augmentation, as embed.py's flags.
+        aggregator: of the variants of an image, as embed.py's flag.
 
     Returns: (batches, embs): arrays in the layout of the export, and float32 [N, D] for all their images in order.
     """
     with temporary_folder() as folder:
-        paths = paths or generated_images(folder, sizes.load)
+        paths = paths or generated_images(folder, view.load)
         if interface.dtype == 'uint8' and not interface.any_size:
             # An export gets 8 bits after the resizing, so embed.py gets files of that size.
             originals, paths = paths, [os.path.join(folder, f'resized_{number}.png') for number in range(len(paths))]
             for original, path in zip(originals, paths):
-                Image.fromarray(np.uint8(np.rint(images.load(original, sizes.load, sizes.pixels)))).save(path)
-        embs = list(inference.embed_files(network, paths, sizes.load, flip=flip, crop=crop, pixels=sizes.pixels))
+                Image.fromarray(np.uint8(np.rint(images.load(original, view.load, view.pixels)))).save(path)
+        embs = list(inference.embed_files(network, paths, view))
         if interface.any_size:
-            batches = [images.decode(tf.io.read_file(path), sizes.pixels.jpeg)[None].numpy() for path in paths]
+            batches = [images.decode(tf.io.read_file(path), view.pixels.jpeg)[None].numpy() for path in paths]
         else:
-            loaded = np.stack([images.load(path, sizes.load, sizes.pixels) for path in paths])
+            loaded = np.stack([images.load(path, view.load, view.pixels) for path in paths])
             batches = [loaded[:1], loaded[1:]]
     batches = [as_called(batch, interface) for batch in batches if len(batch)]
     return batches, AGGREGATORS[aggregator or 'mean'](np.concatenate(embs, axis=1))
@@ -67,9 +67,9 @@ def as_called(batch, interface):
     return np.ascontiguousarray(batch, interface.dtype)
 
 
-def load_batches(paths, sizes, interface):
+def load_batches(paths, view, interface):
     """Load image files as the caller of an export does, in batches of one array; see `references`."""
-    loaded = [images.load(path, sizes.load, sizes.pixels).numpy() for path in paths]
+    loaded = [images.load(path, view.load, view.pixels).numpy() for path in paths]
     return [as_called(np.stack(loaded), interface)] if loaded else []
 
 

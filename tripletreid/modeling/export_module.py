@@ -26,19 +26,18 @@ class Interface(NamedTuple):
     any_size: bool = False
 
 
-def embedder(network, load_size, interface=Interface(), flip=False, crop=None, aggregator=None):
+def embedder(network, view, interface=Interface(), aggregator=None):
     """Wrap a network.
 
     Args:
         network: as `model.build` returns it.
-        load_size: (height, width) of the images before they are cropped.
+        view: `inference_flags.View`.
         interface: `Interface`.
-        flip, crop, aggregator: test-time augmentation, as embed.py's flags.
+        aggregator: of the variants of an image, as embed.py's flag.
 
     Returns: tf.Module for `exports`: its `embed` takes a batch of images and gives {'embeddings': [B, D] float32}.
     """
-    input_size = network.input_shape[1:3]
-    size = (None, None) if interface.any_size else tuple(load_size)
+    size = (None, None) if interface.any_size else view.load
     shape = (None, 3, *size) if interface.layout == 'nchw' else (None, *size, 3)
 
     @tf.function(input_signature=[tf.TensorSpec(shape, interface.dtype, name=exports.INPUT)], autograph=False)
@@ -50,9 +49,9 @@ def embedder(network, load_size, interface=Interface(), flip=False, crop=None, a
             mean, std = PIXEL_STATISTICS[interface.pixels]
             images = images * tf.constant(std) + tf.constant(mean)
         if interface.any_size:
-            images = tf.ensure_shape(resize_batch(images, load_size), [None, *load_size, 3])
-        augmented = variants(images, flip, crop, input_size)  # [A, B, H, W, 3]
-        embs = network(tf.reshape(augmented, [-1, *input_size, 3]), training=False)['emb']
+            images = tf.ensure_shape(resize_batch(images, view.load), [None, *view.load, 3])
+        augmented = variants(images, view.flip, view.crop, view.net)  # [A, B, H, W, 3]
+        embs = network(tf.reshape(augmented, [-1, *view.net, 3]), training=False)['emb']
         embs = tf.reshape(embs, [augmented.shape[0], -1, embs.shape[-1]])
         emb = tf.reduce_mean(embs, axis=0)
         if aggregator == 'normalized_mean':

@@ -10,8 +10,8 @@ from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, checkpoints
 from tripletreid.input_pipeline import augmentation, images
 from tripletreid.modeling.aggregators import AGGREGATORS, pool_rows
+from tripletreid.modeling.inference_flags import View
 from tripletreid.modeling.model import build_for, named_variables
-from tripletreid.pictures import Pixels
 
 
 def from_experiment(root, checkpoint=None, input_size=None, weights=None):
@@ -35,14 +35,14 @@ def from_experiment(root, checkpoint=None, input_size=None, weights=None):
     return network, path
 
 
-def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tracklets=False, first_row=0, **how):
+def embed_rows(network, dataset, image_root, view, aggregator=None, pool_tracklets=False, first_row=0, **how):
     """Embed the rows of an embedding file: one an image, or one a tracklet, the mean of its frames.
 
     Args:
         network: as `build` or `from_experiment` gives it.
         dataset: `Dataset` of the images, with tracklets where they are pooled.
         image_root: folder that their paths are relative to.
-        load_size: (height, width) that the images are resized to before they are cropped.
+        view: `inference_flags.View`.
         aggregator: one of AGGREGATORS, of an image's variants; None: mean.
         pool_tracklets: whether a row is a tracklet, in the order of `Dataset.first_frames`.
         first_row: earlier rows are skipped.
@@ -57,25 +57,22 @@ def embed_rows(network, dataset, image_root, load_size, aggregator=None, pool_tr
     row_of_image = dataset.tracklet_of_row() if pool_tracklets else np.arange(len(dataset))
     missing = np.argsort(row_of_image, kind='stable')
     missing = missing[row_of_image[missing] >= first_row]
-    variants_of_rows = embed_files(network, images.paths(dataset.take(missing), image_root), load_size, **how)
+    variants_of_rows = embed_files(network, images.paths(dataset.take(missing), image_root), view, **how)
     # The aggregate comes before the variants, so that tracklets pool both.
     aggregate = AGGREGATORS[aggregator or 'mean']
     images_with_aggregate = (np.concatenate([aggregate(embs)[None], embs]) for embs in variants_of_rows)
     yield from pool_rows(images_with_aggregate, row_of_image[missing]) if pool_tracklets else images_with_aggregate
 
 
-def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=8, flip=False, crop=None,
-                strategy=None, pixels=Pixels(), check_finite=True):
+def embed_files(network, paths, view=None, batch_size=256, loading_threads=8, strategy=None, check_finite=True):
     """Embed image files, a batch at a time, while the next ones are being loaded.
 
     Args:
         network: as `build` or `from_experiment` gives it.
         paths: image files, list of str [N].
-        load_size: (height, width) that the images are resized to before they are cropped; None: the network's input.
+        view: `inference_flags.View`; None: images are resized to the network's input.
         batch_size: how many images, variants counted, go through the network at once, on each device.
         loading_threads: how many are loaded at a time.
-        flip, crop: test-time variants, see `augmentation.variants`.
-        pixels: `Pixels` of the run, how files become pixels.
         strategy: the `tf.distribute.Strategy` in whose scope the network was built; None: there is one device.
         check_finite: whether an embedding that is not finite is an error.
 
@@ -86,16 +83,15 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
     """
     if not paths:
         return
-    input_size = network.input_shape[1:3]
-    load_size = load_size or input_size
-    variants = len(augmentation.variant_names(flip, crop))
+    view = view or View(*2 * [network.input_shape[1:3]])
+    variants = len(augmentation.variant_names(view.flip, view.crop))
     strategy = strategy or tf.distribute.get_strategy()
     images_per_device = max(1, batch_size // variants)
     images_per_batch = images_per_device * strategy.num_replicas_in_sync
 
     @tf.autograph.experimental.do_not_convert
     def load(path):
-        return augmentation.variants(images.load(path, load_size, pixels), flip, crop, input_size)
+        return augmentation.variants(images.load(path, view.load, view.pixels), view.flip, view.crop, view.net)
 
     # Several devices need equal parts, so the last image is repeated; its additional embeddings are dropped.
     missing = -len(paths) % images_per_batch if strategy.num_replicas_in_sync > 1 else 0
@@ -126,21 +122,21 @@ def embed_files(network, paths, load_size=None, batch_size=256, loading_threads=
         yield embs
 
 
-def embed_content(network, content, load_size=None, flip=False, crop=None, pixels=Pixels()):
+def embed_content(network, content, view):
     """Embed one image that is not in a file.
 
     Args:
+        network: as `from_experiment` returns it.
         content: bytes of an image file.
-        The others are arguments of `embed_files`.
+        view: `inference_flags.View`.
 
     Returns: float32 [A, 1, D].
 
     Raises:
         InputError: why the image cannot be decoded, in words without a full stop; or an embedding that is not finite.
     """
-    input_size = network.input_shape[1:3]
-    loaded = images.load_content(content, load_size or input_size, pixels)
-    batch = augmentation.variants(loaded, flip, crop, input_size)[None]
+    loaded = images.load_content(content, view.load, view.pixels)
+    batch = augmentation.variants(loaded, view.flip, view.crop, view.net)[None]
     strategy = tf.distribute.get_strategy()
     embed = _embedding_function(network, strategy, tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))
     with _float32_products():

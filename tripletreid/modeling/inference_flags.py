@@ -1,15 +1,23 @@
-"""Test-time augmentation on a command line: flags of embed.py, freeze.py and search.py, and the sizes that they imply."""
+"""Test-time augmentation on a command line: flags of embed.py, freeze.py and search.py, and the `View` that they imply."""
 import shlex
 from typing import NamedTuple
 
 from tripletreid.pictures import Pixels
 
 
-class Sizes(NamedTuple):
-    """(height, width) of images after resizing and of the part that enters the net, and the `Pixels` of the run."""
+class View(NamedTuple):
+    """How an image becomes the variants that enter a net.
+
+    load: (height, width) after resizing.
+    net: (height, width) of a variant.
+    pixels: `Pixels` of the run.
+    flip, crop: test-time variants, see `augmentation.variants`.
+    """
     load: tuple
     net: tuple
-    pixels: Pixels
+    pixels: Pixels = Pixels()
+    flip: bool = False
+    crop: str | None = None
 
 
 def add_flags(add):
@@ -27,21 +35,27 @@ def add_weights(add):
         '(default: the moving average)')
 
 
-def sizes(trained, crop):
-    """Return the `Sizes` at which a model embeds.
+def view(trained, crop, flip=False):
+    """Return the `View` with which a model embeds.
 
     Args:
         trained: arguments of its training; pre_crop_height and pre_crop_width are needed only with a crop.
         crop: 'center', 'avgpool', 'five' or None, as --crop_augment. Average pooling takes in the whole image.
+        flip: as --flip_augment.
     """
     net_size = (trained.net_input_height, trained.net_input_width)
     load_size = (trained.pre_crop_height, trained.pre_crop_width) if crop else net_size
-    return Sizes(load_size, load_size if crop == 'avgpool' else net_size, Pixels.from_args(trained))
+    return View(load_size, load_size if crop == 'avgpool' else net_size, Pixels.from_args(trained), flip, crop)
 
 
 def validation_crop(trained):
     """Return the crop with which validation while training embeds, because the net has seen crops."""
     return 'center' if trained.crop_augment else None
+
+
+def validation_view(trained):
+    """Return the `View` with which validation while training embeds."""
+    return view(trained, validation_crop(trained), trained.eval_flip)
 
 
 def flags_of_validation(trained, checkpoint, image_root, pools_tracklets=False):

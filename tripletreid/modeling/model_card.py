@@ -25,25 +25,25 @@ def path_of(export):
     return f'{os.path.normpath(export)}.json'
 
 
-def describe(trained, checkpoint, sizes, interface, augmentation, evaluation=None):
+def describe(trained, checkpoint, view, interface, augmentation, evaluation=None):
     """Return the card of a model, a JSON-serialisable dict, without the part about a single file.
 
     Args:
         trained: train.py's arguments of the model.
         checkpoint: path of its checkpoint.
-        sizes: `inference_flags.Sizes`.
+        view: `inference_flags.View`.
         interface: `export_module.Interface`.
         augmentation: {name: value} of the TEST_TIME flags.
         evaluation: `results.Evaluation` of the model, or None.
     """
-    height, width = ('height', 'width') if interface.any_size else sizes.load
+    height, width = ('height', 'width') if interface.any_size else view.load
     folder = os.path.dirname(checkpoint)
     return {
         'format': FORMAT,
         'input': {'name': exports.INPUT, 'dtype': interface.dtype, 'layout': interface.layout, 'channels': 'RGB',
                   'shape': ['batch', 3, height, width] if interface.layout == 'nchw' else ['batch', height, width, 3],
-                  'size': list(sizes.load), 'pixels': interface.pixels or 'rgb255', 'resized_inside': interface.any_size,
-                  'resize': sizes.pixels.resize, 'jpeg': sizes.pixels.jpeg},
+                  'size': list(view.load), 'pixels': interface.pixels or 'rgb255', 'resized_inside': interface.any_size,
+                  'resize': view.pixels.resize, 'jpeg': view.pixels.jpeg},
         'output': {'name': exports.OUTPUT, 'dtype': 'float32', 'dimensions': trained.embedding_dim},
         'metric': getattr(trained, 'eval_metric', None) or getattr(trained, 'metric', None),
         'test_time_augmentation': augmentation,

@@ -4,19 +4,19 @@ from tripletreid.experiment import train_flags
 FLAGS_IN_NET = ('last_stride', 'pooling')  # Flags of a net that are recorded without their names.
 
 
-def making(trained, sizes):
+def making(trained, view):
     """Return the facts of a run that embeddings depend on, in addition to its checkpoint and the flags of embed.py.
 
     Args:
         trained: arguments of the training.
-        sizes: `inference_flags.Sizes`.
+        view: `inference_flags.View`.
 
     Returns: a JSON-serialisable dict, as `differences.differences` compares it.
     """
     options = [f'{name}={value}' for name, value in train_flags.net_options(trained).items()
                if name not in (*FLAGS_IN_NET, 'drop_path')]
     return {'net': [trained.model_name, trained.head_name, *(getattr(trained, name) for name in FLAGS_IN_NET), *options],
-            'sizes': [*sizes.load, *sizes.net], **sizes.pixels._asdict()}
+            'sizes': [*view.load, *view.net], **view.pixels._asdict()}
 
 
 def run_metric(trained):

@@ -27,7 +27,7 @@ class Embedder:
     Attributes:
         checkpoint: path of the checkpoint.
         dim: D.
-        size: (height, width) that images are resized to first.
+        view: `inference_flags.View`.
         made_by: everything that the embeddings depend on, a JSON-serialisable dict, as embed.py records it too.
     """
 
@@ -42,14 +42,13 @@ class Embedder:
             InputError: no such checkpoint, or one that does not fit.
         """
         self.args, self.dim = args, trained.embedding_dim
-        sizes = inference_flags.sizes(trained, args.crop_augment)
-        self.size, net_size, self.pixels = sizes
-        self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, net_size,
+        self.view = inference_flags.view(trained, args.crop_augment, args.flip_augment)
+        self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, self.view.net,
                                                                    args.weights)
         self.made_by = {
             'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(self.checkpoint)),
             'weights': args.weights, 'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment,
-            'aggregator': args.aggregator, **recorded_facts.making(trained, sizes)}
+            'aggregator': args.aggregator, **recorded_facts.making(trained, self.view)}
 
     def photo(self, content, name=''):
         """Embed a photo.
@@ -64,8 +63,7 @@ class Embedder:
             InputError: it cannot be decoded.
         """
         try:
-            variants = inference.embed_content(self.network, content, self.size, self.args.flip_augment,
-                                               self.args.crop_augment, self.pixels)
+            variants = inference.embed_content(self.network, content, self.view)
         except InputError as error:
             raise InputError(f'The photo {name + " " if name else ""}cannot be read: {error}.') from error
         return self._aggregate(variants)[0]
@@ -73,7 +71,7 @@ class Embedder:
     def warm_up(self):
         """Embed a blank photo, since TensorFlow's first one takes seconds."""
         file = io.BytesIO()
-        Image.new('RGB', self.size[::-1]).save(file, 'jpeg')
+        Image.new('RGB', self.view.load[::-1]).save(file, 'jpeg')
         self.photo(file.getvalue())
 
     def files(self, paths):
@@ -84,9 +82,8 @@ class Embedder:
         Raises:
             InputError: a file that cannot be read.
         """
-        batches = inference.embed_files(
-            self.network, paths, self.size, self.args.batch_size, self.args.loading_threads, self.args.flip_augment,
-            self.args.crop_augment, pixels=self.pixels, check_finite=False)
+        batches = inference.embed_files(self.network, paths, self.view, self.args.batch_size, self.args.loading_threads,
+                                        check_finite=False)
         with tqdm.tqdm(total=len(paths), desc='Embedding', unit=' images', delay=1, leave=False) as bar:
             for variants in batches:
                 yield self._aggregate(variants)
@@ -106,7 +103,7 @@ class Embedder:
         except OSError as error:
             return Problem(error.strerror, is_lasting=False)
         try:
-            images.load_content(content, self.size)
+            images.load_content(content, self.view.load)
         except InputError as error:
             return Problem(str(error), is_lasting=True)
         return None

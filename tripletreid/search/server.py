@@ -160,7 +160,7 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         emb = embedder.photo(content)
         copies = gallery.copies(emb, [content])
         doubts = [f'is in the gallery as {gallery.fid(row)}, which is skipped' for row in copies]
-        return answer(emb, doubts + photos.doubts(content, embedder.size), copies)
+        return answer(emb, doubts + photos.doubts(content, embedder.view.load), copies)
 
     content = page.served(gallery, curve, count)
 

@@ -160,13 +160,10 @@ class Validation:
     def _embed(self, images, validation_set, interruption):
         """Embed the images of a set, pooled where it has tracklets: -> [N, D], or None when interrupted."""
         from tripletreid.modeling import inference
-        args = self._args
-        crop = inference_flags.validation_crop(args)
-        sizes = inference_flags.sizes(args, crop)
         row_batches = inference.embed_rows(
-            self._network, images, validation_set.image_root, sizes.load, pixels=sizes.pixels,
-            pool_tracklets=validation_set.pools_tracklets, loading_threads=args.loading_threads, flip=args.eval_flip,
-            crop=crop, strategy=self._strategy)
+            self._network, images, validation_set.image_root, inference_flags.validation_view(self._args),
+            pool_tracklets=validation_set.pools_tracklets, loading_threads=self._args.loading_threads,
+            strategy=self._strategy)
         batches = []
         for embs in row_batches:
             if interruption.requested:
