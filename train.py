@@ -74,12 +74,11 @@ def train_in_root(args, train_set, validator, strategy, notices):
     """Train as the process that writes to the experiment root; a start that trains nothing is undone."""
     from tripletreid.distribute import strategies
 
-    def has_trained_nothing():
-        return not args.resume and not root.has_trained(args.experiment_root)
-
     def take_back():
-        if has_trained_nothing():
+        is_unstarted = not args.resume and not root.has_trained(args.experiment_root)
+        if is_unstarted:
             root.remove_unstarted_root(args.experiment_root)
+        return is_unstarted
 
     with root.locked(args.experiment_root), signals.undone(take_back):
         if not args.resume:
@@ -93,13 +92,10 @@ def train_in_root(args, train_set, validator, strategy, notices):
             with strategies.losing_a_worker_is_an_error(strategy):
                 train(args, train_set, validator, strategy, log)
         except Exception as error:
-            if has_trained_nothing():
-                root.remove_unstarted_root(args.experiment_root)
+            if take_back() or not isinstance(error, OSError):
                 raise
-            if isinstance(error, OSError):
-                raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: resolve the problem, then '
-                                 f'continue with --resume.') from error
-            raise
+            raise InputError(f'{sentence_of(error)} The checkpoints so far are intact: resolve the problem, then continue '
+                             f'with --resume.') from error
 
 
 def train(args, train_set, validator, strategy, log):
@@ -285,18 +281,7 @@ def train_step(args, state, forward, metric_loss, batch, schedule):
     loss, *means_of_objectives = collectives.total([loss, *(means[name] for name in state.objectives)])
 
     collectives.agree(state.statistics(schedule.body_is_frozen))
-
-    def update():
-        state.optimizer.apply(clipped, schedule.learning_rate, schedule.beta1)
-        if state.average:
-            state.average.update()
-        for objective in state.objectives.values():
-            objective.update(embs, batch_pids)
-
-    loss_scale = state.loss_scale.apply(gradient_norm, update)
-    if state.memory:
-        state.memory.remember(embs, batch_pids)
-    state.sampler.update(embs, batch_pids)
+    loss_scale = state.apply_gradients(clipped, gradient_norm, schedule, embs, batch_pids)
     curves = {objective.curve: mean for objective, mean in zip(state.objectives.values(), means_of_objectives)}
     return {'loss': loss, **curves, 'losses': losses, 'dists': dists, 'emb': embs,
             'emb_raw': collectives.gathered(endpoints['emb_raw'], frames), 'rows': batch['rows'],

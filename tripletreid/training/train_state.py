@@ -68,6 +68,30 @@ class TrainState:
         return [variable for name, variable in model.named_variables(self.network).items()
                 if not variable.trainable and 'float' in str(variable.dtype) and name not in body_names]
 
+    def apply_gradients(self, gradients, gradient_norm, schedule, embs, pids):
+        """Update everything that a step changes; weights and objectives only if float16 did not overflow.
+
+        Args:
+            gradients: {TensorFlow 1 name: gradient}.
+            gradient_norm: their norm before they were clipped, float32 [].
+            schedule: `Schedule` of the step.
+            embs, pids: embeddings [B, D] and numbers of the identities [B] of the whole batch.
+
+        Returns: the scale of this step's loss, float32 [].
+        """
+        def update():
+            self.optimizer.apply(gradients, schedule.learning_rate, schedule.beta1)
+            if self.average:
+                self.average.update()
+            for objective in self.objectives.values():
+                objective.update(embs, pids)
+
+        loss_scale = self.loss_scale.apply(gradient_norm, update)
+        if self.memory:
+            self.memory.remember(embs, pids)
+        self.sampler.update(embs, pids)
+        return loss_scale
+
     def values(self):
         """Return the content of a checkpoint, {name: tensor}; its integers are int32, as the original's.
 
