@@ -178,7 +178,9 @@ def test_images_of_one_moment_are_never_in_one_cluster():
     moments = np.tile(np.arange(8), 6)  # Each moment shows each identity once.
     settings = clusterer.Settings(threshold=0.8, k1=12)
     without, found = (clusterer.cluster(embs, settings, moments=each, identities=pids) for each in (None, moments))
-    assert len(knowledge.conflicts(without.labels, moments)) and not len(knowledge.conflicts(found.labels, moments))
+    most = [max(np.bincount(moments[each.labels == label]).max() for label in range(each.labels.max() + 1))
+            for each in (without, found)]
+    assert most[0] > most[1] == 1
     scores = [agreement.agreement(each.labels, pids).f for each in (without, found)]
     assert scores[1] > scores[0]
 

@@ -64,15 +64,14 @@ def separated(labels, graph, moments, names):
 
     Returns: labels int64 [N].
     """
+    from scipy.cluster.hierarchy import DisjointSet
     labels = labels.copy()
     named = np.flatnonzero(names != UNKNOWN)
     # An outlier with a name is joined with the other images of that name.
-    pools = _Sets(len(labels))
-    for members in _members(labels):
-        pools.join_all(members)
-    for members in _members(names):
-        pools.join_all(members)
-    pool = np.array([pools.find(row) for row in range(len(labels))])
+    pools = DisjointSet(range(len(labels)))
+    for members in (*_members(labels), *_members(names)):
+        _join_all(pools, members)
+    pool = np.array([pools[row] for row in range(len(labels))])
     affected = np.isin(pool, pool[named])
     for members in _members(labels):
         known_moments = moments[members][moments[members] != UNKNOWN]
@@ -82,12 +81,12 @@ def separated(labels, graph, moments, names):
         return labels
 
     rows = np.flatnonzero(affected)
-    sets = _Sets(len(labels))
+    sets = DisjointSet(range(len(labels)))
     for members in _members(names):
-        sets.join_all(members)
+        _join_all(sets, members)
     facts = {}
     for row in rows:
-        set_facts = facts.setdefault(sets.find(row), (set(), set()))
+        set_facts = facts.setdefault(sets[row], (set(), set()))
         if moments[row] != UNKNOWN:
             set_facts[0].add(moments[row])
         if names[row] != UNKNOWN:
@@ -97,26 +96,20 @@ def separated(labels, graph, moments, names):
     inside = (first < second) & (labels[first] == labels[second]) & (labels[first] >= 0)
     order = np.argsort(entries.data[inside], kind='stable')
     for one, other in zip(first[inside][order].tolist(), second[inside][order].tolist()):
-        one, other = sets.find(one), sets.find(other)
+        one, other = sets[one], sets[other]
         if one == other:
             continue
         (moments_one, names_one), (moments_other, names_other) = facts[one], facts[other]
         if moments_one & moments_other or len(names_one | names_other) > 1:
             continue
-        joined = sets.join(one, other)
-        facts[joined] = moments_one | moments_other, names_one | names_other
-    roots = np.array([sets.find(row) for row in rows])
+        sets.merge(one, other)
+        facts[sets[one]] = moments_one | moments_other, names_one | names_other
+    first_members = {}
+    roots = np.array([first_members.setdefault(sets[row], row) for row in rows])
     # An outlier without a name stays one; the rest is numbered after the clusters that are not affected.
     stays = (labels[rows] >= 0) | (names[rows] != UNKNOWN)
     labels[rows] = np.where(stays, labels.max(initial=-1) + 1 + np.unique(roots, return_inverse=True)[1], -1)
     return partition.without_small(labels, 1)
-
-
-def conflicts(labels, moments):
-    """Return the labels of the clusters that hold several images of one moment."""
-    known = (labels >= 0) & (moments != UNKNOWN)
-    pairs, counts = np.unique(np.stack([labels[known], moments[known]]), axis=1, return_counts=True)
-    return np.unique(pairs[0][counts > 1])
 
 
 def _members(labels):
@@ -126,27 +119,7 @@ def _members(labels):
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
 
 
-class _Sets:
-    """Disjoint sets of the numbers from 0 to N - 1 (union-find)."""
-
-    def __init__(self, count):
-        self._parents = list(range(count))
-
-    def find(self, number):
-        """Return the representative of the set of a number."""
-        parents = self._parents
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = parents[number]
-        return number
-
-    def join(self, one, other):
-        """Join two sets; returns the representative of the result, the smaller one."""
-        one, other = sorted((self.find(one), self.find(other)))
-        self._parents[other] = one
-        return one
-
-    def join_all(self, numbers):
-        """Join the sets of all numbers of an array."""
-        for number in numbers[1:].tolist():
-            self.join(numbers[0].item(), number)
+def _join_all(sets, numbers):
+    """Join the sets of all numbers of an array."""
+    for number in numbers[1:].tolist():
+        sets.merge(numbers[0].item(), number)
