@@ -16,6 +16,7 @@ import argparse
 import difflib
 import inspect
 import itertools
+import math
 import re
 import sys
 import textwrap
@@ -251,34 +252,35 @@ def _int_from(smallest, text, largest):
 
 def positive_float(text):
     """Parse a finite number above 0, for argparse."""
-    number = float(text)
-    if not 0 < number < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
-    return number
+    return _float_if(lambda number: 0 < number < math.inf, text, 'a number above 0')
 
 
 def non_negative_float(text):
     """Parse a finite number of 0 or more, for argparse."""
-    number = float(text)
-    if not 0 <= number < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is not a number of 0 or more')
-    return number
+    return _float_if(lambda number: 0 <= number < math.inf, text, 'a number of 0 or more')
 
 
 def fraction(text):
     """Parse a number from 0 to 1, for argparse."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
-    return number
+    return _float_if(lambda number: 0 <= number <= 1, text, 'a number from 0 to 1')
+
+
+def inner_fraction(text):
+    """Parse a number above 0 and below 1, for argparse."""
+    return _float_if(lambda number: 0 < number < 1, text, 'a number between 0 and 1')
 
 
 def number_up_to(largest):
     """Return the type of a number from 0 to `largest`, for argparse."""
     def number(text):
-        if not 0 <= float(text) <= largest:
-            raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to {largest}')
-        return float(text)
+        return _float_if(lambda number: 0 <= number <= largest, text, f'a number from 0 to {largest}')
+    return number
+
+
+def _float_if(is_valid, text, description):
+    number = float(text)
+    if not is_valid(number):
+        raise argparse.ArgumentTypeError(f'{text} is not {description}')
     return number
 
 
@@ -297,14 +299,6 @@ def color_jitter(text):
     if not any(numbers):
         raise argparse.ArgumentTypeError(f'{text} changes nothing: leave it out')
     return text
-
-
-def inner_fraction(text):
-    """Parse a number above 0 and below 1, for argparse."""
-    number = float(text)
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a number between 0 and 1')
-    return number
 
 
 def iterations(text):
