@@ -2,10 +2,11 @@
 
     _contender.py NAME BATCH_SIZE
 
-Each time it writes how many seconds that took. `NAME` is one of the functions below; each gets batch size and returns
+Each time it writes how many seconds that took. `NAME` is one of CONTENDERS: functions that get the batch size and return
 the function that does the work once.
 """
 import atexit
+import importlib
 import pathlib
 import shutil
 import sys
@@ -33,9 +34,9 @@ def network(precision='none', name='resnet_v1_50'):
     return model.build(name, 'fc1024', EMBEDDING_DIM, (HEIGHT, WIDTH, 3))
 
 
-def training(batch_size, precision='none', net=None, recomputes=False):
+def training(batch_size, net=None, recomputes=False):
     """Return the training step of train.py: batch hard, soft margin, Adam."""
-    net = net or network(precision)
+    net = net or network()
     import tensorflow as tf
 
     from loss import cdist
@@ -59,14 +60,6 @@ def training(batch_size, precision='none', net=None, recomputes=False):
     return lambda: step().numpy()
 
 
-def training_bfloat16(batch_size):
-    return training(batch_size, 'bfloat16')
-
-
-def training_recompute(batch_size):
-    return training(batch_size, recomputes=True)
-
-
 def training_keras_bn(batch_size):
     """Return the same step with Keras's batch norm."""
     from tripletreid import quiet
@@ -76,11 +69,6 @@ def training_keras_bn(batch_size):
     batch_norm.BatchNorm = lambda epsilon=1e-5, momentum=0.9, **kwargs: keras.layers.BatchNormalization(
         epsilon=epsilon, momentum=momentum, **kwargs)
     return training(batch_size)
-
-
-def training_keras_net(batch_size):
-    """Return the training step of Keras's own ResNet-50."""
-    return training(batch_size, net=network(name='resnet50'))
 
 
 def training_keras_net_keras_bn(batch_size):
@@ -106,8 +94,8 @@ def training_tf1(batch_size):
     return lambda: session.run([loss, train], {images_in: images, pids_in: pids})
 
 
-def embedding(batch_size, precision='none', net=None):
-    net = net or network(precision)
+def embedding(batch_size, net=None):
+    net = net or network()
     import tensorflow as tf
     images = tf.constant(batch(batch_size)[0])
     embed = tf.function(lambda: net(images, training=False)['emb'], autograph=False)
@@ -129,10 +117,6 @@ def embedding_of_files(batch_size):
     return lambda: next(embedded)
 
 
-def embedding_bfloat16(batch_size):
-    return embedding(batch_size, 'bfloat16')
-
-
 def embedding_folded(batch_size):
     """Batch norm folded into the convolutions: variables become constants, and TensorFlow's grappler folds them."""
     net = network()
@@ -144,45 +128,36 @@ def embedding_folded(batch_size):
     return lambda: folded(images)[0].numpy()
 
 
-def training_vit(batch_size):
-    return training(batch_size, net=network(name='vit_b16'))
+def in_torch(module, work):
+    """Return a contender of a module that has PyTorch, and no TensorFlow."""
+    def contender(batch_size):
+        arrays = batch(batch_size)[:2 if work == 'training' else 1]
+        return getattr(importlib.import_module(module), work)(*arrays, EMBEDDING_DIM)
+    return contender
 
 
-def training_vit_bfloat16(batch_size):
-    return training(batch_size, net=network('bfloat16', 'vit_b16'))
-
-
-def embedding_vit(batch_size):
-    return embedding(batch_size, net=network(name='vit_b16'))
-
-
-def embedding_vit_bfloat16(batch_size):
-    return embedding(batch_size, net=network('bfloat16', 'vit_b16'))
-
-
-def training_vit_torch(batch_size):
-    import _torch_vit
-    return _torch_vit.training(*batch(batch_size), EMBEDDING_DIM)
-
-
-def embedding_vit_torch(batch_size):
-    import _torch_vit
-    return _torch_vit.embedding(batch(batch_size)[0], EMBEDDING_DIM)
-
-
-def training_torch(batch_size):
-    import _torch_resnet
-    return _torch_resnet.training(*batch(batch_size), EMBEDDING_DIM)
-
-
-def embedding_torch(batch_size):
-    import _torch_resnet
-    return _torch_resnet.embedding(batch(batch_size)[0], EMBEDDING_DIM)
-
+CONTENDERS = {
+    'training': training,
+    'training_bfloat16': lambda size: training(size, network('bfloat16')),
+    'training_recompute': lambda size: training(size, recomputes=True),
+    'training_keras_bn': training_keras_bn,
+    'training_keras_net': lambda size: training(size, network(name='resnet50')),
+    'training_keras_net_keras_bn': training_keras_net_keras_bn,
+    'training_tf1': training_tf1,
+    'training_vit': lambda size: training(size, network(name='vit_b16')),
+    'training_vit_bfloat16': lambda size: training(size, network('bfloat16', 'vit_b16')),
+    'embedding': embedding,
+    'embedding_bfloat16': lambda size: embedding(size, network('bfloat16')),
+    'embedding_of_files': embedding_of_files,
+    'embedding_folded': embedding_folded,
+    'embedding_vit': lambda size: embedding(size, network(name='vit_b16')),
+    'embedding_vit_bfloat16': lambda size: embedding(size, network('bfloat16', 'vit_b16')),
+    **{f'{work}{net}_torch': in_torch(module, work) for work in ('training', 'embedding')
+       for net, module in (('', '_torch_resnet'), ('_vit', '_torch_vit'))}}
 
 if __name__ == '__main__':
     name, batch_size = sys.argv[1], int(sys.argv[2])
-    work = globals()[name](batch_size)
+    work = CONTENDERS[name](batch_size)
     while True:
         started = time.perf_counter()
         work()
