@@ -17,7 +17,7 @@ SIDES = {'train': 'train', 'val': 'val', 'test': 'query|queries|test|gallery|pro
 
 
 def report(datasets, looks):
-    """Print a report on each dataset and on what each two of them share; return the faults, a list of sentences.
+    """Print a report on each dataset and on the images that each two of them share; return the faults, a list of sentences.
 
     Args:
         datasets: list of `Dataset`.
