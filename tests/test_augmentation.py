@@ -1,5 +1,7 @@
 """Test augmentations against Pillow, SciPy or a plain loop, eagerly and inside tf.data."""
+import ast
 import colorsys
+import inspect
 import json
 import math
 import types
@@ -297,3 +299,19 @@ def test_an_error_on_the_command_line_is_one_sentence():
     process = run_script('train.py', '--experiment_root', 'never', '--train_set', 'a.csv', '--image_root', '.',
                          '--pad_crop', 10, '--crop_augment')
     assert_one_sentence(process, '--pad_crop', status=2)
+
+
+@pytest.mark.parametrize('change', augmentation.AUGMENTATIONS, ids=lambda change: change.__name__)
+def test_an_augmentation_that_is_off_changes_nothing(change, photo):
+    image = tf.constant(photo, tf.float32)
+    assert change(image, augmentation.Draws(tf.constant(SEED)), args_of()) is image
+
+
+def test_every_augmentation_draws_from_streams_of_its_own():
+    function_of_stream = {}
+    for function in ast.parse(inspect.getsource(augmentation)).body:
+        for call in ast.walk(function):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ('draws.seed', 'draws.sometimes'):
+                stream = ast.literal_eval(call.args[0])
+                assert function_of_stream.setdefault(stream, function.name) == function.name, stream
+    assert len(function_of_stream) >= 8
