@@ -39,9 +39,8 @@ class Explainer:
         self._evaluation, self._query, self._gallery = evaluation, query, gallery
         self.metric = evaluation.parameters['metric']
         trained, crop = arguments.load(root)[0], made_with.get('crop_augment')
-        self._crop = 'center' if crop == 'five' else crop
-        self._sizes = inference_flags.sizes(trained, self._crop)
-        self._network, path = inference.from_experiment(root, made_with.get('checkpoint'), self._sizes.net,
+        self._view = inference_flags.view(trained, 'center' if crop == 'five' else crop)
+        self._network, path = inference.from_experiment(root, made_with.get('checkpoint'), self._view.net,
                                                         made_with.get('weights'))
         sha256 = provenance.file_hash(checkpoints.index_file(path))
         if made_with.get('checkpoint_sha256', sha256) != sha256:
@@ -96,10 +95,10 @@ class Explainer:
         if path is None:
             raise InputError(f'{fid} is missing or outside of the image root: give its folder as --image_root.')
         try:
-            loaded = images.load(path, self._sizes.load, self._sizes.pixels)
+            loaded = images.load(path, self._view.load, self._view.pixels)
         except tf.errors.OpError as error:
             raise images.broken_image([path], error) from error
-        return augmentation.variants(loaded, False, self._crop, self._sizes.net)[0].numpy()
+        return augmentation.variants(loaded, False, self._view.crop, self._view.net)[0].numpy()
 
     def _regions(self, query, neighbour):
         """Return the `Regions` of two images."""
