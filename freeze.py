@@ -70,6 +70,8 @@ def make_parser():
         '(dynamic) or 16 bits, or computation in 8 bits; for .tflite and .onnx')
     add('--calibration', metavar='CSV', needs='--quantize int8', help='csv file with images as in the application; '
         f'up to {CALIBRATION_IMAGES} determine the ranges of int8')
+    add('--max_loss', type=argument_types.non_negative_float, metavar='POINTS', needs='--like', help='refuse an export '
+        'whose mAP on the queries and the gallery of --like is more than so many points lower, e.g. 0.5')
     add('--check_dataset', metavar='CSV', help=f'csv file whose first {CHECKED_IMAGES} images the export must embed as '
         'embed.py does (default: generated images)')
     add('--image_root', metavar='DIR', needs='--check_dataset or --calibration',
@@ -200,7 +202,7 @@ def export(args, trained, root, checkpoint, targets):
     with quiet.tensorflow_import():
         import tensorflow as tf
     from tripletreid.experiment import checkpoints
-    from tripletreid.modeling import export_check, export_module, inference, model, model_card
+    from tripletreid.modeling import export_check, export_loss, export_module, exported_model, inference, model, model_card
     # Within 1e-4 of the other formats, which do not have a GPU's multiplication with 10 bits.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     path = checkpoints.find_in_root(root, checkpoint) if root else checkpoints.find(args.checkpoint_name)
@@ -247,6 +249,9 @@ def export(args, trained, root, checkpoint, targets):
                 difference = export_check.max_difference(written, batches, expected, compared_with)
                 found = (f'it differs from {compared_with} by {difference:.1e} at most on {len(expected)} images, with '
                          f'embeddings up to {abs(expected).max():.3g}')
+            if args.max_loss is not None:
+                named = exported_model.ExportedModel.from_card(target, written, card)
+                found += f'; {export_loss.check(named, evaluation, args.max_loss)}'
         model_card.write(target, card)
         print(f'Saved {target} ({exports.format_of(target).name}): {found}.')
     if args.save_graph:

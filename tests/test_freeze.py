@@ -18,6 +18,7 @@ import tensorflow as tf
 from PIL import Image
 
 import embed
+import evaluate
 import freeze
 from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
@@ -611,6 +612,37 @@ def test_fewer_bits_err_by_half_steps(kind, ending, tmp_path):
         most = halves[0] * sums[0] + halves[1] * sums[1] + halves[2]
     difference = np.abs(found - expected)
     assert (difference <= most).all() and difference.max() > 1e-4 and most.max() < np.abs(expected).max()
+
+
+def test_an_export_that_costs_too_much_is_refused(folder, tmp_path, monkeypatch, capsys):
+    """Compare the printed mAP with the evaluation of the network, and with one of a better network."""
+    (tmp_path / 'pairs.csv').write_text(''.join(f'{number % 2},{number}.png\n' for number in range(5)))
+    sides = []
+    for side in ('query', 'gallery'):
+        monkeypatch.setattr(sys, 'argv', ['embed.py', '--experiment_root', str(folder / 'run'), '--dataset', str(
+            tmp_path / 'pairs.csv'), '--filename', str(tmp_path / 'a.h5'), '--quiet'])
+        embed.main()
+        sides += [f'--{side}_dataset', str(tmp_path / 'pairs.csv'), f'--{side}_embeddings', str(tmp_path / 'a.h5')]
+    path = tmp_path / 'evaluation.json'
+    monkeypatch.setattr(sys, 'argv', ['evaluate.py', *sides, '--excluder', 'diagonal', '--metric', 'euclidean', '--filename',
+                                      str(path)])
+    evaluate.main()
+    flags = '--experiment_root', folder / 'run', '--like', path, '--max_loss', '0.5', '--frozen_model_path'
+    run_freeze(monkeypatch, *flags, tmp_path / 'a.tflite', tmp_path / 'a.onnx', '--layout', 'nchw', '--pixels', 'imagenet')
+    mean_ap = json.loads(path.read_text())['mAP']
+    assert capsys.readouterr().out.count(f'; mAP {mean_ap:.2%}, where {path} has {mean_ap:.2%}: difference +0.00%, ') == 2
+    # A score that the export does not reach.
+    content = json.loads(path.read_text())
+    for query in content['queries']:
+        query['ap'] = 1.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match='The export is not kept: mAP .*; --max_loss allows 0.5 points'):
+        run_freeze(monkeypatch, *flags, tmp_path / 'b.tflite')
+    assert not (tmp_path / 'b.tflite').exists() and mean_ap < 0.99
+    content['parameters']['rerank'] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match='was made with --rerank, and --max_loss compares embeddings of single images'):
+        run_freeze(monkeypatch, *flags, tmp_path / 'b.tflite')
 
 
 def test_quantisation_that_is_refused(folder, tmp_path, monkeypatch, capsys):

@@ -50,6 +50,19 @@ class ExportedModel:
         if missing:
             raise InputError(f'{path} has no model card and its graph does not determine {" and ".join(missing)}: give '
                              f'{"them" if missing[1:] else "it"}.')
+        self._set_shapes()
+
+    @classmethod
+    def from_card(cls, path, export, card):
+        """Return the model of an `exports.Loaded` that has no name yet, given its card and the path that it will have."""
+        model = cls.__new__(cls)
+        model.path, model._export, model.has_card, model.metric = path, export, True, card.get('metric')
+        model.settings = _card_settings(card)
+        model._set_shapes()
+        return model
+
+    def _set_shapes(self):
+        """Set the shapes of images and embeddings."""
         size = self.settings['net_input_height'], self.settings['net_input_width']
         self.input_shape = (None, *size, 3)
         self.embedding_dim = self._embed(np.zeros((1, *size, 3), np.float32)).shape[1]

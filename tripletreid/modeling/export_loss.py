@@ -1,0 +1,63 @@
+"""The mAP that an export costs, on the queries and the gallery of an evaluation of its checkpoint."""
+import numpy as np
+
+from tripletreid import exclusion
+from tripletreid.dataset import load_dataset
+from tripletreid.errors import InputError
+from tripletreid.evaluation import ranking, scores
+from tripletreid.evaluation.retrieval import Retrieval
+from tripletreid.evaluation.tables import interval_text
+from tripletreid.image_root import check_files
+from tripletreid.input_pipeline import images
+from tripletreid.modeling import inference
+from tripletreid.pictures import Pixels
+
+OTHER_PROTOCOLS = ('rerank', 'multi_query_dataset', 'hold_out')
+
+
+def check(exported, evaluation, max_loss):
+    """Embed and rank the images of an evaluation with an export.
+
+    Args:
+        exported: `ExportedModel`.
+        evaluation: `results.Evaluation` of its checkpoint.
+        max_loss: the most points of mAP, in percent, that the export may cost.
+
+    Returns: its mAP and the difference, in words.
+
+    Raises:
+        InputError: it costs more, or the evaluation has a protocol or images that cannot be repeated here.
+    """
+    check_protocol(evaluation)
+    query, gallery = (embed(exported, evaluation, side) for side in ('query', 'gallery'))
+    if evaluation.fids != query[1].fids.tolist():
+        raise InputError(f'{evaluation.path} is an evaluation of other queries than {query[1].path}: evaluate again.')
+    parameters = evaluation.parameters
+    ranks = ranking.rank(Retrieval(*query, *gallery, exclusion.load(parameters['excluder']), parameters['metric']))
+    ap = ranks.ap_market1501 if parameters.get('use_market_ap') else ranks.ap_sklearn
+    difference = scores.summary({'mAP': ap - evaluation.ap}, query[1].pids, lowest=-1)['mAP']
+    found = (f'mAP {np.nanmean(ap):.2%}, where {evaluation.path} has {np.nanmean(evaluation.ap):.2%}: difference '
+             f'{difference.mean:+.2%}, 95% interval {interval_text(difference.interval)}')
+    if -100 * difference.mean > max_loss:
+        raise InputError(f'The export is not kept: {found}; --max_loss allows {max_loss:g} points.')
+    return found
+
+
+def check_protocol(evaluation):
+    """Raise InputError where an evaluation ranks by more than the embeddings of single images."""
+    flags = [f'--{name}' for name in OTHER_PROTOCOLS if evaluation.parameters.get(name)]
+    flags += ['--pool_tracklets'] * any((made or {}).get('pool_tracklets') for made in evaluation.made_with.values())
+    if flags:
+        raise InputError(f'{evaluation.path} was made with {flags[0]}, and --max_loss compares embeddings of single images: '
+                         f'evaluate without it.')
+
+
+def embed(exported, evaluation, side):
+    """Embed the 'query' or the 'gallery' of an evaluation: (float32 [N, D], `Dataset`)."""
+    dataset = load_dataset(evaluation.parameters[f'{side}_dataset'])
+    image_root = evaluation.made_with[side]['image_root']
+    check_files(dataset, image_root)
+    settings = exported.settings
+    embs = inference.embed_files(exported, images.paths(dataset, image_root), exported.input_shape[1:3], batch_size=64,
+                                 pixels=Pixels(settings['resize'], settings['jpeg']))
+    return np.concatenate(list(embs), axis=1)[0], dataset
