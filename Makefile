@@ -1,4 +1,5 @@
 # make demo: train, embed and evaluate on scanned digits. make test: all tests. Both install the locked versions into .venv.
+# make soak: slow tests that make test omits, then tests/soak.py, which takes an hour.
 # make test-newest: all tests with the newest versions that requirements*.txt allow, in .venv-newest.
 # make lock: renew the locked versions from requirements*.txt. make docs: renew the tables of flags in docs/.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-v
 # The command that the locks name in their first lines.
 export UV_CUSTOM_COMPILE_COMMAND = make lock
 
-.PHONY: demo test test-newest lock docs clean
+.PHONY: demo test soak test-newest lock docs clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" ./digits_train.sh digits
@@ -16,6 +17,10 @@ demo: .venv/installed
 test: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q -rs -n 2 --dist worksteal
+
+soak: .venv/installed-test
+	.venv/bin/python -m pytest -q -rs -m soak
+	.venv/bin/python tests/soak.py
 
 test-newest:
 	$(PYTHON) -m venv --clear .venv-newest

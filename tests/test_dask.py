@@ -155,11 +155,11 @@ def test_evaluation_is_the_same_to_the_last_bit(cluster, evaluated, tmp_path, fl
 def test_embedding_is_the_same_in_bytes(cluster, tmp_path):
     """As alone; and when its client is killed in the middle, and another goes on."""
     people, root = make_people(tmp_path), tmp_path / 'run'
-    run = Run('train.py', *train_arguments(people, root))
+    run = Run('train.py', *train_arguments(people, root, iterations=1))
     assert run.wait() == 0, run.output
     arguments = ['embed.py', '--experiment_root', root, '--dataset', people / 'people.csv', '--filename',
-                 tmp_path / 'part.h5', '--shards', 12]
-    paths = [pathlib.Path(name) for name in shard_names(tmp_path / 'part.h5', 12)]
+                 tmp_path / 'part.h5', '--shards', 6]
+    paths = [pathlib.Path(name) for name in shard_names(tmp_path / 'part.h5', 6)]
 
     def embedded(*more, status=0):
         run = Run(*arguments, *more)

@@ -413,6 +413,7 @@ def _line_of_gpu_benchmark(flags, to_parent):
     to_parent.send(gpu.measured(types.SimpleNamespace(tiny=True, steps=2), *flags))
 
 
+@pytest.mark.soak
 def test_the_benchmark_of_gpus_works(monkeypatch, capsys):
     """On the CPU, with its processes as forks."""
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))

@@ -124,7 +124,7 @@ def as_rows(ranks):
     return list(zip(ranks.matches, ranks.ap_sklearn, ranks.ap_market1501, ranks.first_match_rank, ranks.last_match_rank))
 
 
-@cases(1200)
+@cases(500)
 @hypothesis.given(problems())
 def test_ranks_are_those_of_brute_force(problem):
     ranks = computed_ranks(problem)
@@ -151,7 +151,7 @@ def test_parts_of_a_gallery_are_ranked_as_if_each_were_all(problem, count, seed)
             np.testing.assert_array_equal(as_rows(ranks), as_rows(computed_ranks(alone)))
 
 
-@cases(800)
+@cases(400)
 @hypothesis.given(problems(), st.integers(1, 8), st.booleans())
 def test_neighbours_are_those_of_brute_force(problem, k, keep_excluded):
     query_fids, gallery_fids = problem['query_set'].fids, problem['gallery_set'].fids

@@ -8,7 +8,7 @@ import pytest
 from _runs import Run, ended_in_one_sentence, interrupt_until_done, make_people, run_results, train_arguments
 
 # Others at each run of the tests; soak.py has as many as one likes.
-INTERRUPTIONS = 6
+INTERRUPTIONS = 3
 
 
 @pytest.fixture(scope='module')
