@@ -2,7 +2,7 @@
 """Look at results: ranked lists, a report to browse, embeddings in two dimensions, training curves.
 
     visualize.py rankings evaluation.json     the nearest images of some queries, as a picture
-    visualize.py regions evaluation.json      the parts of queries and of their nearest images that make them near
+    visualize.py regions evaluation.json      the parts of images that make them near
     visualize.py report evaluation.json       an HTML page: scores, charts and all ranked lists
     visualize.py embeddings embeddings.h5     a scatter plot, and data for TensorBoard's projector
     visualize.py curves ROOT [ROOT ...]       loss, precision, active count, learning rate, …

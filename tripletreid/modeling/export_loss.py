@@ -9,9 +9,9 @@ from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.evaluation.tables import interval_text
 from tripletreid.image_root import check_files
 from tripletreid.input_pipeline import images
-from tripletreid.modeling import inference
-from tripletreid.pictures import Pixels
+from tripletreid.modeling import inference, inference_flags
 
+BATCH_SIZE = 64
 OTHER_PROTOCOLS = ('rerank', 'multi_query_dataset', 'hold_out')
 
 
@@ -57,7 +57,6 @@ def embed(exported, evaluation, side):
     dataset = load_dataset(evaluation.parameters[f'{side}_dataset'])
     image_root = evaluation.made_with[side]['image_root']
     check_files(dataset, image_root)
-    settings = exported.settings
-    embs = inference.embed_files(exported, images.paths(dataset, image_root), exported.input_shape[1:3], batch_size=64,
-                                 pixels=Pixels(settings['resize'], settings['jpeg']))
+    embs = inference.embed_files(exported, images.paths(dataset, image_root),
+                                 inference_flags.view(exported.trained(), crop=None), BATCH_SIZE)
     return np.concatenate(list(embs), axis=1)[0], dataset
