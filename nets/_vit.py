@@ -4,15 +4,14 @@ Under a 16 bit policy the sums along the depth, norms and softmax stay float32, 
 """
 import functools
 import math
-from typing import Annotated, Literal
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from nets import _rotary
 from nets._applications import PIXELS
-from nets._options import Pixels
-from tripletreid.argument_types import fraction, non_negative_int, positive_int
+from nets._options import ClassToken, DropPath, Gelu, PatchStride, Pixels, Registers, TokenPooling
 from tripletreid.errors import InputError
 from tripletreid.modeling.stochastic_depth import StochasticDepth
 
@@ -29,78 +28,82 @@ def stages(depth):
     return (r'\w+/(patches|tokens|pre_norm)/', *(rf'\w+/block_{number}/' for number in range(1, depth + 1)))
 
 
-def body(input_shape, *, name, patch, width, heads, depth=12, layer_scale=False, pre_norm=False, projection=None,
-         rotary=False, epsilon=EPSILON,
-         pooling: Annotated[Literal['avg', 'cls', 'map', 'projection', 'cls_projection'], 'of a transformer: the mean of '
-                            "the patches, the class token, multi-head attention pooling, CLIP's projection of the class "
-                            'token, or class token and projection (default: cls)'] = 'cls',
-         patch_stride: Annotated[positive_int, 'stride of the patches of a transformer (default: the size of a '
-                                 'patch)'] = None,
-         drop_path: Annotated[fraction, 'stochastic depth of a transformer: probability of skipping the last branches of an '
-                              'image, lower for earlier ones (default: 0)'] = 0.0,
-         class_token: Annotated[Literal['yes', 'no'], 'whether a transformer has a class token (default: as the initial '
-                                'checkpoint; else yes, except with --pooling map)'] = None,
-         registers: Annotated[non_negative_int, 'register tokens of a transformer (default: as the initial checkpoint; '
-                              'else 0)'] = 0,
-         gelu: Annotated[Literal['exact', 'tanh', 'quick'], 'GELU of a transformer: exact, the tanh approximation of JAX, '
-                         "or OpenAI's sigmoid (default: as the initial checkpoint needs; else exact)"] = 'exact',
-         pixels: Pixels = 'half'):
-    """Build a vision transformer.
+class Architecture(NamedTuple):
+    """The parts of a vision transformer that are no option, and its `body`.
 
-    Args:
-        input_shape: (H, W, 3). Rows and columns after the last complete patch are ignored.
-        name: of the net, and TF1 scope of its variables.
-        patch: side of a patch. width: F. heads: of each attention. depth: how many blocks.
-        layer_scale: whether the output of a branch is scaled, by a factor per channel (Touvron et al., arXiv 2103.17239).
-        pre_norm: whether a norm precedes the first block; patches have no bias then (CLIP, arXiv 2103.00020).
-        projection: how many features the projection of the class token has; None: there is no projection.
-        rotary: whether attention rotates queries and keys by their position, in place of position embeddings.
-        epsilon: of the norms.
-        pooling: the features: 'cls' (the class token), 'avg' (the mean of the patches), 'map' (a head that attends to the
-            patches, as SigLIP's), 'projection' or 'cls_projection' (the class token before and after its projection, which
-            CLIP-ReID retrieves by).
-        patch_stride: from patch to patch; None: as far as a patch is wide (less: He et al., arXiv 2102.04378).
-        drop_path: the rate of stochastic depth in the last block; it rises from 0 in the first.
-        class_token: 'yes' or 'no'; None: there is one but with 'map'.
-        registers: how many tokens there are that nothing is read from (Darcet et al., arXiv 2309.16588).
-        gelu: 'exact', or 'tanh' or 'quick' for its approximations by tanh and sigmoid.
-        pixels: the normalisation, see `_applications.PIXELS`.
-
-    Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'patches': [B, h, w, F], 'patch_mean': [B, F],
-        'class_token': [B, F] where there is one, 'model_output': [B, F]}.
-
-    Raises:
-        InputError: no fixed size, or one smaller than a patch, or options that contradict each other.
+    name: of the net, and TF1 scope of its variables.
+    patch: side of a patch. width: F. heads: of each attention. depth: number of blocks.
+    layer_scale: whether the output of a branch is scaled, by a factor per channel (Touvron et al., arXiv 2103.17239).
+    pre_norm: whether a norm precedes the first block; patches have no bias then (CLIP, arXiv 2103.00020).
+    projection: number of features of the projection of the class token; None: there is no projection.
+    rotary: whether attention rotates queries and keys by their position, in place of position embeddings.
+    epsilon: of the norms.
     """
-    stride = patch_stride or patch
-    class_token = class_token or ('no' if pooling == 'map' else 'yes')
-    _check(input_shape, name, patch, stride, drop_path)
-    _check_pooling(name, pooling, class_token, projection)
-    images = keras.Input(input_shape, name='images')
-    net = keras.layers.Conv2D(width, patch, stride, kernel_initializer=_normal(), use_bias=not pre_norm,
-                              name=f'{name}.patches')(PIXELS[pixels](images))
-    height, columns = net.shape[1:3]
-    tokens = (class_token == 'yes') + registers
-    net = Tokens(class_token == 'yes', registers, not rotary, name=f'{name}.tokens')(net)
-    if pre_norm:
-        net = LayerNorm(epsilon, name=f'{name}.pre_norm')(net)
-    settings = {'heads': heads, 'gelu': gelu, 'layer_scale': layer_scale, 'epsilon': epsilon,
-                'rotations': _rotary.rotations(tokens, height, columns, width // heads) if rotary else None}
-    for number in range(depth):
-        net = Block(drop_path * number / max(1, depth - 1), number, **settings, name=f'{name}.block_{number + 1}')(net)
-    net = LayerNorm(epsilon, name=f'{name}.norm')(net)
-    patches = net[:, tokens:]
-    outputs = {'patches': keras.layers.Reshape((height, columns, width), dtype='float32')(patches),
-               'patch_mean': keras.ops.mean(patches, axis=1)}
-    if class_token == 'yes':
-        outputs['class_token'] = net[:, 0]
-    if pooling == 'map':
-        outputs['model_output'] = MapHead(heads, gelu, name=f'{name}.map_head')(patches)
-    elif pooling in ('projection', 'cls_projection'):
-        outputs['model_output'] = _projected(outputs['class_token'], projection, pooling, name)
-    else:
-        outputs['model_output'] = outputs['class_token' if pooling == 'cls' else 'patch_mean']
-    return keras.Model(images, outputs, name=name)
+    name: str
+    patch: int
+    width: int
+    heads: int
+    depth: int = 12
+    layer_scale: bool = False
+    pre_norm: bool = False
+    projection: int | None = None
+    rotary: bool = False
+    epsilon: float = EPSILON
+
+    def body(self, input_shape, *, pooling: TokenPooling = 'cls', patch_stride: PatchStride = None,
+             drop_path: DropPath = 0.0, class_token: ClassToken = None, registers: Registers = 0, gelu: Gelu = 'exact',
+             pixels: Pixels = 'half'):
+        """Build a vision transformer.
+
+        Args:
+            input_shape: (H, W, 3). Rows and columns after the last complete patch are ignored.
+            pooling: the features: 'cls' (the class token), 'avg' (the mean of the patches), 'map' (a head that attends to
+                the patches, as SigLIP's), 'projection' or 'cls_projection' (the class token before and after its
+                projection, which CLIP-ReID retrieves by).
+            patch_stride: from patch to patch; None: as far as a patch is wide (less: He et al., arXiv 2102.04378).
+            drop_path: the rate of stochastic depth in the last block; it rises from 0 in the first.
+            class_token: 'yes' or 'no'; None: there is one but with 'map'.
+            registers: how many tokens there are that nothing is read from (Darcet et al., arXiv 2309.16588).
+            gelu: 'exact', or 'tanh' or 'quick' for its approximations by tanh and sigmoid.
+            pixels: the normalisation, see `_applications.PIXELS`.
+
+        Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'patches': [B, h, w, F], 'patch_mean': [B, F],
+            'class_token': [B, F] where there is one, 'model_output': [B, F]}.
+
+        Raises:
+            InputError: no fixed size, or one smaller than a patch, or options that contradict each other.
+        """
+        name, patch, width = self.name, self.patch, self.width
+        stride = patch_stride or patch
+        class_token = class_token or ('no' if pooling == 'map' else 'yes')
+        _check(input_shape, name, patch, stride, drop_path)
+        _check_pooling(name, pooling, class_token, self.projection)
+        images = keras.Input(input_shape, name='images')
+        net = keras.layers.Conv2D(width, patch, stride, kernel_initializer=_normal(), use_bias=not self.pre_norm,
+                                  name=f'{name}.patches')(PIXELS[pixels](images))
+        height, columns = net.shape[1:3]
+        tokens = (class_token == 'yes') + registers
+        net = Tokens(class_token == 'yes', registers, not self.rotary, name=f'{name}.tokens')(net)
+        if self.pre_norm:
+            net = LayerNorm(self.epsilon, name=f'{name}.pre_norm')(net)
+        settings = {'heads': self.heads, 'gelu': gelu, 'layer_scale': self.layer_scale, 'epsilon': self.epsilon,
+                    'rotations': _rotary.rotations(tokens, height, columns, width // self.heads) if self.rotary else None}
+        for number in range(self.depth):
+            rate = drop_path * number / max(1, self.depth - 1)
+            net = Block(rate, number, **settings, name=f'{name}.block_{number + 1}')(net)
+        net = LayerNorm(self.epsilon, name=f'{name}.norm')(net)
+        patches = net[:, tokens:]
+        outputs = {'patches': keras.layers.Reshape((height, columns, width), dtype='float32')(patches),
+                   'patch_mean': keras.ops.mean(patches, axis=1)}
+        if class_token == 'yes':
+            outputs['class_token'] = net[:, 0]
+        if pooling == 'map':
+            outputs['model_output'] = MapHead(self.heads, gelu, name=f'{name}.map_head')(patches)
+        elif pooling in ('projection', 'cls_projection'):
+            outputs['model_output'] = _projected(outputs['class_token'], self.projection, pooling, name)
+        else:
+            outputs['model_output'] = outputs['class_token' if pooling == 'cls' else 'patch_mean']
+        return keras.Model(images, outputs, name=name)
 
 
 def _projected(features, units, pooling, name):

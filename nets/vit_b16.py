@@ -1,6 +1,4 @@
-"""ViT-B/16, a vision transformer (Dosovitskiy et al., arXiv 2010.11929) with patches of 16 pixels. See `_vit.body`."""
-import functools
-
+"""ViT-B/16, a vision transformer (Dosovitskiy et al., arXiv 2010.11929) with patches of 16 pixels. See `_vit.py`."""
 from nets import _vit, _vit_weights
 
 WEIGHTS = "an .npz of augreg or big_vision, or timm's, DINO's or PersonViT's .safetensors"
@@ -8,4 +6,4 @@ PUBLISHED = _vit_weights
 SIGNATURES = _vit_weights.signatures(16, 768, 12)
 STAGES = _vit.stages(12)
 
-body = functools.partial(_vit.body, name='vit_b16', patch=16, width=768, heads=12)
+body = _vit.Architecture('vit_b16', patch=16, width=768, heads=12).body

@@ -132,7 +132,7 @@ def torch_body(input_shape):
 
 
 def _transformer_body(input_shape, drop_path):
-    return _vit.body(input_shape, name='small', patch=4, width=16, heads=2, depth=2, drop_path=drop_path)
+    return _vit.Architecture('small', patch=4, width=16, heads=2, depth=2).body(input_shape, drop_path=drop_path)
 
 
 def _small_application(include_top, weights, input_tensor, input_shape):

@@ -60,17 +60,17 @@ def market1501(tmp_path_factory):
     return folder
 
 
-TRANSFORMER_BODY = _vit.body
+TRANSFORMER_BODY = _vit.Architecture.body
 
 
 @functools.wraps(TRANSFORMER_BODY)
-def _tiny(input_shape, **options):
-    tiny = {'patch': PATCH, 'width': WIDTH, 'heads': HEADS, 'depth': DEPTH}
-    return TRANSFORMER_BODY(input_shape, **{**options, **tiny})
+def _tiny(architecture, input_shape, **options):
+    tiny = architecture._replace(patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
+    return TRANSFORMER_BODY(tiny, input_shape, **options)
 
 
 def _make_shallow():
-    _vit.body = _tiny
+    _vit.Architecture.body = _tiny
     few_units(setattr)
 
 

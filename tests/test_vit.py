@@ -17,7 +17,13 @@ from tripletreid.modeling import export_module, exports, model, pretrained, publ
 from tripletreid.modeling.inference_flags import View
 from tripletreid.modeling.stochastic_depth import Step, StochasticDepth
 
-tiny = functools.partial(_vit.body, name='tiny', patch=PATCH, width=WIDTH, heads=HEADS, depth=DEPTH)
+TINY = _vit.Architecture('tiny', PATCH, WIDTH, HEADS, DEPTH)
+
+
+def tiny(input_shape, **settings):
+    """Build a tiny transformer, given fields of its architecture and options of its body."""
+    fields = {name: settings.pop(name) for name in TINY._fields if name in settings}
+    return TINY._replace(**fields).body(input_shape, **settings)
 
 
 # The forward pass.
@@ -379,7 +385,7 @@ def test_initial_weights():
 
 
 def test_exports(tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins.load('nets', 'vit_s16'), 'body', functools.partial(tiny, layer_scale=True))
+    monkeypatch.setattr(plugins.load('nets', 'vit_s16'), 'body', TINY._replace(layer_scale=True).body)
     network = model.build('vit_s16', 'direct', 5, (16, 11, 3), registers=1, patch_stride=3, pooling='map', class_token='yes')
     random = np.random.default_rng(0)
     for variable in network.variables:
@@ -415,7 +421,7 @@ def test_16_bits_are_near_float32():
 
 
 def test_what_is_recomputed_skips_the_same_branches(monkeypatch):
-    monkeypatch.setattr(plugins.load('nets', 'vit_s16'), 'body', tiny)
+    monkeypatch.setattr(plugins.load('nets', 'vit_s16'), 'body', TINY.body)
     network = model.build('vit_s16', 'direct', 4, (16, 8, 3), drop_path=0.5)
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (8, 16, 8, 3)).astype(np.float32))
     variables = [variable.value for variable in network.trainable_variables]

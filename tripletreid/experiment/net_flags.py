@@ -1,7 +1,8 @@
 """Read the options of nets off the signatures of their `body`, without importing TensorFlow.
 
-An option is an annotated keyword of `body` in nets/NAME.py, or of the helper's function of which `body` is a
-`functools.partial`. Its annotation is `Annotated[type of argument_types or Literal choices, help]`.
+An option is an annotated keyword of `body` in nets/NAME.py, of the helper's function of which `body` is a
+`functools.partial`, or of the method `body` of a helper's class. Its annotation is
+`Annotated[type of argument_types or Literal choices, help]`.
 """
 import ast
 import functools
@@ -40,16 +41,22 @@ def add_flags(add):
 def _signature(net):
     """Return (function definition of a net's `body`, names that a partial sets)."""
     tree = _tree(net)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == 'body':
-            return node, set()
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == 'body':
-            # body = functools.partial(_helper.body, name=...)
-            helper = node.value.args[0]
-            function = next(each for each in _tree(helper.value.id).body
-                            if isinstance(each, ast.FunctionDef) and each.name == helper.attr)
-            return function, {keyword.arg for keyword in node.value.keywords}
-    raise ValueError(f'nets/{net}.py has no body')
+    assigned = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == 'body']
+    match assigned:
+        case []:
+            return _definition(tree, 'body'), set()
+        case [ast.Call(args=[ast.Attribute(value=ast.Name(id=helper), attr=name), *_], keywords=keywords)]:
+            # body = functools.partial(_helper.name, size=...)
+            return _definition(_tree(helper), name), {keyword.arg for keyword in keywords}
+        case [ast.Attribute(value=ast.Call(func=ast.Attribute(value=ast.Name(id=helper), attr=name)), attr=method)]:
+            # body = _helper.Class(...).body
+            return _definition(_definition(_tree(helper), name), method), set()
+    raise ValueError(f'the body of nets/{net}.py is neither a function, nor a partial, nor a method of an object')
+
+
+def _definition(tree, name):
+    """Return the definition of a function or a class in a module or a class."""
+    return next(node for node in tree.body if getattr(node, 'name', None) == name)
 
 
 @functools.cache
