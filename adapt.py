@@ -50,8 +50,8 @@ def make_parser():
         '(default: %(default)s)')
     add('--stop_at', type=fraction, default=0.98, metavar='F', help='stop when the clusters agree with the round before by '
         'this pairwise F (default: %(default)s)')
-    add('train_flags', nargs='*', metavar='-- FLAG', help='flags of train.py for each round, after --; the defaults are '
-        f'{" ".join(DEFAULTS)}')
+    add('train_flags', nargs='*', metavar='-- FLAG', help='flags of train.py for each round, after --; net, '
+        f'metric and augmentation are inherited from the initial training, other defaults are {" ".join(DEFAULTS)}')
 
     add = parser.add_argument_group('clustering, as of cluster.py').add_argument
     add('--camera', metavar='PATTERN', help='regular expression for the camera in a file name: the mean embedding of each '
@@ -70,7 +70,7 @@ def make_parser():
 # Flags of train.py for a round. The classifier of cosines starts from the mean embeddings of the clusters.
 DEFAULTS = ('--train_iterations 200 --batch_p 16 --batch_k 4 --decay_start_iteration -1 --checkpoint_frequency 100 '
             '--keep_checkpoints 1 --xent_weight 1 --classifier cosface --classifier_margin 0 --classifier_scale 20 '
-            '--flip_augment --ema 0.99').split()
+            '--ema 0.99').split()
 # These follow from the initial training and the clusters.
 REFUSED = ('experiment_root', 'resume', 'train_set', 'image_root', 'initial_checkpoint', 'model_name', 'embedding_dim')
 
@@ -210,14 +210,14 @@ def group(args, number, images, embeddings, outputs):
 
 
 def train_arguments(args, folder, train_set='clusters.csv'):
-    """Return the arguments of train.py for a round in `folder`: the net's from the initial training, then the defaults,
-    then those given after --."""
+    """Return the arguments of train.py for a round in `folder`: net, metric and augmentation from the initial training,
+    then the defaults, then those given after --."""
     trained, _ = arguments.load(args.initial_root)
     parser = train_flags.make_parser()
     argv = ['--experiment_root', folder, '--train_set', train_set, '--image_root', args.image_root or '.',
             '--loading_threads', str(args.loading_threads), *DEFAULTS, *args.train_flags]
     round_args = parser.parse_args(argv)
-    for name in (*train_flags.MODEL_ARGS, 'pre_crop_height', 'pre_crop_width', 'metric'):
+    for name in (*train_flags.MODEL_ARGS, *train_flags.names_of('augmentation'), 'metric'):
         if name not in parser.given:
             setattr(round_args, name, getattr(trained, name))
     round_args.resume = False

@@ -112,6 +112,21 @@ def test_an_interruption_in_every_phase_ends_in_the_same_bits(phase, trained, un
     shutil.rmtree(root)
 
 
+def test_a_round_augments_as_the_initial_training_did(trained):
+    """A mirrored, cropped or rotated picture shows the same identity only where it did in that training."""
+    from tripletreid.experiment import arguments
+    root = trained / 'augmented'
+    args, _ = arguments.load(str(trained / 'run'))
+    args.experiment_root, args.crop_augment, args.pre_crop_height, args.rotate = str(root), True, 40, 10.0
+    root.mkdir()
+    arguments.save(args)
+    parsed = adapt.make_parser().parse_args(['--experiment_root', 'new', '--initial_root', str(root), '--images', 'x', '--',
+                                             '--rotate', '5'])
+    round_args = adapt.train_arguments(parsed, 'new/round')
+    assert (round_args.flip_augment, round_args.crop_augment, round_args.pre_crop_height) == (args.flip_augment, True, 40)
+    assert round_args.rotate == 5
+
+
 def test_a_round_starts_from_the_weights_and_the_means_of_its_clusters(trained, tmp_path):
     from tripletreid.adaptation import round_start
     from tripletreid.experiment import arguments, checkpoints, train_flags

@@ -120,7 +120,9 @@ def test_every_flag_exists(page):
         for line in commands.replace('\\\n', ' ').splitlines():
             for command, first, rest in re.findall(r'python3? (\w+\.py)(?: +(\w+))?([^;|]*)', line.partition('  #')[0]):
                 flags = flags_of(command, first if command in WITH_SUBCOMMANDS else None)
-                assert set(FLAG.findall(rest)) <= flags, line
+                own, _, passed_on = rest.partition(' -- ')
+                assert set(FLAG.findall(own)) <= flags, line
+                assert set(FLAG.findall(passed_on)) <= flags_of('train.py', None), line
 
 
 @pytest.mark.parametrize('page', PAGES, ids=names(PAGES))
