@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from _people import write_market1501
-from conftest import run_script
+from conftest import run_main
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.writer import save_embeddings
 
@@ -40,7 +40,7 @@ def embed(root, run, noise, dim=8, seed=0):
 
 def evaluate(root, run, *flags):
     """Write RUN.json by evaluate.py; returns its content."""
-    process = run_script(
+    process = run_main(
         'evaluate.py', '--excluder', 'market1501', '--metric', 'euclidean', '--filename', root / f'{run}.json',
         '--query_dataset', root / 'query.csv', '--query_embeddings', root / f'query_{run}.h5',
         '--gallery_dataset', root / 'gallery.csv', '--gallery_embeddings', root / f'gallery_{run}.h5', *flags)

@@ -1,5 +1,8 @@
-"""Tests run from any folder and find the project's modules; scripts under test run as real processes."""
+"""Tests run from any folder and find the project's modules; scripts run as real processes, or by their `main`."""
+import contextlib
 import gc
+import importlib
+import io
 import os
 import pathlib
 import signal
@@ -30,6 +33,23 @@ def run_script(script, *arguments, timeout=600, **options):
     """Run one of the project's scripts as its user would; returns the finished process with its text output."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def run_main(script, *arguments):
+    """Run a script as `run_script` does, but in this process, which saves its imports; returns the same.
+
+    Warnings of Python are pytest's then, and are not in the text of standard error.
+    """
+    from tripletreid import errors
+    main = importlib.import_module(script.removesuffix('.py')).main
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as problems:
+        argv, sys.argv = sys.argv, [script, *map(str, arguments)]
+        try:
+            errors.exit_with(main)
+        except SystemExit as ended:
+            return subprocess.CompletedProcess(sys.argv, ended.code, output.getvalue(), problems.getvalue())
+        finally:
+            sys.argv = argv
 
 
 def wait_until(condition, event, seconds=300):

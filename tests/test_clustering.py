@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import silhouette_score
 
-from conftest import assert_one_sentence, run_script
+from conftest import assert_one_sentence, run_main, run_script
 from test_ranking import dense_reranking
 from tripletreid.clustering import agreement, clusterer, features, graph, knowledge, partition, sweep
 from tripletreid.dataset import Dataset, load_dataset
@@ -221,8 +221,8 @@ def files(tmp_path):
 
 
 def group(files, *flags, embeddings='all.h5'):
-    return run_script('cluster.py', '--embeddings', files / embeddings, '--out', files / 'groups.csv', '--k1', 9, '--k2', 3,
-                      *flags)
+    return run_main('cluster.py', '--embeddings', files / embeddings, '--out', files / 'groups.csv', '--k1', 9, '--k2', 3,
+                    *flags)
 
 
 def test_clusters_and_outliers_are_written_and_decisions_applied(files):
@@ -264,7 +264,7 @@ def test_clusters_and_outliers_are_written_and_decisions_applied(files):
     rows[0][2] = '0' * 64
     with open(files / 'decisions.csv', 'w', newline='') as file:
         csv.writer(file).writerows(rows)
-    assert_one_sentence(run_script('cluster.py', *apply), 'another clustering')
+    assert_one_sentence(run_main('cluster.py', *apply), 'another clustering')
 
 
 def test_names_and_moments_of_the_command(files):
@@ -304,7 +304,7 @@ def test_what_cannot_be_grouped_is_one_sentence(files):
     assert_one_sentence(group(files, '--camera', '('), 'regular expression')
     assert_one_sentence(group(files, embeddings='none.h5'), 'none.h5')
     assert_one_sentence(group(files, '--threshold', 0.5, '--individuals', 3), '--individuals')
-    assert_one_sentence(run_script('cluster.py', '--images', files, '--out', files / 'x.csv'), '--experiment_root')
+    assert_one_sentence(run_main('cluster.py', '--images', files, '--out', files / 'x.csv'), '--experiment_root')
     one = load_dataset(files / 'all.csv').take(np.arange(1))
     save_embeddings(files / 'one.h5', one, np.ones((1, 4), np.float32))
     assert_one_sentence(group(files, embeddings='one.h5'), 'nothing to group')

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import assert_one_sentence, run_script
+from conftest import assert_one_sentence, run_main, run_script
 from tripletreid.clustering import review
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.writer import save_embeddings
@@ -72,16 +72,16 @@ def grouped(tmp_path_factory):
 def test_a_changed_csv_file_and_missing_images(grouped, tmp_path):
     for name in ('groups.csv', 'groups.json'):
         shutil.copy(grouped / name, tmp_path / name)
-    process = run_script('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
+    process = run_main('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
     assert process.returncode == 0 and 'are missing' in process.stderr
     facts = json.loads((tmp_path / 'groups.json').read_text())
     facts['embedding_parameters'] |= {'checkpoint_sha256': 'of another net', 'weights': 'raw'}
     (tmp_path / 'groups.json').write_text(json.dumps(facts))
-    other = run_script('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
+    other = run_main('visualize.py', 'clusters', tmp_path / 'groups.csv', '--image_root', tmp_path)
     assert_one_sentence(other, 'groups.csv was made from other embeddings', 'weights was raw and is None')
     with open(tmp_path / 'groups.csv', 'a') as file:
         file.write('Ada,0.png\n')
-    assert_one_sentence(run_script('visualize.py', 'clusters', tmp_path / 'groups.csv'), 'was changed')
+    assert_one_sentence(run_main('visualize.py', 'clusters', tmp_path / 'groups.csv'), 'was changed')
 
 
 def test_wrong_labels_are_found(grouped, tmp_path):
@@ -90,12 +90,12 @@ def test_wrong_labels_are_found(grouped, tmp_path):
     labels[3], labels[labels == 5] = 1, np.arange(6) % 2 + 5  # One wrong label, and one identity with two names.
     (tmp_path / 'labelled.csv').write_text(''.join('p{},"{}"\n'.format(label, fid.replace('"', '""'))
                                                    for label, fid in zip(labels, dataset.fids)))
-    process = run_script('cluster.py', '--check_labels', '--embeddings', grouped / 'all.h5', '--dataset',
-                         tmp_path / 'labelled.csv', '--out', tmp_path / 'checked.csv', '--whitening', 0)
+    process = run_main('cluster.py', '--check_labels', '--embeddings', grouped / 'all.h5', '--dataset',
+                       tmp_path / 'labelled.csv', '--out', tmp_path / 'checked.csv', '--whitening', 0)
     assert process.returncode == 0, process.stderr
     assert '03.png: labelled p1, closer to p0' in process.stdout
     assert 'p5 and p6 may be one identity' in process.stdout
-    process = run_script('visualize.py', 'clusters', tmp_path / 'checked.csv')
+    process = run_main('visualize.py', 'clusters', tmp_path / 'checked.csv')
     assert process.returncode == 0 and '7 clusters' in process.stdout, process.stderr
 
 
@@ -153,8 +153,8 @@ def test_decisions_made_in_a_browser_are_applied(grouped):
         browser.close()
     assert complaints == []
 
-    process = run_script('cluster.py', '--apply', grouped / 'decisions.csv', '--clusters', grouped / 'groups.csv', '--out',
-                         grouped / 'named.csv')
+    process = run_main('cluster.py', '--apply', grouped / 'decisions.csv', '--clusters', grouped / 'groups.csv', '--out',
+                       grouped / 'named.csv')
     assert process.returncode == 0, process.stderr
     expected = {}
     for pid, fid in zip(before.pids, before.fids):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import _evaluated
 import visualize
-from conftest import assert_one_sentence, run_script
+from conftest import assert_one_sentence, run_main, run_script
 from test_ranking import dense_reranking
 from tripletreid import exclusion
 from tripletreid.dataset import Dataset, load_dataset
@@ -61,8 +61,12 @@ def copy(root, tmp_path):
     return tmp_path / 'copy'
 
 
-def visualize_script(*arguments, **options):
-    return run_script('visualize.py', *arguments, **options)
+def visualize_script(*arguments):
+    return run_script('visualize.py', *arguments)
+
+
+def visualize_main(*arguments):
+    return run_main('visualize.py', *arguments)
 
 
 def flags(folder):
@@ -346,13 +350,13 @@ def test_images_moved_away(copy, tmp_path):
     queries = len(load_dataset(copy / 'query.csv'))
     # Each list is as long as the gallery, so that all images are shown.
     report = ['report', copy / 'run.json', *flags(copy), '--top_k', 1000]
-    process = visualize_script(*report)
+    process = visualize_main(*report)
     assert process.returncode == 0
     assert process.stderr.startswith(f'Warning: 3 of {queries + len(fids)} images are missing, broken or outside of the '
                                      f'image root, the first of them {fids[0]}')
-    process = visualize_script(*report, '--allow_outside_root')
+    process = visualize_main(*report, '--allow_outside_root')
     assert process.stderr.startswith('Warning: 2 of')
-    process = visualize_script('rankings', copy / 'run.json', *flags(copy), '--image_root', tmp_path / 'nowhere')
+    process = visualize_main('rankings', copy / 'run.json', *flags(copy), '--image_root', tmp_path / 'nowhere')
     assert process.returncode == 0 and process.stderr.startswith('Warning: 88 of 88 images')
 
 
@@ -371,26 +375,26 @@ def test_a_folder_where_a_file_is_expected(root, copy):
             (['embeddings', root / 'query_run.h5', '--dataset', copy],
              (f'{copy} is a folder', 'the csv file of a dataset is expected')),
             (['curves', root / 'run.json'], ('run.json is a file, not an experiment root',))):
-        assert_one_sentence(visualize_script(*arguments), *parts)
+        assert_one_sentence(visualize_main(*arguments), *parts)
 
 
 def test_evaluation_of_other_files(root, copy):
     swapped = ['--query_embeddings', copy / 'gallery_run.h5']
-    assert_one_sentence(visualize_script('report', copy / 'run.json', *swapped), 'gallery_run.h5', 'rows')
+    assert_one_sentence(visualize_main('report', copy / 'run.json', *swapped), 'gallery_run.h5', 'rows')
     queries = load_dataset(root / 'query.csv')
     save_embeddings(copy / 'fewer.h5', queries.take(slice(1, None)), np.zeros((len(queries) - 1, 8)))
     (copy / 'fewer.csv').write_text(''.join((copy / 'query.csv').read_text().splitlines(keepends=True)[1:]))
     fewer = ['--query_dataset', copy / 'fewer.csv', '--query_embeddings', copy / 'fewer.h5', *flags(root)[-2:]]
-    assert_one_sentence(visualize_script('report', copy / 'run.json', *fewer), 'run.json', 'other queries', 'fewer.csv')
+    assert_one_sentence(visualize_main('report', copy / 'run.json', *fewer), 'run.json', 'other queries', 'fewer.csv')
     # The same images, embedded in another way.
     evaluation = json.loads((copy / 'run.json').read_text())
     evaluation['embedding_parameters']['gallery']['mixed_precision'] = 'bfloat16'
     (copy / 'other.json').write_text(json.dumps(evaluation))
-    other = visualize_script('rankings', copy / 'other.json', *flags(root))
+    other = visualize_main('rankings', copy / 'other.json', *flags(root))
     assert_one_sentence(other, 'other.json', str(root / 'gallery_run.h5'), 'mixed_precision was bfloat16 and is none')
     # The same images, embedded by another model.
     _evaluated.embed(copy, 'run', 0.9, seed=1)
-    other = visualize_script('rankings', copy / 'run.json', *flags(copy))
+    other = visualize_main('rankings', copy / 'run.json', *flags(copy))
     assert_one_sentence(other, 'run.json', str(copy / 'query_run.h5'), 'Evaluate again')
 
 
@@ -399,7 +403,7 @@ def test_evaluations_that_cannot_be_compared(root, copy):
         other = dict(json.loads((root / 'run.json').read_text()))
         other['parameters'][parameter] = value
         (copy / 'other.json').write_text(json.dumps(other))
-        process = visualize_script('report', root / 'run.json', '--compare', copy / 'other.json')
+        process = visualize_main('report', root / 'run.json', '--compare', copy / 'other.json')
         assert_one_sentence(process, 'other.json', part)
 
 
@@ -413,18 +417,18 @@ def test_evaluation_of_another_gallery(root, copy):
     for other in (hashed, older):
         (copy / 'other.json').write_text(json.dumps(other))
         for arguments in ([copy / 'other.json'], [root / 'run.json', '--compare', copy / 'other.json']):
-            assert_one_sentence(visualize_script('report', *arguments, '--filename', copy / 'page.html'), 'other.json',
+            assert_one_sentence(visualize_main('report', *arguments, '--filename', copy / 'page.html'), 'other.json',
                                 'gallery.csv', 'another gallery')
     del older['counts']['gallery']
     (copy / 'other.json').write_text(json.dumps(older))
-    assert visualize_script('rankings', copy / 'other.json').returncode == 0
+    assert visualize_main('rankings', copy / 'other.json').returncode == 0
 
 
 def test_report_without_intervals(root, tmp_path):
     content = json.loads((root / 'run.json').read_text())
     content['confidence'].update(mAP=None, top1=None)
     (tmp_path / 'run.json').write_text(json.dumps(content))
-    assert visualize_script('report', tmp_path / 'run.json').returncode == 0
+    assert visualize_main('report', tmp_path / 'run.json').returncode == 0
     assert (tmp_path / 'run.html').read_text().count('too few identities for an interval') == 1
 
 
@@ -438,7 +442,7 @@ def test_parameters_that_evaluate_cannot_have_had(root, tmp_path, parameters, pa
     evaluation = json.loads((root / 'run.json').read_text())
     evaluation['parameters'].update(parameters)
     (tmp_path / 'run.json').write_text(json.dumps(evaluation))
-    assert_one_sentence(visualize_script('report', tmp_path / 'run.json'), 'run.json', part)
+    assert_one_sentence(visualize_main('report', tmp_path / 'run.json'), 'run.json', part)
 
 
 def test_collapsed_embeddings(tmp_path):
@@ -449,7 +453,7 @@ def test_collapsed_embeddings(tmp_path):
         save_embeddings(tmp_path / f'{name}_flat.h5', dataset, np.zeros((len(dataset), 3)),
                         {'image_root': str(tmp_path / 'images')})
     _evaluated.evaluate(tmp_path, 'flat')
-    process = visualize_script('report', tmp_path / 'flat.json')
+    process = visualize_main('report', tmp_path / 'flat.json')
     assert process.returncode == 0, process.stderr
 
 
@@ -527,9 +531,9 @@ def test_estimate_of_many_pictures(tmp_path):
 
 
 def test_names_of_files_to_write(root, tmp_path):
-    assert_one_sentence(visualize_script('rankings', root / 'run.json', '--filename', 'lists.doc'), 'lists.doc', '.png')
+    assert_one_sentence(visualize_main('rankings', root / 'run.json', '--filename', 'lists.doc'), 'lists.doc', '.png')
     nowhere = tmp_path / 'nowhere' / 'page.html'
-    assert_one_sentence(visualize_script('report', root / 'run.json', '--filename', nowhere), 'there is no folder')
+    assert_one_sentence(visualize_main('report', root / 'run.json', '--filename', nowhere), 'there is no folder')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -636,7 +640,7 @@ def test_embeddings_of_the_original(root, tmp_path):
     import h5py
     with h5py.File(tmp_path / 'old.h5', 'w') as file:
         file['emb'] = np.random.default_rng(0).normal(size=(21, 4)).astype(np.float32)
-    assert_one_sentence(visualize_script('embeddings', tmp_path / 'old.h5'), 'old.h5', '--dataset')
+    assert_one_sentence(visualize_main('embeddings', tmp_path / 'old.h5'), 'old.h5', '--dataset')
     process = visualize_script('embeddings', tmp_path / 'old.h5', '--dataset', root / 'query.csv')
     assert process.returncode == 0 and (tmp_path / 'old.png').exists(), process.stderr
 
@@ -766,11 +770,11 @@ def test_curves_script(tmp_path):
     assert process.returncode == 0 and process.stderr == '', process.stderr
     assert process.stdout.startswith('4 scalars of 2 run(s)')
     assert Image.open(runs[0] / 'curves.png').width == 1800
-    assert_one_sentence(visualize_script('curves', runs[0], tmp_path / 'nowhere'), 'nowhere')
+    assert_one_sentence(visualize_main('curves', runs[0], tmp_path / 'nowhere'), 'nowhere')
     (tmp_path / 'empty').mkdir()
-    assert_one_sentence(visualize_script('curves', tmp_path / 'empty'), 'empty', 'no training curves')
+    assert_one_sentence(visualize_main('curves', tmp_path / 'empty'), 'empty', 'no training curves')
     (runs[0] / 'log_fids.npy').write_bytes(b'\x93NUMPY')
-    assert_one_sentence(visualize_script('curves', runs[0]), 'log_fids.npy')
+    assert_one_sentence(visualize_main('curves', runs[0]), 'log_fids.npy')
 
 
 def test_a_single_value_is_a_point():
