@@ -1,5 +1,6 @@
 """Spelling of names: the canonical form of paths and identities, and names that differ only in their spelling."""
 import collections
+import functools
 import posixpath
 import re
 import unicodedata
@@ -40,6 +41,7 @@ def is_junk(pid):
     return pid == JUNK or pid.endswith(f'/{JUNK}')
 
 
+@functools.lru_cache(1 << 16)  # The few names of cameras occur in thousands of files.
 def spelling_key(name):
     """Return the common key of all spellings of a name: `07` and `7`, `Bob` and `bob`, `José` composed and decomposed."""
     if not name.isascii():
