@@ -22,6 +22,7 @@ from tripletreid.modeling import inference_flags, recorded_facts
 
 PAGE_FLAGS = ('host', 'port')
 FILE_FLAGS = ('filename', 'report', 'together')
+ROOT_FLAGS = ('checkpoint', 'weights', 'crop_augment')
 INDEX_FLAGS = ('index', 'batch_size', 'loading_threads')
 
 
@@ -38,7 +39,8 @@ def make_parser():
                 'python search.py --experiment_root runs/first --gallery photos --serve')
     add = parser.add_argument_group('input').add_argument
     add('photos', nargs='*', metavar='PHOTO', help='image file to search with')
-    add('--experiment_root', required=True, metavar='DIR', help='folder of the training run')
+    add('--experiment_root', metavar='DIR', help='folder of the training run')
+    add('--exported', metavar='MODEL', help='search with an export of freeze.py and its model card instead')
     add('--gallery', required=True, metavar='FOLDER', help='images to search: a folder and its sub-folders, a csv file '
         '(results then have names), or an .h5 file of embed.py (several shards: a pattern in quotes)')
 
@@ -86,7 +88,8 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     check_flags(args, parser)
-    trained, _ = arguments.load(args.experiment_root)
+    exported = open_export(args) if args.exported else None
+    trained = exported.trained() if exported else arguments.load(args.experiment_root)[0]
     run_metric = recorded_facts.run_metric(trained)
     metric = args.metric or run_metric
     if metric != run_metric:
@@ -104,7 +107,9 @@ def main():
     # The model and the photos come first, so that their errors are reported before a gallery is embedded for hours.
     with quiet.tensorflow_import():
         from tripletreid.search import embedder
-    model = embedder.Embedder(args, trained)
+    model = embedder.Embedder(args, trained, exported)
+    if note := arguments.import_note(trained):
+        report(f'Searching with {model.checkpoint}{note}.')
     doubt = args.threshold_from and verification.doubt(args.threshold_from, model.made_by)
     if doubt:
         warn(doubt)
@@ -140,6 +145,17 @@ def main():
         report(f'Saved {args.report}.')
 
 
+def open_export(args):
+    """Return the `ExportedModel` of --exported. Raises InputError where it has no model card."""
+    with quiet.tensorflow_import():
+        from tripletreid.modeling import exported_model
+    exported = exported_model.ExportedModel(args.exported, {})
+    if not exported.has_card:
+        raise InputError(f'{args.exported} has no model card, which freeze.py writes: give the .h5 file that embed.py '
+                         f'--exported makes to evaluate.py instead.')
+    return exported
+
+
 def search(opened, name, emb, contents, count):
     """Search a `Gallery` with the embedding of one or several photos; return the `Query`."""
     from tripletreid.search.gallery import Query
@@ -163,6 +179,10 @@ def print_results(queries, opened, count):
 def check_flags(args, parser):
     """End through `parser.error` if flags do not fit together."""
     parser.check(args)
+    if bool(args.experiment_root) == bool(args.exported):
+        parser.error('name an --experiment_root or an --exported model, not both')
+    if args.exported:
+        argument_types.refuse_given(parser, ROOT_FLAGS, '--exported is one model that takes images of one size')
     if args.serve and args.photos:
         parser.error('--serve searches with the photos that are dropped on its page: give no PHOTO')
     if not args.serve and not args.photos:
@@ -235,6 +255,8 @@ def open_gallery(args, trained, model):
     if os.path.isdir(args.gallery):
         files, warnings = image_files.in_folder(args.gallery, args.allow_outside_root)
     else:
+        if args.exported and not args.image_root:
+            raise InputError(f'--exported needs an --image_root for the images of {args.gallery}.')
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
         files, warnings = image_files.in_dataset(args.gallery, image_root, args.allow_outside_root), []
     path = model.index_name(args.gallery) if args.index is None else args.index

@@ -20,6 +20,7 @@ from PIL import Image
 import embed
 import evaluate
 import freeze
+import search
 from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
 from nets import _resnet, mobilenet_v1_1_224, resnet_v1_50
@@ -493,6 +494,21 @@ def test_rows_of_an_export_are_rows_like_any_other(folder, plain_exports, monkey
         assert parameters['checkpoint'] == path.name and parameters['resize'] == 'tf1'
     rows, _ = embedded(monkeypatch, folder, *source, '--flip_augment', '--aggregator', 'mean')
     np.testing.assert_allclose(rows, flipped, atol=1e-5)
+
+
+def test_a_search_with_an_export_finds_what_its_run_finds(folder, plain_exports, monkeypatch):
+    found = []
+    for source in (['--experiment_root', folder / 'run'], *(['--exported', path] for path in plain_exports[0][1:3])):
+        result = folder / 'found.json'
+        monkeypatch.setattr(sys, 'argv', ['search.py', *map(str, [
+            *source, '--gallery', folder / 'images.csv', '--image_root', folder, '--index', f'{source[1]}.sqlite',
+            '--filename', result, folder / '3.png'])])
+        search.main()
+        [query] = json.loads(result.read_text())
+        found.append(query['results'])
+    for each in found:
+        assert len(each) == 4 and [one['fid'] for one in each] == [one['fid'] for one in found[0]]
+        np.testing.assert_allclose([one['distance'] for one in each], [one['distance'] for one in found[0]], atol=1e-4)
 
 
 def write_onnx(path, input_shapes, output='features'):

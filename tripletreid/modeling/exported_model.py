@@ -70,7 +70,7 @@ class ExportedModel:
     def trained(self):
         """Return the settings as arguments of a training run, with the names that embedding needs."""
         return argparse.Namespace(**self.settings, embedding_dim=self.embedding_dim, crop_augment=False, image_root=None,
-                                  train_set=(), initial_checkpoint=None)
+                                  train_set=(), initial_checkpoint=None, eval_metric=None, metric=self.metric)
 
     def facts(self):
         """Return the settings that embeddings depend on, as embedding files record them."""

@@ -68,7 +68,7 @@ def embed_files(network, paths, view=None, batch_size=256, loading_threads=8, st
     """Embed image files, a batch at a time, while the next ones are being loaded.
 
     Args:
-        network: as `build` or `from_experiment` gives it.
+        network: as `build` or `from_experiment` gives it, or an `ExportedModel`.
         paths: image files, list of str [N].
         view: `inference_flags.View`; None: images are resized to the network's input.
         batch_size: how many images, variants counted, go through the network at once, on each device.
@@ -137,10 +137,13 @@ def embed_content(network, content, view):
     """
     loaded = images.load_content(content, view.load, view.pixels)
     batch = augmentation.variants(loaded, view.flip, view.crop, view.net)[None]
-    strategy = tf.distribute.get_strategy()
-    embed = _embedding_function(network, strategy, tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))
+    if hasattr(network, 'embed_variants'):  # An `ExportedModel`.
+        embed = network.embed_variants
+    else:
+        spec = tf.TensorSpec([None, *batch.shape[1:]], batch.dtype)
+        embed = _embedding_function(network, tf.distribute.get_strategy(), spec)
     with _float32_products():
-        embs = embed(batch).numpy()
+        embs = np.asarray(embed(batch))
     if not np.isfinite(embs).all():
         raise InputError('its embedding is not finite, the weights of this checkpoint cannot be used')
     return embs

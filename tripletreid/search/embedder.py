@@ -11,7 +11,7 @@ from tripletreid import provenance
 from tripletreid.errors import InputError
 from tripletreid.experiment import checkpoints
 from tripletreid.input_pipeline import images
-from tripletreid.modeling import inference, inference_flags, recorded_facts
+from tripletreid.modeling import inference, inference_flags, model_card, recorded_facts
 from tripletreid.modeling.aggregators import AGGREGATORS
 
 
@@ -31,24 +31,31 @@ class Embedder:
         made_by: everything that the embeddings depend on, a JSON-serialisable dict, as embed.py records it too.
     """
 
-    def __init__(self, args, trained):
+    def __init__(self, args, trained, exported=None):
         """
         Args:
             args: `experiment_root`, `checkpoint` (a name or None), `weights`, `flip_augment`, `crop_augment`, `aggregator`,
                 `batch_size`, `loading_threads`.
             trained: arguments of the training.
+            exported: `ExportedModel` to embed with instead of the run's checkpoint, with its `trained`.
 
         Raises:
             InputError: no such checkpoint, or one that does not fit.
         """
         self.args, self.dim = args, trained.embedding_dim
         self.view = inference_flags.view(trained, args.crop_augment, args.flip_augment)
-        self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, self.view.net,
-                                                                   args.weights)
+        if exported:
+            self.network, self.checkpoint, self._folder = exported, exported.path, os.path.dirname(exported.path)
+            sha256, facts = model_card.hash_of(exported.path), exported.facts()
+        else:
+            self._folder = args.experiment_root
+            self.network, self.checkpoint = inference.from_experiment(args.experiment_root, args.checkpoint, self.view.net,
+                                                                       args.weights)
+            sha256 = provenance.file_hash(checkpoints.index_file(self.checkpoint))
+            facts = recorded_facts.making(trained, self.view)
         self.made_by = {
-            'checkpoint_sha256': provenance.file_hash(checkpoints.index_file(self.checkpoint)),
-            'weights': args.weights, 'flip_augment': args.flip_augment, 'crop_augment': args.crop_augment,
-            'aggregator': args.aggregator, **recorded_facts.making(trained, self.view)}
+            'checkpoint_sha256': sha256, 'weights': args.weights, 'flip_augment': args.flip_augment,
+            'crop_augment': args.crop_augment, 'aggregator': args.aggregator, **facts}
 
     def photo(self, content, name=''):
         """Embed a photo.
@@ -115,4 +122,4 @@ class Embedder:
         """Return the default path of a gallery's index, given the path of the gallery."""
         stem, ending = os.path.splitext(os.path.basename(os.path.realpath(gallery)))
         name = stem if os.path.isfile(gallery) else stem + ending
-        return os.path.join(self.args.experiment_root, f'{name}_index.sqlite')
+        return os.path.join(self._folder, f'{name}_index.sqlite')
