@@ -10,6 +10,8 @@ from tripletreid.argument_types import fraction, non_negative_int, positive_int
 LastStride = Annotated[Literal[1, 2], 'stride of the last stage of a ResNet (default: 2)']
 Pooling = Annotated[Literal['avg', 'gem'], 'global pooling of a convolutional net: average, or generalised mean with a '
                     'learned exponent (default: avg)']
+Windows = Annotated[Literal['timm', 'solider'], 'windows of a Swin transformer at the borders of feature maps, as the code '
+                    'base of its weights has them (default: as the initial checkpoint needs; else timm)']
 Pixels = Annotated[Literal['imagenet', 'half', 'clip'], 'scaling of pixels, for nets that leave it open: mean 0 and '
                    "variance 1 over ImageNet, -1 to 1, or by CLIP's mean and variance (default: as the initial checkpoint "
                    'needs; else half for transformers, imagenet for others)']

@@ -231,16 +231,23 @@ class Block(keras.layers.Layer):
         shape = tf.shape(inputs)
         # A row is a token: a product of two matrices is faster, in both passes, than a batch times a matrix.
         rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        qkv = tf.reshape(self.qkv(self.norms[0](rows)), [-1, *inputs.shape[1:-1], 3, self.heads,
-                                                         inputs.shape[-1] // self.heads])
-        queries, keys, values = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
-        if self.rotations:
-            queries, keys = (_rotary.rotated(each, *self.rotations) for each in (queries, keys))
-        attended = tf.transpose(attention(queries, keys, values), [0, 2, 1, 3])
-        rows += self._branch(0, self.proj(tf.reshape(attended, tf.shape(rows))), shape, training)
+        rows += self._branch(0, self.proj(self.attend(self.norms[0](rows), inputs.shape)), shape, training)
         hidden = GELUS[self.gelu](self.fc1(self.norms[1](rows)))
         rows += self._branch(1, self.fc2(hidden), shape, training)
         return tf.reshape(rows, shape)
+
+    def attend(self, rows, shape):
+        """Let all tokens of an image attend to each other: rows [B·T, C] of inputs of a shape -> the same."""
+        return self.attend_to_all(rows, shape[1])
+
+    def attend_to_all(self, rows, tokens, bias=None):
+        """Let groups of tokens attend to each other: rows [groups · tokens, C] -> the same; see `attention` for the bias."""
+        qkv = tf.reshape(self.qkv(rows), [-1, tokens, 3, self.heads, rows.shape[-1] // self.heads])
+        queries, keys, values = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+        if self.rotations:
+            queries, keys = (_rotary.rotated(each, *self.rotations) for each in (queries, keys))
+        attended = attention(queries, keys, values, bias)
+        return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), tf.shape(rows))
 
     def _branch(self, number, rows, shape, training):
         """Return the output of a branch: rows [B·T, C] -> [B·T, C] float32."""
@@ -290,8 +297,13 @@ class MapHead(keras.layers.Layer):
         return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), 'float32')
 
 
-def attention(queries, keys, values):
-    """Compute softmax(q·k / √D)·v per head: [B, heads, Q, D], [B, heads, T, D], [B, heads, T, D] -> [B, heads, Q, D]."""
-    products = tf.matmul(queries * queries.shape[-1] ** -0.5, keys, transpose_b=True)
-    weights = tf.nn.softmax(tf.cast(products, tf.float32))
+def attention(queries, keys, values, bias=None):
+    """Compute softmax(q·k / √D + bias)·v per head: [B, heads, Q, D], [B, heads, T, D], [B, heads, T, D] -> [B, heads, Q, D].
+
+    bias: float32 [N, heads, Q, T] of the groups of which each image has N, or None.
+    """
+    products = tf.cast(tf.matmul(queries * queries.shape[-1] ** -0.5, keys, transpose_b=True), tf.float32)
+    if bias is not None:
+        products = tf.reshape(tf.reshape(products, [-1, *bias.shape]) + bias, tf.shape(products))
+    weights = tf.nn.softmax(products)
     return tf.matmul(tf.cast(weights, values.dtype), values)

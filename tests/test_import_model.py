@@ -20,6 +20,7 @@ CHANNELS = (16, 64, 96, 128)
 # Names of a body and its surroundings in files of each code base, {name: shape}.
 RESNET = {'conv1.weight': (64, 3, 7, 7), 'bn1.running_mean': (64,), 'layer1.0.bn1.weight': (64,)}
 TRANSFORMER = {'patch_embed.proj.weight': (768, 3, 16, 16), 'pos_embed': (1, 129, 768), 'cls_token': (1, 1, 768)}
+SOLIDER = {'patch_embed.projection.weight': (96, 3, 4, 4), 'semantic_embed_w.0.weight': (192, 2)}
 CLIP = {'conv1.weight': (768, 3, 16, 16), 'positional_embedding': (129, 768), 'class_embedding': (768,)}
 
 
@@ -148,6 +149,7 @@ ORIGINS = {
     'transreid': ('base.', under('base.', TRANSFORMER) | norm_shapes('bottleneck', 768)),
     'clip_reid': ('image_encoder.', under('image_encoder.', CLIP) | norm_shapes('bottleneck', 768)
                   | norm_shapes('bottleneck_proj', 512)),
+    'solider': ('base.', under('base.', SOLIDER) | norm_shapes('bottleneck', 768)),
     'clip': ('visual.', under('visual.', CLIP)),
     'layumi': ('model.', under('model.', RESNET) | norm_shapes('classifier.add_block.1', 512)),
     'plain': ('', RESNET),
