@@ -93,6 +93,8 @@ def test_bad_input_is_one_sentence(tmp_path, sequence):
     for arguments, part in (((model, '--detections', tmp_path / 'text.txt'), 'line 1'),
                             ((model, '--detections', tmp_path / 'low.txt'), '--min_confidence'),
                             ((model, '--detections', tmp_path / 'none.txt'), 'none.txt'),
+                            ((tmp_path / 'text.txt',), 'onnxruntime does not load'),
+                            ((tmp_path / 'none.onnx',), 'onnxruntime does not load'),
                             ((tmp_path / 'two.onnx',), '2 inputs'), ((tmp_path / 'any.onnx',), '--any_size')):
         done = track(sequence, arguments[0], out, *arguments[1:])
         assert done.returncode == 1 and part in done.stderr and 'Traceback' not in done.stderr, done.stderr

@@ -146,7 +146,10 @@ def load(path):
     The file's input says how: [batch, 3, height, width] takes RGB normalised by ImageNet's mean and standard deviation,
     as trackers exchange models; [batch, height, width, 3] takes RGB from 0 to 255.
     """
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    except Exception as error:  # The errors of onnxruntime have no class in common.
+        raise ValueError(f'onnxruntime does not load {path}: {" ".join(str(error).split())}') from error
     if len(session.get_inputs()) != 1:
         raise ValueError(f'{path} takes {len(session.get_inputs())} inputs; a model of this tracker takes images only.')
     given = session.get_inputs()[0]
