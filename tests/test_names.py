@@ -72,6 +72,14 @@ def test_lookalikes_within_and_between_sets_are_warned_of(capsys):
     assert capsys.readouterr().err == ''
 
 
+def test_images_in_several_rows_are_warned_of(capsys):
+    rows = ('1', 'a.png'), ('1', 'b.png'), ('2', 'a.png'), ('1', 'a.png')
+    warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows[1:3]))
+    assert capsys.readouterr().err == ''
+    warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows))
+    assert capsys.readouterr().err.startswith('warning: 2 rows of g.csv repeat an image')
+
+
 def test_an_excluder_that_disagrees_with_the_csv_files_is_warned_of(capsys):
     query = dataset('q.csv', ('7', '7_c1s1_1.jpg'), ('8', '8_c1s1_1.jpg'), ('-1', '-1_c1s1_1.jpg'))
     gallery = dataset('g.csv', ('7', '7_c1s1_2.jpg'), ('8', '8_c2s1_2.jpg'), ('-1', '-1_c2s1_1.jpg'), ('0', '0_c1s1_1.jpg'))

@@ -122,11 +122,17 @@ def set_name(path):
 
 
 def warn_of_lookalikes(*datasets):
-    """Warn of identities, tracklets and paths that differ only in their spelling, within and between datasets.
+    """Warn of identities, tracklets and paths that differ only in their spelling, within and between datasets; and of
+    images that one dataset holds in several rows, which count several times.
 
     Identities and tracklets are compared without leading zeros, case and Unicode form; paths without case and Unicode
     form. They count as different names all the same.
     """
+    for dataset in datasets:
+        # Hashes of 8 bytes, because a set of the paths of millions of images would take most of the memory.
+        hashes = np.sort(np.fromiter(map(hash, dataset.fids), np.int64, len(dataset)))
+        if repeated := int((hashes[1:] == hashes[:-1]).sum()):
+            warn(f'{repeated} rows of {dataset.path} repeat an image of an earlier row, which counts again each time.')
     paths = ' and '.join(dict.fromkeys(dataset.path for dataset in datasets))
     pids = set().union(*(dataset.pids for dataset in datasets))
     tracklets = set().union(*(zip(dataset.pids, dataset.tracklets)
