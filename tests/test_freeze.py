@@ -543,6 +543,7 @@ def test_exports_that_do_not_embed(folder, plain_exports, tmp_path, monkeypatch)
     image = ['batch', 3, 32, 16]
     refused(write_onnx(tmp_path / 'two.onnx', [image, image]), r'it has 2 inputs \(input0, input1\) where one is expected')
     refused(write_onnx(tmp_path / 'rank.onnx', [['batch', 3, 32]]), 'its input has 3 dimensions where images have 4')
+    refused(write_onnx(tmp_path / 'no_rank.onnx', [None]), 'its input has any number of dimensions, not 4')
     refused(write_onnx(tmp_path / 'any.onnx', [['batch', 3, 'h', 'w']]),
             'does not determine --pixels and --net_input_height and --net_input_width: give them')
     refused(tmp_path / 'any.onnx', '--layout nhwc contradicts .*nchw', '--layout', 'nhwc', '--pixels', 'unit')

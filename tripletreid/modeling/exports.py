@@ -223,8 +223,10 @@ def _shape(sides):
     """Return a shape as a tuple of 4 numbers, None for any number. Raises InputError where there are not 4."""
     try:
         shape = tuple(None if side is None else int(side) for side in sides)
-    except ValueError as error:  # TensorFlow does not know how many there are.
-        raise InputError('its input has any number of dimensions, not 4') from error
+    except ValueError:  # TensorFlow does not give a number; ONNX Runtime gives an empty shape.
+        shape = ()
+    if not shape:
+        raise InputError('its input has any number of dimensions, not 4')
     if len(shape) != 4:
         raise InputError(f'its input has {len(shape)} dimensions where images have 4')
     return shape
