@@ -28,8 +28,9 @@ LONGEST_CMC = 100_000  # Further ranks would only make the file large.
 
 def make_parser():
     """Return the parser of evaluate.py's command line."""
-    others = ('diagonal', 'frames_later', 'regex', 'sequence')
-    benchmarks = [name for name in plugins.choices('excluders') if name not in others]
+    # An excluder of a benchmark needs no argument and reads the camera off a file name.
+    excluders = {name: plugins.load('excluders', name) for name in plugins.choices('excluders')}
+    benchmarks = [name for name, module in excluders.items() if hasattr(getattr(module, 'Excluder', None), 'ids')]
     parser = argument_types.ArgumentParser(
         description='Evaluate embeddings.',
         usage='%(prog)s --query_dataset CSV --query_embeddings H5\n'
@@ -49,9 +50,10 @@ def make_parser():
         f'diagonal: only the query file itself; {", ".join(benchmarks)}: images of its identity in its own camera, read '
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
         'file names by a pattern with the groups (?P<pid>…) and (?P<cid>…); sequence:PATTERN: images of its identity in '
-        'its own sequence, with the groups (?P<pid>…) and (?P<sid>…); frames_later:N: every image except the '
-        'frame of its sequence N frames later, read off file names as of make_dataset.py mot, or by '
-        'frames_later:N:PATTERN with the groups (?P<sid>…) and (?P<frame>…)')
+        'its own sequence, with the groups (?P<pid>…) and (?P<sid>…); frames_later:N: every image except those '
+        'of its own sequence N frames later, read off file names as make_dataset.py mot writes them, or by '
+        'frames_later:N:PATTERN with the groups (?P<sid>…) and (?P<frame>…). A PATTERN is searched in the name of a file, '
+        'or in its whole path if the PATTERN contains a slash')
     add('--metric', choices=METRICS, help='distance of embeddings, usually the metric of the training')
 
     add = parser.add_argument_group('how and where').add_argument

@@ -1,11 +1,9 @@
 """The benchmarks' rule: a query ignores images of its own identity in its own camera, and junk."""
 import functools
-import re
 
 import numpy as np
 
-from excluders import _same_key
-from tripletreid.errors import InputError
+from excluders import _pattern, _same_key
 from tripletreid.names import JUNK
 
 
@@ -43,34 +41,10 @@ class SameCameraExcluder:
 
     def ids(self, fids):
         """Return the identity and the camera of each file id: a list of (str, str) [N]."""
-        search = re.compile(self.pattern).search
-        whole = '/' in self.pattern
-        ids = []
-        for fid in fids:
-            match = search(fid if whole else fid.rpartition('/')[2])
-            both = match.group(*self.groups) if match else (None, None)
-            if None in both:
-                raise InputError(f'The file name {fid} does not fit the pattern {self.pattern} of the excluder.')
-            ids.append(both)
-        return ids
+        return _pattern.read(self.pattern, self.groups, fids)
 
 
-def with_pattern(excluder, pattern, flag):
-    """Return an excluder class with the pattern of a flag.
-
-    Args:
-        excluder: SameCameraExcluder or a subclass; its `groups` are the named groups that the pattern needs.
-        pattern: regular expression.
-        flag: example of the flag's value, for the message.
-
-    Raises:
-        InputError: not a regular expression, or one without the groups.
-    """
-    try:
-        groups = re.compile(pattern).groupindex
-    except re.error as error:
-        raise InputError(f'{pattern!r} of --excluder is not a regular expression: {error}.') from error
-    if not set(excluder.groups) <= set(groups):
-        needed = ' and '.join(f'(?P<{group}>…)' for group in excluder.groups)
-        raise InputError(f'The pattern {pattern!r} of --excluder needs the named groups {needed}, as in {flag}.')
+def with_pattern(excluder, pattern, example):
+    """Return SameCameraExcluder or a subclass with the pattern of a flag; see `_pattern.check`."""
+    _pattern.check(pattern, excluder.groups, example)
     return functools.partial(excluder, pattern=pattern)

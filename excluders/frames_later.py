@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from excluders import _same_key
+from excluders import _pattern, _same_key
 from tripletreid.errors import InputError
 
 EXAMPLES = ('MOT17-02/3_000001.png', 'MOT17-02/4_000026.png')
@@ -18,7 +18,7 @@ GROUPS = ('sid', 'frame')
 
 
 def with_argument(text):
-    """Return the excluder of 'N' or 'N:PATTERN'; the pattern is searched in the whole file id.
+    """Return the excluder of 'N' or 'N:PATTERN'; `_pattern.read` describes where the pattern is searched.
 
     Raises:
         InputError: not a number of frames, not a regular expression, or one without the groups `sid` and `frame`.
@@ -26,14 +26,9 @@ def with_argument(text):
     count, _, pattern = text.partition(':')
     if not re.fullmatch(r'[1-9]\d{0,8}', count):
         raise InputError(f'--excluder frames_later:{text} needs a number of frames, as in frames_later:25.')
-    try:
-        groups = re.compile(pattern).groupindex if pattern else GROUPS
-    except re.error as error:
-        raise InputError(f'{pattern!r} of --excluder is not a regular expression: {error}.') from error
-    if not set(GROUPS) <= set(groups):
-        raise InputError(f'The pattern {pattern!r} of --excluder needs the named groups (?P<sid>…) for the sequence and '
-                         f'(?P<frame>…) for the number of the frame.')
-    return functools.partial(FramesLaterExcluder, frames=int(count), pattern=pattern or PATTERN)
+    pattern = pattern or PATTERN
+    _pattern.check(pattern, GROUPS, f'frames_later:{count}:{PATTERN}')
+    return functools.partial(FramesLaterExcluder, frames=int(count), pattern=pattern)
 
 
 class FramesLaterExcluder:
@@ -48,7 +43,7 @@ class FramesLaterExcluder:
             pattern: regular expression with the groups GROUPS.
 
         Raises:
-            InputError: a file name that does not match the pattern.
+            InputError: a file name that does not match the pattern, or whose frame is not a number.
         """
         self.frames, self.pattern = frames, pattern
         self.same_time = _same_key.SameKey(self._times(gallery_fids))
@@ -59,10 +54,8 @@ class FramesLaterExcluder:
 
     def _times(self, fids):
         """Return the sequence and the number of the frame of each file id, a list of (str, int) [N]."""
-        search = re.compile(self.pattern).search
-        matches = [search(fid) for fid in fids]
-        for fid, match in zip(fids, matches):
-            if not (match and match['sid'] is not None and re.fullmatch(r'[0-9]{1,18}', match['frame'] or '')):
-                raise InputError(f'{fid} does not name a sequence and a frame by the pattern {self.pattern} of the '
-                                 f'excluder.')
-        return [(match['sid'], int(match['frame'])) for match in matches]
+        times = _pattern.read(self.pattern, GROUPS, fids)
+        for fid, (_, frame) in zip(fids, times):
+            if not re.fullmatch(r'[0-9]{1,18}', frame):
+                raise InputError(f'The frame {frame!r} of {fid} is not a number: the pattern is {self.pattern}.')
+        return [(sid, int(frame)) for sid, frame in times]

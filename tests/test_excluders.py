@@ -70,9 +70,9 @@ def test_frames_later_ignores_all_but_one_moment_of_the_sequence():
 @pytest.mark.parametrize('name, part', [
     ('frames_later', 'needs a number of frames'), ('frames_later:0', 'needs a number of frames'),
     ('frames_later:5:(', 'is not a regular expression'), ('frames_later:5:(?P<sid>.)', 'needs the named groups'),
-    ('frames_later:5', 'bob/1.png does not name a sequence and a frame'),
-    (r'frames_later:5:(?P<sid>bob)(?P<frame>\d)?', 'does not name a sequence and a frame'),
-    (r'frames_later:5:(?P<sid>bob)/(?P<frame>.+)', 'does not name a sequence and a frame')])
+    ('frames_later:5', 'bob/1.png does not fit the pattern'),
+    (r'frames_later:5:(?P<sid>bob)(?P<frame>\d)?', 'does not fit the pattern'),
+    (r'frames_later:5:(?P<sid>bob)/(?P<frame>.+)', "The frame '1.png' of bob/1.png is not a number")])
 def test_frames_later_refuses(name, part):
     with pytest.raises(InputError, match=re.escape(part)):
         exclusion.load(name)(['bob/1.png'])
