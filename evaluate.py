@@ -50,8 +50,8 @@ def make_parser():
         f'diagonal: only the query file itself; {", ".join(benchmarks)}: images of its identity in its own camera, read '
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
         'file names by a pattern with the groups (?P<pid>…) and (?P<cid>…); sequence:PATTERN: images of its identity in '
-        'its own sequence, with the groups (?P<pid>…) and (?P<sid>…); frames_later:N: every image except those '
-        'of its own sequence N frames later, read off file names as make_dataset.py mot writes them, or by '
+        'its own sequence, with the groups (?P<pid>…) and (?P<sid>…); frames_later:N: every image except the '
+        'images of its own sequence N frames later, read off file names as make_dataset.py mot writes them, or by '
         'frames_later:N:PATTERN with the groups (?P<sid>…) and (?P<frame>…). A PATTERN is searched in the name of a file, '
         'or in its whole path if the PATTERN contains a slash')
     add('--metric', choices=METRICS, help='distance of embeddings, usually the metric of the training')
