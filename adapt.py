@@ -33,7 +33,7 @@ def make_parser():
               '       %(prog)s --experiment_root DIR --resume',
         example='python adapt.py --experiment_root runs/new --initial_root runs/first --images photos --rounds 10\n'
                 'python adapt.py --experiment_root runs/new --resume\n'
-                'python adapt.py --experiment_root runs/new --initial_root runs/first --images photos \\\\\n'
+                'python adapt.py --experiment_root runs/new --initial_root runs/first --images photos \\\n'
                 '    -- --learning_rate 1e-4 --random_erasing 0.5')
     add = parser.add_argument_group('input and output').add_argument
     add('--experiment_root', required=True, metavar='DIR', help='new folder for the rounds and the adapted checkpoints')
@@ -41,19 +41,19 @@ def make_parser():
     add('--checkpoint', metavar='NAME', help='checkpoint in the initial root (default: the last one)')
     add('--images', metavar='FOLDER', help='folder of unlabelled images, or a csv file; identities in the csv file are only '
         'compared with the clusters')
-    add('--image_root', metavar='DIR', help='folder that the paths of a csv file are relative to (default: the one of the '
+    add('--image_root', metavar='DIR', help='folder that the paths of a csv file are relative to (default: as in the '
         'initial training)')
     add('--resume', action='store_true', help='continue an interrupted adaptation; all flags are loaded from its adapt.json')
 
     add = parser.add_argument_group('rounds').add_argument
-    add('--rounds', type=positive_int, default=20, metavar='N', help='at most; with --resume a larger number continues '
-        '(default: %(default)s)')
+    add('--rounds', type=positive_int, default=20, metavar='N', help='largest number of rounds; with --resume, a '
+        'number above the earlier one adds rounds (default: %(default)s)')
     add('--stop_at', type=fraction, default=0.98, metavar='F', help='stop when the clusters agree with the round before by '
         'this pairwise F (default: %(default)s)')
     add('train_flags', nargs='*', metavar='-- FLAG', help='flags of train.py for each round, after --; net, '
         f'metric and augmentation are inherited from the initial training, other defaults are {" ".join(DEFAULTS)}')
 
-    add = parser.add_argument_group('clustering, as of cluster.py').add_argument
+    add = parser.add_argument_group('clustering, as in cluster.py').add_argument
     add('--camera', metavar='PATTERN', help='regular expression for the camera in a file name: the mean embedding of each '
         "camera is subtracted, and the images of an identity in a batch come from many cameras")
     cluster_flags.add_to(add, 'chosen by the data in each round')

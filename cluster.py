@@ -37,7 +37,7 @@ def make_parser():
         example='python cluster.py --images photos --experiment_root runs/first --out groups.csv\n'
                 'python visualize.py clusters groups.csv')
     add = parser.add_argument_group('input and output').add_argument
-    add('--embeddings', **EMBEDDINGS_OPTIONS, help='.h5 file of embed.py or search.py, or all of its parts')
+    add('--embeddings', **EMBEDDINGS_OPTIONS, help='.h5 file of embed.py, or all of its shards')
     add('--images', metavar='FOLDER', help='folder or csv file of images to embed first, with --experiment_root')
     add('--experiment_root', metavar='DIR', help='training run whose net embeds --images')
     add('--checkpoint', metavar='NAME', help='checkpoint in the experiment root (default: the last one)')

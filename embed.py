@@ -60,9 +60,9 @@ def make_parser():
         '(default: as the graph has it)')
     add('--net_input_width', type=argument_types.side, metavar='W', needs='--exported', help='width of the images '
         '(default: as the graph has it)')
-    add('--resize', choices=('tf1', 'bilinear', 'bicubic'), needs='--exported', help='resizing of images, as of train.py '
+    add('--resize', choices=('tf1', 'bilinear', 'bicubic'), needs='--exported', help='resizing of images, as in train.py '
         '(default: bilinear)')
-    add('--jpeg', choices=('fast', 'accurate'), needs='--exported', help='JPEG decoder, as of train.py '
+    add('--jpeg', choices=('fast', 'accurate'), needs='--exported', help='JPEG decoder, as in train.py '
         '(default: accurate)')
 
     add = parser.add_argument_group('more').add_argument

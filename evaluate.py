@@ -41,11 +41,11 @@ def make_parser():
                 '    --query_dataset csv/query.csv --query_embeddings runs/first/query_embeddings.h5 \\\n'
                 '    --gallery_dataset csv/test.csv --gallery_embeddings runs/first/test_embeddings.h5')
     add = parser.add_argument_group('required').add_argument
-    add('--query_dataset', metavar='CSV', help='csv file: identity,relative/path.jpg per line')
-    add('--query_embeddings', **argument_types.EMBEDDINGS_OPTIONS, help='its embeddings, as embed.py writes them: one file, '
-        'or all of its shards')
-    add('--gallery_dataset', metavar='CSV', help='csv file of the images to search')
-    add('--gallery_embeddings', **argument_types.EMBEDDINGS_OPTIONS, help='their embeddings')
+    add('--query_dataset', metavar='CSV', help='csv file of the queries: identity,relative/path.jpg per line')
+    add('--query_embeddings', **argument_types.EMBEDDINGS_OPTIONS, help='embeddings of the queries, as embed.py writes '
+        'them: one file, or all of its shards')
+    add('--gallery_dataset', metavar='CSV', help='csv file of the gallery, the images to search')
+    add('--gallery_embeddings', **argument_types.EMBEDDINGS_OPTIONS, help='embeddings of the gallery')
     add('--excluder', type=argument_types.excluder, metavar='NAME', help='which gallery images a query ignores. '
         f'diagonal: only the query file itself; {", ".join(benchmarks)}: images of its identity in its own camera, read '
         'off file names as in that dataset; regex:PATTERN: images of its identity in its own camera, read off your own '
@@ -75,7 +75,7 @@ def make_parser():
         help='more images of the queries, as gt_bbox of Market-1501: a query becomes the mean of the images of its identity '
         'in its camera')
     add('--multi_query_embeddings', **argument_types.EMBEDDINGS_OPTIONS, needs='--multi_query_dataset',
-        help='their embeddings')
+        help='embeddings of these images')
     add('--rerank', action='store_true', help='re-rank by k-reciprocal neighbours (Zhong et al. 2017)')
     add('--rerank_k1', type=argument_types.positive_int, default=20, metavar='K1', needs='--rerank', help='number of '
         'neighbours that may be reciprocal (default: %(default)s)')
@@ -83,14 +83,14 @@ def make_parser():
         'neighbours whose encodings are averaged (default: %(default)s)')
     add('--rerank_lambda', type=argument_types.fraction, default=0.3, metavar='L', needs='--rerank', help='weight of the '
         'original distance (default: %(default)s)')
-    add('--by_camera', action='store_true', help='also mAP per pair of query and gallery camera')
+    add('--by_camera', action='store_true', help='also report the mAP per pair of query and gallery camera')
     add('--verification', action='store_true', help='also verify all pairs of a query and a gallery image: ROC, EER, '
         'and thresholds with TPR at FPR; with queries without a match also open-set identification, DIR at FAR')
     add('--hold_out', type=argument_types.inner_fraction, metavar='F', needs='--verification', help='for open-set '
         'identification: remove the images of this fraction of the query identities, picked at random, from the gallery')
     add('--threshold_from', metavar='JSON', help='apply a threshold of another evaluation with --verification, and verify '
         'as well')
-    add('--fpr', type=argument_types.fraction, default=1e-3, metavar='F', needs='--threshold_from', help='FPR of that '
+    add('--fpr', type=argument_types.fraction, default=1e-3, metavar='F', needs='--threshold_from', help='FPR of the '
         'threshold (default: %(default)s)')
 
     add = parser.add_argument_group('instead of evaluating').add_argument

@@ -36,8 +36,8 @@ def make_parser():
     model = parser.add_argument_group('model')
     source = model.add_mutually_exclusive_group()
     source.add_argument('--experiment_root', metavar='DIR', help='folder of a training run or of an imported model')
-    source.add_argument('--checkpoint_name', metavar='PATH', help='a checkpoint instead; an args.json next to it describes '
-                        'the model, and the flags up to --stem do without one')
+    source.add_argument('--checkpoint_name', metavar='PATH', help='checkpoint in place of an experiment root; an '
+                        'args.json next to it describes the model, or else the following flags do')
     source.add_argument('--describe', metavar='CHECKPOINT', help='list the content of an experiment root, of one of its '
                         "checkpoints or of a file of TF-Slim's, and the net and head that it fits; export nothing")
     add = model.add_argument
@@ -75,7 +75,7 @@ def make_parser():
     add('--check_dataset', metavar='CSV', help=f'csv file whose first {CHECKED_IMAGES} images the export must embed as '
         'embed.py does (default: generated images)')
     add('--image_root', metavar='DIR', needs='--check_dataset or --calibration',
-        help="folder that their paths are relative to (default: the training's)")
+        help="folder that the paths in these csv files are relative to (default: the training's)")
     add('--save_graph', action='store_true', help='also write the graph for TensorBoard to the folder logs')
 
     add = parser.add_argument_group('speed').add_argument

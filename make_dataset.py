@@ -29,32 +29,36 @@ LOOKED_AT_ONCE = 1024  # Images per task of a cluster's worker.
 
 def main():
     parser = ArgumentParser(
-        description=__doc__, example='python make_dataset.py folder products --val_fraction 0.2 --query_per_identity 2\n'
-                                     'python make_dataset.py folder --help')
+        description=__doc__.partition('\n')[0],
+        example='python make_dataset.py folder products --val_fraction 0.2 --query_per_identity 2\n'
+                'python make_dataset.py check data/folder_train.csv data/folder_test.csv products\n'
+                'python make_dataset.py folder --help')
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
     command_of_name = {}
     for name in plugins.choices('layouts'):
         layout = plugins.load('layouts', name)
         command = commands.add_parser(name, help=(layout.__doc__ or name).splitlines()[0], description=layout.__doc__,
                                       example=f'python make_dataset.py {name} ~/{name} --out csv')
-        command.add_argument('root', metavar='ROOT', help='the folder as downloaded and unpacked')
-        command.add_argument('--out', default='data', help='folder for the csv files (default data)')
+        command.add_argument('root', metavar='ROOT', help='folder of the dataset, as downloaded and unpacked')
+        command.add_argument('--out', default='data', help='folder for the csv files (default: data)')
         command.add_argument('--name', default=name, type=file_name,
-                             help=f'beginning of the names of the csv files (default {name})')
+                             help=f'beginning of the names of the csv files (default: {name})')
         if hasattr(layout, 'add_arguments'):
             layout.add_arguments(command)
         command_of_name[name] = command
     command = commands.add_parser('check', help='Look at every image of csv files.', description=check.__doc__,
                                   example='python make_dataset.py check csv/folder_train.csv csv/folder_test.csv products')
     command.add_argument('csv', metavar='CSV', nargs='+', help='csv files; images that several of them share are reported')
-    command.add_argument('root', metavar='ROOT', help='the folder that the paths in the csv files are relative to')
+    command.add_argument('root', metavar='ROOT', help='folder that the paths in the csv files are relative to')
     command.add_argument('--dask', metavar='ADDRESS', help='let the workers of a Dask cluster look at the images: '
                          f'{DASK_ADDRESS}')
     command = commands.add_parser('join', help='Make one csv file of several.', description=join.__doc__,
                                   example='python make_dataset.py join both.csv market=market_train.csv duke=duke_train.csv')
-    command.add_argument('out', metavar='OUT', help='the csv file to write')
-    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=named_csv, help='the csv files to join')
-    command.add_argument('--image_root', metavar='DIR', help='the folder with the folders NAME; compares the images, too')
+    command.add_argument('out', metavar='OUT', help='csv file to write')
+    command.add_argument('sets', metavar='NAME=CSV', nargs='+', type=named_csv, help='csv files to join, each '
+                         'with the beginning of its identities and paths')
+    command.add_argument('--image_root', metavar='DIR', help='folder with the folders NAME; images with the same '
+                         'content in two sets are then reported')
     args = parser.parse_args()
     if args.command in command_of_name:
         command_of_name[args.command].check(args)

@@ -32,7 +32,8 @@ def make_parser():
         description='Search a gallery with photos. They should show the same kind of crop as the training images: nothing\n'
                     'is detected or cropped here.',
         usage='%(prog)s --experiment_root DIR --gallery FOLDER PHOTO [PHOTO ...] [more flags]\n'
-              '       %(prog)s --experiment_root DIR --gallery FOLDER --serve [more flags]',
+              '       %(prog)s --experiment_root DIR --gallery FOLDER --serve [more flags]\n'
+              '       %(prog)s --exported MODEL --gallery FOLDER PHOTO [PHOTO ...] [more flags]',
         example='python search.py --experiment_root runs/first --gallery photos photo.jpg --report found.html\n'
                 'python search.py --experiment_root runs/first --gallery photos photo.jpg \\\n'
                 '    --threshold_from runs/first/evaluation.json --fpr 1e-3\n'

@@ -30,14 +30,11 @@ UPRIGHT = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRAN
 def parse_args():
     parser = argument_types.ArgumentParser(
         description=__doc__, example='python trinet_embed.py files.txt market1501_trinet.npz > embeddings.csv')
-    parser.add_argument('image_list', metavar='files.txt', help='Text file with the path of one image per line.')
-    parser.add_argument('weights', metavar='weights.npz', help='The released weights (market1501, mars, …).')
-    parser.add_argument('--batch_size', type=int, default=16,
-                        help='How many images (of ten crops each) to embed at once. Default: %(default)s.')
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f'argument --batch_size: {args.batch_size} is not positive')
-    return args
+    parser.add_argument('image_list', metavar='files.txt', help='text file with the path of one image per line')
+    parser.add_argument('weights', metavar='weights.npz', help='file of the released weights (market1501, mars, …)')
+    parser.add_argument('--batch_size', type=argument_types.positive_int, default=16, metavar='B',
+                        help='number of images, of ten crops each, per batch (default: %(default)s)')
+    return parser.parse_args()
 
 
 def main():

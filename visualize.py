@@ -46,17 +46,20 @@ def evaluation_flags():
     flags = ArgumentParser(add_help=False)
     add = flags.add_argument
     add('evaluation', metavar='EVALUATION', help='JSON file of evaluate.py')
-    add('--query_dataset', metavar='CSV', help='the csv file of the queries, if it was moved since')
-    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the queries, if they were moved since')
-    add('--gallery_dataset', metavar='CSV', help='the csv file of the gallery, if it was moved since')
-    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the gallery, if they were moved since')
+    add('--query_dataset', metavar='CSV', help='csv file of the queries, if it was moved since the evaluation')
+    add('--query_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the queries, if they were moved since the '
+        'evaluation')
+    add('--gallery_dataset', metavar='CSV', help='csv file of the gallery, if it was moved since the evaluation')
+    add('--gallery_embeddings', **EMBEDDINGS_OPTIONS, help='embeddings of the gallery, if they were moved since the '
+        'evaluation')
     return flags
 
 
 def list_flags():
     """Return a parser of the flag of ranked lists."""
     flags = ArgumentParser(add_help=False)
-    flags.add_argument('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (%(default)s)')
+    flags.add_argument('--top_k', type=positive_int, default=10, metavar='K', help='length of a ranked list (default: '
+                       '%(default)s)')
     return flags
 
 
@@ -65,8 +68,8 @@ def choice_flags():
     flags = ArgumentParser(add_help=False)
     add = flags.add_argument
     add('--choose', choices=('worst', 'best', 'random'), default='worst', help='which queries: with the lowest or '
-        'the highest AP, or any with a match (%(default)s)')
-    add('--count', type=positive_int, default=8, metavar='N', help='how many queries (%(default)s)')
+        'the highest AP, or any with a match (default: %(default)s)')
+    add('--count', type=positive_int, default=8, metavar='N', help='number of queries (default: %(default)s)')
     add('--queries', nargs='+', metavar='FILE', help='exactly these queries, as the csv file names them')
     return flags
 
@@ -77,7 +80,7 @@ def image_flags():
     add = flags.add_argument
     add('--image_root', metavar='DIR', help='folder of the images, if they were moved since they were embedded')
     add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
-    add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
+    add('--seed', type=non_negative_int, default=0, help='seed of random choices (default: %(default)s)')
     return flags
 
 
@@ -97,11 +100,13 @@ def make_parser():
     add = commands.add_parser('regions', parents=[evaluated, chosen, pictured],
                               example='python visualize.py regions runs/first/evaluation.json --count 4',
                               help='the parts of queries and of their nearest images that make them near').add_argument
-    add('--top_k', type=positive_int, default=3, metavar='K', help='how many of the nearest images (%(default)s)')
+    add('--top_k', type=positive_int, default=3, metavar='K', help='number of nearest images per query (default: '
+        '%(default)s)')
     add('--method', choices=('pairs', 'occlusion'), help='pairs: divide the similarity into pairs of places of the last '
         'feature map, exactly where the layers after it are linear, else by their gradient; occlusion: cover a cell of an '
         'image and measure the distance (default: pairs where the net has such a map)')
-    add('--experiment_root', metavar='ROOT', help='experiment root of the embeddings, if it was moved since')
+    add('--experiment_root', metavar='ROOT', help='experiment root of the embeddings, if it was moved since they '
+        'were made')
     add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: EVALUATION_regions.png)')
 
     add = commands.add_parser('report', parents=[evaluated, ranked, pictured],
@@ -110,43 +115,45 @@ def make_parser():
     add('--compare', metavar='OTHER', help='an earlier evaluation of the same queries and gallery: which queries got '
         'better or worse since')
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of '
-        f'holding thumbnails of them, of which it takes {MOST_MEGABYTES} MB at most')
+        f'embedding thumbnails, which may take {MOST_MEGABYTES} MB in total')
     add('--filename', metavar='HTML', help='page to write (default: EVALUATION.html)')
 
     add = commands.add_parser('embeddings', parents=[pictured],
                               example='python visualize.py embeddings runs/first/folder_test_embeddings.h5',
                               help="a scatter plot, and data for TensorBoard's projector").add_argument
-    add('embeddings', nargs='+', metavar='EMBEDDINGS', help='.h5 file of embed.py, or all of its parts')
-    add('--dataset', metavar='CSV', help='its csv file, if it was moved since')
-    add('--projection', choices=('pca', 'tsne'), default='pca', help='from more than two dimensions to two '
-        '(%(default)s)')
-    add('--identities', type=non_negative_int, default=MOST_NAMED, metavar='N', help='how many identities, picked at '
-        'random; 0: all (%(default)s)')
-    add('--projector', metavar='DIR', help="also write the same images' vectors, names and thumbnails for "
-        "TensorBoard's projector")
+    add('embeddings', nargs='+', metavar='EMBEDDINGS', help='.h5 file of embed.py, or all of its shards')
+    add('--dataset', metavar='CSV', help='csv file of the embeddings, if it was moved since they were made')
+    add('--projection', choices=('pca', 'tsne'), default='pca', help='projection to two dimensions: principal '
+        'components or t-SNE (default: %(default)s)')
+    add('--identities', type=non_negative_int, default=MOST_NAMED, metavar='N', help='number of identities, picked at '
+        'random; 0: all (default: %(default)s)')
+    add('--projector', metavar='DIR', help="folder to which the embeddings, names and thumbnails of these images are "
+        "written for TensorBoard's projector")
     add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: EMBEDDINGS.png)')
 
     add = commands.add_parser('curves', example='python visualize.py curves runs/first runs/second',
                               help='loss, precision, active count, learning rate, … of runs').add_argument
     add('experiment_roots', nargs='+', metavar='EXPERIMENT_ROOT', help='experiment roots of the runs to draw')
-    add('--smoothing', type=positive_int, metavar='N', help='mean over N iterations; 1: none (a hundredth of the run)')
+    add('--smoothing', type=positive_int, metavar='N', help='number of iterations over which curves are '
+        'averaged; 1: no smoothing (default: a hundredth of the run)')
     add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: curves.png in the first '
         'experiment root)')
 
     add = commands.add_parser('augmentation', example='python visualize.py augmentation runs/first --count 4',
                               help='some training images, as the net of a run gets to see them').add_argument
     add('experiment_root', metavar='ROOT', help='experiment root')
-    add('--count', type=positive_int, default=6, metavar='N', help='how many images, picked at random (%(default)s)')
-    add('--image_root', nargs='+', action=OneOrMore, metavar='DIR', help='folder of the images, if they were moved since; '
-        'one for all sets, or one for each')
-    add('--seed', type=non_negative_int, default=0, help='of all that is picked at random (%(default)s)')
+    add('--count', type=positive_int, default=6, metavar='N', help='number of images, picked at random (default: '
+        '%(default)s)')
+    add('--image_root', nargs='+', action=OneOrMore, metavar='DIR', help='folder of the images, if they were moved since '
+        'the training; one for all sets, or one for each')
+    add('--seed', type=non_negative_int, default=0, help='seed of random choices (default: %(default)s)')
     add('--filename', metavar='PNG', help='picture to write, .png, .pdf, .svg, … (default: augmentation.png in the '
         'experiment root)')
 
     add = commands.add_parser('clusters', example='python visualize.py clusters groups.csv',
                               help='one HTML page to merge, split, name or throw out clusters').add_argument
     add('clusters', metavar='CSV', help='csv file of cluster.py')
-    add('--image_root', metavar='DIR', help='folder of the images (default: the one of cluster.py)')
+    add('--image_root', metavar='DIR', help='folder of the images (default: as given to cluster.py)')
     add('--allow_outside_root', action='store_true', help='also show images that lie outside of the image root')
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of embedding '
         'thumbnails')

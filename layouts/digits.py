@@ -18,7 +18,7 @@ TOTALS = {
 
 
 def add_arguments(parser):
-    parser.add_argument('--seed', type=int, default=0, help='seed of the split (default 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the split (default: 0)')
 
 
 def splits(root, seed=0):

@@ -34,11 +34,11 @@ def add_arguments(parser):
     parser.add_argument('--test_fraction', type=inner_fraction, metavar='F', needs='--val_fraction',
                         help='fraction of the identities held out in addition, for the score to report')
     parser.add_argument('--query_per_identity', type=positive_int, metavar='N',
-                        help='held-out images of an identity that are queries (default 1); the others are the test set')
+                        help='held-out images of an identity that are queries (default: 1); the others are the test set')
     parser.add_argument('--seed', type=int, default=0,
-                        help='seed of the choice of held-out identities and queries (default 0)')
+                        help='seed of the choice of held-out identities and queries (default: 0)')
     parser.add_argument('--depth', type=positive_int, default=1, metavar='N',
-                        help='number of nested folders that name an identity: 2 for Apple/Golden/1.jpg (default 1)')
+                        help='number of nested folders that name an identity: 2 for Apple/Golden/1.jpg (default: 1)')
     parser.add_argument('--no_split_folders', action='store_true',
                         help='folders called train, val, test, query and gallery are identities as well')
     parser.add_argument('--camera_folders', action='store_true',
@@ -54,7 +54,7 @@ def add_arguments(parser):
     parser.add_argument('--max_side', type=side, metavar='N', needs='--convert',
                         help='reduce copies to N pixels of the longer side (default: not)')
     parser.add_argument('--bits', type=bits, default=16, metavar='N', needs='--convert',
-                        help='bits that 16-bit pictures use, 9 to 16, e.g. 12 (default 16)')
+                        help='bits that 16-bit pictures use, 9 to 16, e.g. 12 (default: 16)')
 
 
 def bits(text):

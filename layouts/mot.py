@@ -32,14 +32,14 @@ def add_arguments(parser):
     parser.add_argument('--test_sequences', nargs='+', metavar='NAME', default=(),
                         help='sequences that are tested, the others train (none: all train)')
     parser.add_argument('--min_visibility', type=fraction, default=0.5, metavar='V',
-                        help='skip boxes with a lower visibility, 0 to 1 (default %(default)s)')
+                        help='skip boxes with a lower visibility, 0 to 1 (default: %(default)s)')
     parser.add_argument('--every', type=positive_int, default=5, metavar='N',
-                        help='take every Nth frame (default %(default)s)')
+                        help='take every Nth frame (default: %(default)s)')
     parser.add_argument('--walk_gap', type=positive_int, default=50, metavar='N',
                         help='frames without a person that end a walk: query and test set show different walks, since '
-                             'frames of one moment are found by any net (default %(default)s)')
+                             'frames of one moment are found by any net (default: %(default)s)')
     parser.add_argument('--tracklet_frames', type=positive_int, default=16, metavar='N',
-                        help='the most boxes per tracklet (default %(default)s)')
+                        help='the most boxes per tracklet (default: %(default)s)')
 
 
 class Box(typing.NamedTuple):

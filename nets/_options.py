@@ -17,8 +17,8 @@ Pixels = Annotated[Literal['imagenet', 'half', 'clip'], 'scaling of pixels, for 
                    'needs; else half for transformers, imagenet for others)']
 
 # The options of the transformers.
-TokenPooling = Annotated[Literal['avg', 'cls', 'map', 'projection', 'cls_projection'], 'of a transformer: the mean of the '
-                         "patches, the class token, multi-head attention pooling, CLIP's projection of the class token, or "
+TokenPooling = Annotated[Literal['avg', 'cls', 'map', 'projection', 'cls_projection'], 'pooling of a transformer: mean of '
+                         "the patches, class token, multi-head attention pooling, CLIP's projection of the class token, or "
                          'class token and projection (default: cls)']
 PatchStride = Annotated[positive_int, 'stride of the patches of a transformer (default: the size of a patch)']
 DropPath = Annotated[fraction, 'stochastic depth of a transformer: probability of skipping the last branches of an image, '

@@ -17,7 +17,8 @@ def add_to(add, threshold_default):
     """
     add('--method', choices=partition.METHODS, default='dbscan', help='clustering of the graph of neighbours (default: '
         '%(default)s)')
-    add('--threshold', type=inner_fraction, metavar='D', help=f'Jaccard distance, 0 to 1 (default: {threshold_default})')
+    add('--threshold', type=inner_fraction, metavar='D', help='Jaccard distance up to which images are grouped, 0 to '
+        f'1 (default: {threshold_default})')
     add('--min_size', type=positive_int, default=2, metavar='N', help='smaller clusters are outliers (default: %(default)s)')
     add('--min_samples', type=positive_int, default=4, metavar='N', help='images within the threshold that make a dense '
         'region of DBSCAN, the image itself included (default: %(default)s)')
