@@ -27,7 +27,7 @@ from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
-from tripletreid.search import gallery, image_files, index, photos, temporary_rows
+from tripletreid.search import database, gallery, image_files, index, photos, temporary_rows
 
 DIM = 3
 
@@ -238,7 +238,7 @@ def test_a_full_disk_loses_nothing_that_was_embedded(folder, monkeypatch):
         def row(path):
             return np.tile(Maker.row(path), 700)
 
-    def on_small_disk(connection, *args, prepare=index._prepare):
+    def on_small_disk(connection, *args, prepare=database._prepare):
         prepare(connection, *args)
         connection.execute('PRAGMA max_page_count = 20')
 
@@ -246,7 +246,7 @@ def test_a_full_disk_loses_nothing_that_was_embedded(folder, monkeypatch):
     path, maker, more = str(folder.parent / 'index.sqlite'), Wide(), Wide()
     maker.dim = more.dim = 3 * 700
     with monkeypatch.context() as patch:
-        patch.setattr(index, '_prepare', on_small_disk)
+        patch.setattr(database, '_prepare', on_small_disk)
         with pytest.raises(InputError, match='index.sqlite .*full'):
             index.up_to_date(path, files, maker, print)
     assert len(index.up_to_date(path, files, more, print)) == 10
