@@ -207,6 +207,8 @@ def export(args, trained, root, checkpoint, targets):
     tf.config.experimental.enable_tensor_float_32_execution(False)
     path = checkpoints.find_in_root(root, checkpoint) if root else checkpoints.find(args.checkpoint_name)
     evaluation = take_over_evaluation(args, path) if args.like else None
+    if args.max_loss is not None:
+        export_loss.check_protocol(evaluation)
     augmentation = {name: getattr(args, name) for name in model_card.TEST_TIME}
     view = inference_flags.view(trained, args.crop_augment, args.flip_augment)
     interface = export_module.Interface(args.input_dtype, args.layout, args.pixels if args.experiment_root else None,

@@ -656,6 +656,9 @@ def test_an_export_that_costs_too_much_is_refused(folder, tmp_path, monkeypatch,
     with pytest.raises(InputError, match='The export is not kept: mAP .*; --max_loss allows 0.5 points'):
         run_freeze(monkeypatch, *flags, tmp_path / 'b.tflite')
     assert not (tmp_path / 'b.tflite').exists() and mean_ap < 0.99
+    (tmp_path / 'pairs.csv').write_text(''.join(f'{number % 3},{number}.png\n' for number in range(5)))
+    with pytest.raises(InputError, match='evaluation.json is an evaluation of another gallery than .*pairs.csv'):
+        run_freeze(monkeypatch, *flags, tmp_path / 'b.tflite')
     content['parameters']['rerank'] = True
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match='was made with --rerank, and --max_loss compares embeddings of single images'):

@@ -120,6 +120,18 @@ class Evaluation:
         pairs = (self.gallery_hash, gallery_hash), (self.numbers['counts'].get('gallery'), count)
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
+    def check_queries(self, dataset):
+        """Raise InputError where a `Dataset` does not hold the queries of the evaluation."""
+        if self.fids != dataset.fids.tolist():
+            raise InputError(f'{self.path} is an evaluation of other queries than {dataset.path}. Evaluate again, or name '
+                             f'the csv file of then.')
+
+    def check_gallery(self, dataset):
+        """Raise InputError where a `Dataset` is known not to be the gallery of the evaluation."""
+        if self.is_of_other_gallery(dataset.content_hash(), len(dataset)):
+            raise InputError(f'{self.path} is an evaluation of another gallery than {dataset.path}. Evaluate again, or name '
+                             f'the csv file of then.')
+
 
 def read_evaluation(path):
     """Read evaluate.py's JSON file, and check the types and bounds of its values.

@@ -54,12 +54,12 @@ def open_evaluation(args):
     evaluation.gallery_embeddings, gallery = _open_located(
         args.gallery_embeddings or _file(evaluation, 'gallery_embeddings'),
         args.gallery_dataset or _file(evaluation, 'gallery_dataset'), args)
-    _check_queries(evaluation, query.dataset)
+    evaluation.check_queries(query.dataset)
     _check_making(evaluation)
     if evaluation.parameters.get('hold_out'):
         evaluation.gallery_embeddings, dataset = _without_held_out(evaluation, gallery.dataset, query.dataset)
         gallery = LocatedDataset(dataset, [gallery.paths[row] for row in evaluation.gallery_embeddings.kept])
-    _check_gallery(evaluation, gallery.dataset)
+    evaluation.check_gallery(gallery.dataset)
     _apply_protocol(evaluation, query.dataset)
     return evaluation, query, gallery
 
@@ -71,8 +71,8 @@ def open_other_evaluation(path, evaluation, query, gallery):
         InputError: it is of other ones, by another definition of AP, or with another excluder.
     """
     other = read_evaluation(path)
-    _check_queries(other, query.dataset)
-    _check_gallery(other, gallery.dataset)
+    other.check_queries(query.dataset)
+    other.check_gallery(gallery.dataset)
     if bool(other.parameters.get('use_market_ap')) != bool(evaluation.parameters.get('use_market_ap')):
         raise InputError(f'{path} and {evaluation.path} have different definitions of AP: only one of them was made '
                          f'with --use_market_ap. Evaluate one again.')
@@ -128,21 +128,9 @@ def _open_located(embeddings_path, dataset_path, args):
     return embeddings, LocatedDataset(dataset, image_paths(embeddings, dataset.fids, args))
 
 
-def _check_queries(evaluation, dataset):
-    if evaluation.fids != dataset.fids.tolist():
-        raise InputError(f'{evaluation.path} is an evaluation of other queries than {dataset.path}. Evaluate '
-                         f'again, or name the csv file of then.')
-
-
 def _check_making(evaluation):
     for side, embeddings in (('query', evaluation.query_embeddings), ('gallery', evaluation.gallery_embeddings)):
         check_unchanged(embeddings, evaluation.made_with.get(side, {}), evaluation.path)
-
-
-def _check_gallery(evaluation, dataset):
-    if evaluation.is_of_other_gallery(dataset.content_hash(), len(dataset)):
-        raise InputError(f'{evaluation.path} is an evaluation of another gallery than {dataset.path}. Evaluate '
-                         f'again, or name the csv file of then.')
 
 
 def image_paths(embeddings, fids, args):

@@ -31,7 +31,7 @@ class Explainer:
         Raises:
             InputError: no experiment root, another checkpoint, or a net or a metric without pairs of places.
         """
-        made_with = evaluation.made_with.get('gallery') or {}
+        made_with = evaluation.made_with.get('gallery', {})
         root = root or made_with.get('experiment_root')
         if not root:
             raise InputError(f'{evaluation.path} does not name the experiment root of its embeddings, because an export or '
