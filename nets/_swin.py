@@ -47,8 +47,7 @@ class Architecture(NamedTuple):
         name = self.name
         if None in input_shape or min(input_shape[:2]) < 4:
             raise InputError(f'{name} takes images of one size, 4x4 pixels or larger: --crop_augment avgpool is not for it.')
-        if not 0 <= drop_path < 1:
-            raise InputError(f'--drop_path {drop_path:g} is not from 0 to below 1.')
+        _vit.check_drop_path(drop_path)
         images = keras.Input(input_shape, name='images')
         net = keras.layers.Conv2D(self.width, 4, 4, kernel_initializer=_vit._normal(), name=f'{name}.patches')(
             PIXELS[pixels](images))

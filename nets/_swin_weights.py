@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from nets._published import as_it_is
-from tripletreid.modeling.torch_names import KINDS, Source, from_torch
+from tripletreid.modeling.torch_names import KINDS, ZEROS, Source, from_torch
 
 ANCHORS = ('patch_embed.proj.weight', 'patch_embed.projection.weight')
 OPTIONAL = ('absolute_pos_embed',)
@@ -73,7 +73,7 @@ def _source(held, prefix, name):
     part = 'norm' if scope == 'merge_norm' else 'reduction'
     if not solider:
         if kind == 'biases':
-            return Source((), lambda shape: np.zeros(shape, np.float32))
+            return ZEROS
         return Source((f'{module}.{part}.{KINDS[kind]}',), from_torch)
     return _merging_of_solider(held, prefix, f'{module}.{part}', kind, int(stage) - 2)
 
@@ -89,7 +89,7 @@ def _merging_of_solider(held, prefix, module, kind, stage):
     scale, offset = ([f'{prefix}semantic_embed_{letter}.{stage}.{each}' for each in ('weight', 'bias')] for letter in 'wb')
     if scale[0] not in held:  # A model that was trained without it.
         if kind == 'biases':
-            return Source((), lambda shape: np.zeros(shape, np.float32))
+            return ZEROS
         return Source((f'{module}.weight',), lambda shape, weight: reordered(weight).T)
     if kind == 'biases':
         return Source(tuple(offset), lambda shape, weight, bias: _semantic(weight, bias))

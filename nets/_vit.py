@@ -120,8 +120,13 @@ def _check(input_shape, name, patch, stride, drop_path):
         raise InputError(f'{name} takes no images of {input_shape[0]}x{input_shape[1]}: a patch is {patch}x{patch}.')
     if stride > patch:
         raise InputError(f'--patch_stride {stride} would leave gaps between patches of {patch}x{patch}.')
-    if not 0 <= drop_path < 1:
-        raise InputError(f'--drop_path {drop_path:g} is not from 0 to below 1.')
+    check_drop_path(drop_path)
+
+
+def check_drop_path(rate):
+    """Raise InputError for a rate of stochastic depth that is not a probability below 1."""
+    if not 0 <= rate < 1:
+        raise InputError(f'--drop_path {rate:g} is not from 0 to below 1.')
 
 
 def _check_pooling(name, pooling, class_token, projection):
@@ -129,7 +134,7 @@ def _check_pooling(name, pooling, class_token, projection):
     if pooling not in choices:
         raise InputError(f'The net {name} has no --pooling {pooling}: choose {", ".join(choices[:-1])} or {choices[-1]}.')
     if pooling not in ('avg', 'map') and class_token == 'no':
-        raise InputError(f'--pooling {pooling} needs the class token, which {name} has not with --class_token no.')
+        raise InputError(f'--pooling {pooling} needs the class token, which {name} does not have with --class_token no.')
 
 
 def _normal(stddev=0.02):

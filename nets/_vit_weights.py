@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from nets._published import as_it_is, resized
-from tripletreid.modeling.torch_names import KINDS, Source, from_torch
+from tripletreid.modeling.torch_names import KINDS, ZEROS, Source, from_torch
 
 ANCHORS = ('patch_embed.proj.weight', 'embedding/kernel', 'class_embedding')
 REGISTERS = ('reg_token', 'register_tokens', 'storage_tokens')
@@ -241,7 +241,7 @@ def _bias_without_keys(held, name):
             [queries, np.zeros_like(values), values]))
     if name in held:
         return Source((name,), from_torch)
-    return Source((), lambda shape: np.zeros(shape, np.float32))  # timm's files skip this bias, which is zero in DINOv3's.
+    return ZEROS  # timm's files skip this bias, which is zero in DINOv3's.
 
 
 def _jax_sources(held, prefix, wanted):

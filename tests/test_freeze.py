@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+import typing
 
 import h5py
 import keras
@@ -23,13 +24,14 @@ import freeze
 import search
 from _runs import Run
 from conftest import ROOT, assert_one_sentence, run_script
-from nets import _resnet, mobilenet_v1_1_224, resnet_v1_50
+from nets import _applications, _options, _resnet, mobilenet_v1_1_224, resnet_v1_50
 from tripletreid import provenance
 from tripletreid.errors import InputError
 from tripletreid.evaluation import results
 from tripletreid.experiment import checkpoints
 from tripletreid.input_pipeline import images
-from tripletreid.modeling import exports, inference, model, quantization
+from tripletreid.modeling import export_check, export_module, exports, inference, model, quantization
+from tripletreid.modeling.pixel_statistics import PIXEL_STATISTICS
 
 ENDINGS = ['', '.tflite', '.onnx', '.pb']
 
@@ -472,6 +474,15 @@ def test_a_tracker_feeds_crops_in_its_own_way(folder, tmp_path, monkeypatch):
     pixels = batch.transpose(0, 2, 3, 1) * np.float32([0.229, 0.224, 0.225]) * 255 + np.float32([0.485, 0.456, 0.406]) * 255
     np.testing.assert_allclose(found, network(pixels, training=False)['emb'], atol=1e-5)
     assert card_of(path)['input']['shape'] == ['batch', 3, 32, 16] and card_of(path)['input']['pixels'] == 'imagenet'
+
+
+def test_each_choice_of_pixels_is_one_scaling_in_nets_exports_and_their_check():
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 3, 4, 3)).astype(np.float32)
+    for choice in typing.get_args(typing.get_args(_options.Pixels)[0]):
+        mean, std = PIXEL_STATISTICS[choice]
+        for scaled in (_applications.PIXELS[choice](pixels),
+                       export_check.as_called(pixels, export_module.Interface(pixels=choice))):
+            np.testing.assert_allclose(scaled, (pixels - mean) / std, atol=1e-5)
 
 
 def embedded(monkeypatch, folder, *arguments):

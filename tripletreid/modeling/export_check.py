@@ -14,9 +14,10 @@ from tripletreid.modeling.aggregators import AGGREGATORS
 
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
-# The scaling of pixels that callers do, written as they write it: of RGB 0..1.
-CALLERS = {'imagenet': lambda pixels: (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225]),
-           'half': lambda pixels: (pixels / 255 - 0.5) / 0.5}
+# Mean and standard deviation by which callers scale pixels, as they write them: of RGB 0..1. They are written apart from
+# PIXEL_STATISTICS, so that a check finds an error in these.
+CALLERS = {'imagenet': ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 'half': (0.5, 0.5),
+           'clip': ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])}
 
 
 def generated_images(folder, size):
@@ -62,7 +63,9 @@ def references(network, paths, view, interface, aggregator=None):
 
 def as_called(batch, interface):
     """Return RGB 0..255 [B, H, W, 3] as the caller of an export passes it."""
-    batch = CALLERS[interface.pixels](batch) if interface.pixels else batch
+    if interface.pixels:
+        mean, std = map(np.array, CALLERS[interface.pixels])
+        batch = (batch / 255 - mean) / std
     batch = batch.transpose(0, 3, 1, 2) if interface.layout == 'nchw' else batch
     return np.ascontiguousarray(batch, interface.dtype)
 

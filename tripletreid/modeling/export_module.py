@@ -6,10 +6,7 @@ import tensorflow as tf
 from tripletreid.input_pipeline.augmentation import variants
 from tripletreid.input_pipeline.images import resize_batch
 from tripletreid.modeling import exports
-
-# Mean and standard deviation of RGB 0..255 by which a caller scales images: choices of --pixels.
-PIXEL_STATISTICS = {'imagenet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-                    'half': ((127.5,) * 3, (127.5,) * 3)}
+from tripletreid.modeling.pixel_statistics import PIXEL_STATISTICS
 
 
 class Interface(NamedTuple):

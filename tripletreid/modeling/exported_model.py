@@ -6,11 +6,10 @@ import numpy as np
 
 from tripletreid.errors import InputError
 from tripletreid.modeling import exports, model_card
+from tripletreid.modeling.pixel_statistics import PIXEL_STATISTICS
 
 # Choices of --pixels: (mean, standard deviation) of RGB 0..255 by which an export wants pixels scaled.
-PIXELS = {'rgb255': (0.0, 1.0), 'unit': (0.0, 255.0), 'half': (127.5, 127.5),
-          'imagenet': ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
-          'clip': ([122.7709383, 116.7460125, 104.0937362], [68.5005327, 66.6321579, 70.3231630])}
+PIXELS = {'rgb255': (0.0, 1.0), 'unit': (0.0, 255.0), **PIXEL_STATISTICS}
 # Other people's exports were trained with these pixels of a file, unless flags differ: Pillow's.
 OTHERS_PIXELS = {'resize': 'bilinear', 'jpeg': 'accurate'}
 SETTINGS = ('pixels', 'layout', 'net_input_height', 'net_input_width', *OTHERS_PIXELS)

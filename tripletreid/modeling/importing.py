@@ -10,11 +10,8 @@ from tripletreid import plugins
 from tripletreid.errors import InputError
 from tripletreid.experiment import arguments, checkpoints, train_flags
 from tripletreid.modeling import inspect_checkpoint, model, pretrained, published, weight_files
+from tripletreid.modeling.pixel_statistics import PIXEL_STATISTICS
 
-# Mean and standard deviation of RGB 0..255 for each choice of --pixels.
-PIXEL_STATISTICS = {'imagenet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-                    'half': ((127.5,) * 3, (127.5,) * 3),
-                    'clip': ((122.7709383, 116.7460125, 104.0937362), (68.5005327, 66.6321579, 70.3231630))}
 KERAS_NETS = ('convnext_tiny', 'densenet121', 'resnet50', 'resnet50_mid')
 
 

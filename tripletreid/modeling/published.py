@@ -28,7 +28,7 @@ from tripletreid import plugins
 from tripletreid.errors import InputError, warn
 from tripletreid.modeling import weight_files
 from tripletreid.modeling.model import named_variables, without_values
-from tripletreid.modeling.torch_names import KINDS, Source, from_torch
+from tripletreid.modeling.torch_names import KINDS, ZEROS, Source, from_torch
 
 DEFAULT_SIZE = (256, 128)
 # Prefixes of averages over the steps of a training, when a file holds two copies of a net.
@@ -321,5 +321,5 @@ def head_sources(held, modules, wanted):
         scope, _, kind = name.rpartition('/')
         array = f'{modules.get(scope, scope)}.{KINDS[kind]}'
         is_zero = array not in held and kind in ('biases', 'beta')
-        found[name] = Source((), lambda shape: np.zeros(shape, np.float32)) if is_zero else Source((array,), from_torch)
+        found[name] = ZEROS if is_zero else Source((array,), from_torch)
     return found

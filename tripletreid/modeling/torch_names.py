@@ -1,6 +1,8 @@
 """The names and the layout of PyTorch's weights, as variables with TensorFlow 1 names."""
 from typing import Callable, NamedTuple
 
+import numpy as np
+
 KINDS = {'weights': 'weight', 'depthwise_weights': 'weight', 'biases': 'bias', 'gamma': 'weight', 'beta': 'bias',
          'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
 
@@ -9,6 +11,10 @@ class Source(NamedTuple):
     """The arrays of a file that a variable is made of, and a function (shape of the variable, *arrays) -> value."""
     names: tuple
     convert: Callable
+
+
+# The source of a variable that a file skips because it is zero.
+ZEROS = Source((), lambda shape: np.zeros(shape, np.float32))
 
 
 def from_torch(shape, array):
