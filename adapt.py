@@ -217,7 +217,7 @@ def train_arguments(args, folder, train_set='clusters.csv'):
     argv = ['--experiment_root', folder, '--train_set', train_set, '--image_root', args.image_root or '.',
             '--loading_threads', str(args.loading_threads), *DEFAULTS, *args.train_flags]
     round_args = parser.parse_args(argv)
-    for name in (*train_flags.MODEL_ARGS, *train_flags.names_of('augmentation'), 'metric'):
+    for name in (*train_flags.MODEL_ARGS, *parser.names_in_group('augmentation'), 'metric'):
         if name not in parser.given:
             setattr(round_args, name, getattr(trained, name))
     round_args.resume = False

@@ -10,8 +10,8 @@ def rotations(tokens, height, columns, depth):
     quarter by the column, with periods from 1 to 100; each is paired with the channel that is half a head further.
 
     Args:
-        tokens: how many tokens are in front, which are not rotated.
-        height, columns: of the patches.
+        tokens: number of tokens before the patches, which are not rotated.
+        height, columns: numbers of rows and columns of patches.
         depth: channels of a head.
 
     Returns: (sines, cosines), float32 [tokens + height·columns, depth].

@@ -18,7 +18,7 @@ STAGES = (r'\w+/patches', *(rf'\w+/layer_{number}/' for number in (1, 2, 3, 4)))
 
 
 class Architecture(NamedTuple):
-    """The parts of a Swin transformer that are no option, and its `body`.
+    """The settings of a Swin transformer that are not options, and its `body`.
 
     name: of the net, and TF1 scope of its variables.
     width: of the first stage; each stage doubles it. heads, depths: of the stages.
@@ -42,7 +42,7 @@ class Architecture(NamedTuple):
         Returns: keras.Model, images [B, H, W, 3] of RGB 0..255 -> {'features': [B, h, w, F], 'model_output': [B, F]}.
 
         Raises:
-            InputError: no fixed size, or one without a patch, or a rate that is no probability.
+            InputError: no fixed size, or one without a patch, or a rate that is not a probability.
         """
         name = self.name
         if None in input_shape or min(input_shape[:2]) < 4:
@@ -67,7 +67,7 @@ class Architecture(NamedTuple):
 def _merged(net, name):
     """Merge 2×2 neighbours: [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, 2C] float32; their order is column by column.
 
-    The bias is for SOLIDER's weights; others have none, so that it is 0.
+    The bias is for SOLIDER's weights; other weights do not have it, so it is 0.
     """
     _, height, width, channels = net.shape
     net = keras.ops.pad(net, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
@@ -150,7 +150,7 @@ def _offsets(height, width):
 
 
 def _mask(padded, sides, shifts):
-    """Return -100 for tokens of a window that were no neighbours before the shift, else 0: float32 [windows, h·w, h·w]."""
+    """Return -100 for tokens of a window that were not neighbours before the shift, else 0: float32 [windows, h·w, h·w]."""
     regions = [np.digitize(np.arange(size), [size - side, size - shift]) if shift else np.zeros(size, int)
                for size, side, shift in zip(padded, sides, shifts)]
     regions = 3 * regions[0][:, None] + regions[1]

@@ -43,7 +43,7 @@ def input_size(held, prefix):
 
 
 def is_unneeded(name, held, prefix):
-    """Return whether an array is known to be no part of the body."""
+    """Return whether an array is known not to be a part of the body."""
     return bool(UNNEEDED.search(name))
 
 

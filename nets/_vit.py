@@ -29,7 +29,7 @@ def stages(depth):
 
 
 class Architecture(NamedTuple):
-    """The parts of a vision transformer that are no option, and its `body`.
+    """The settings of a vision transformer that are not options, and its `body`.
 
     name: of the net, and TF1 scope of its variables.
     patch: side of a patch. width: F. heads: of each attention. depth: number of blocks.
@@ -63,7 +63,7 @@ class Architecture(NamedTuple):
             patch_stride: from patch to patch; None: as far as a patch is wide (less: He et al., arXiv 2102.04378).
             drop_path: the rate of stochastic depth in the last block; it rises from 0 in the first.
             class_token: 'yes' or 'no'; None: there is one but with 'map'.
-            registers: how many tokens there are that nothing is read from (Darcet et al., arXiv 2309.16588).
+            registers: number of additional tokens, whose outputs are not read (Darcet et al., arXiv 2309.16588).
             gelu: 'exact', or 'tanh' or 'quick' for its approximations by tanh and sigmoid.
             pixels: the normalisation, see `_applications.PIXELS`.
 

@@ -46,7 +46,7 @@ class Dataset:
 
     @property
     def junk(self):
-        """Rows of junk, which is nobody's identity, bool [N]."""
+        """Return which rows are junk, images that show no identity, bool [N]."""
         return np.array([is_junk(pid) for pid in self.pids], bool)
 
     def take(self, rows):

@@ -46,7 +46,7 @@ class Copies:
     """
 
     def __init__(self, looks):
-        """Takes {file id: `looks.Look`}."""
+        """Compare the images of {file id: `looks.Look`}."""
         usable = {fid: look for fid, look in looks.items() if not look.problem}
         self.usable = usable.keys()
         fids_of_content = collections.defaultdict(set)

@@ -54,8 +54,8 @@ def check_unchanged(embeddings, recorded, path):
 
     Args:
         embeddings: open `Embeddings`.
-        recorded: their parameters of then, a dict; empty where they were not recorded.
-        path: of the file that was made from them, for the message.
+        recorded: their parameters when the file was made, a dict; empty where they were not recorded.
+        path: path of the file that was made from them, for the message.
 
     Raises:
         InputError: they were made again in another way.

@@ -2,7 +2,7 @@
 
     emb                 float32 [N, D]; `embs` is a second name for the same data
     emb_aug             float32 [A, N, D], only where there are several variants of an image
-    checksums           uint64 [N], `checksums` of the rows of `emb`; files of earlier versions have none
+    checksums           uint64 [N], `checksums` of the rows of `emb`; missing in files of earlier versions
     augmentation_types  bytes [A], the names of the variants
     fids                UTF-8 strings [N]: the file ids of the rows, so that files are never matched with another csv
     tracklets           UTF-8 strings [N], only where the rows are pooled tracklets; a row's fid is its first frame's

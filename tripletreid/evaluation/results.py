@@ -124,13 +124,13 @@ class Evaluation:
         """Raise InputError where a `Dataset` does not hold the queries of the evaluation."""
         if self.fids != dataset.fids.tolist():
             raise InputError(f'{self.path} is an evaluation of other queries than {dataset.path}. Evaluate again, or name '
-                             f'the csv file of then.')
+                             f'the csv file that was evaluated.')
 
     def check_gallery(self, dataset):
         """Raise InputError where a `Dataset` is known not to be the gallery of the evaluation."""
         if self.is_of_other_gallery(dataset.content_hash(), len(dataset)):
             raise InputError(f'{self.path} is an evaluation of another gallery than {dataset.path}. Evaluate again, or name '
-                             f'the csv file of then.')
+                             f'the csv file that was evaluated.')
 
 
 def read_evaluation(path):

@@ -283,13 +283,6 @@ def make_parser():
     return parser
 
 
-def names_of(title):
-    """Return the names of the flags of a group."""
-    parser = ArgumentParser()
-    GROUPS[title](parser.add_argument)
-    return tuple(vars(parser.parse_args([])))
-
-
 NET_OPTIONS = tuple(net_flags.options_of_nets())
 # The flags that define a model and its images.
 MODEL_ARGS = ('model_name', 'head_name', 'embedding_dim', 'net_input_height', 'net_input_width', 'resize', 'jpeg',

@@ -16,7 +16,7 @@ class TemporaryRows:
     """
 
     def __init__(self, count, dim):
-        """Raises OSError where there is no room for the rows."""
+        """Reserve the file. Raises OSError where there is no room for the rows."""
         self.shape = count, dim
         self._row_bytes = 4 * dim
         self._file = tempfile.TemporaryFile(prefix='search_index', buffering=0)

@@ -16,7 +16,7 @@ LARGEST_SPRITE = 8192  # Pixels a side; TensorBoard's projector shows no larger 
 
 
 def rows_of_identities(pids, count, seed):
-    """Rows of `count` identities that are picked at random, in order; all rows where there are no more, or for 0.
+    """Return the rows of `count` identities that are picked at random, in order; all rows where there are no more, or for 0.
 
     Junk, which is nobody's identity, is not picked.
     """
