@@ -100,9 +100,7 @@ def ten_crops(path):
             turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
             image = file.convert('RGB')
             image = np.asarray(image.transpose(PIL.Image.Transpose[turn]) if turn else image)
-    except InputError as error:
-        raise InputError(f'The image {path} cannot be read: {error}.') from error
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except (InputError, OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise InputError(f'The image {path} cannot be read: {error}.') from error
     image = resize(image, *PRE_CROP)
     height, width = CROP
