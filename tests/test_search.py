@@ -117,6 +117,17 @@ def test_only_what_is_new_or_changed_is_embedded(folder):
     assert update(folder)[0] == []
 
 
+def test_another_picture_of_the_same_size_and_time_is_a_change(folder):
+    update(folder)
+    contents = (folder / 'a.png').read_bytes()
+    other = folder.parent / 'other.png'
+    other.write_bytes(contents[::-1])
+    times = (folder / 'a.png').stat()
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))  # As cp -p, rsync -t and most archives do.
+    other.replace(folder / 'a.png')
+    assert update(folder)[0] == ['a.png']
+
+
 def test_broken_images_are_left_out_until_they_are_mended(folder):
     for name in ('c.png', 'k.png'):
         (folder / name).write_bytes(b'broken')

@@ -37,6 +37,15 @@ def image_path(image_root, fid):
     return os.path.join(image_root, fid)
 
 
+def time_of_change(status):
+    """Return when a file last changed, in nanoseconds, from its `os.stat`.
+
+    A copy that keeps times (`cp -p`, `rsync -t`, a zip file) or a rename can put another picture of the same size and
+    modification time under a name; the inode's time of change shows that.
+    """
+    return max(status.st_mtime_ns, status.st_ctime_ns)
+
+
 def file_problems(fids, image_root):
     """Check each image file: return a list of 'missing', 'outside' (of the image root) or None.
 

@@ -18,6 +18,7 @@ import tqdm
 from tripletreid import pictures
 from tripletreid.errors import InputError
 from tripletreid.files import left_unfinished, lock, written_whole
+from tripletreid.image_root import time_of_change
 from tripletreid.input_pipeline import images
 from tripletreid.pictures import Pixels
 
@@ -194,7 +195,7 @@ def _fill(pixels_path, index_path, paths, loading_threads, size, pixels):
 
 
 def _fingerprint(paths, any_resized, size, pixels):
-    """Return a hash of the images' paths, sizes and modification times, and of all that their stored pixels depend on.
+    """Return a hash of the images' paths, sizes and times of change, and of all that their stored pixels depend on.
 
     The hash of decoded images does not depend on the size, and for --jpeg fast it is the one of earlier versions.
     """
@@ -203,5 +204,5 @@ def _fingerprint(paths, any_resized, size, pixels):
         digest.update(f'{size[0]}x{size[1]} {pixels.resize}'.encode())
     for path in paths:
         status = os.stat(path)
-        digest.update(f'{path}\0{status.st_size}\0{status.st_mtime_ns}\0'.encode('utf-8', 'surrogateescape'))
+        digest.update(f'{path}\0{status.st_size}\0{time_of_change(status)}\0'.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()

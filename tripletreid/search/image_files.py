@@ -9,7 +9,7 @@ import numpy as np
 
 from tripletreid.dataset import load_dataset
 from tripletreid.errors import InputError, printable, some
-from tripletreid.image_root import check_files, image_path, is_inside
+from tripletreid.image_root import check_files, image_path, is_inside, time_of_change
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif')
 OTHER_ENDING = 'ending '
@@ -149,7 +149,7 @@ def in_dataset(path, image_root, allow_outside_root=False):
 
 
 def _stamp(state):
-    return state.st_size, state.st_mtime_ns
+    return state.st_size, time_of_change(state)
 
 
 def _is_utf8(name):
