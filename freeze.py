@@ -9,7 +9,7 @@ import json
 import os
 
 from tripletreid import argument_types, plugins, quiet
-from tripletreid.errors import InputError, exit_with, warn
+from tripletreid.errors import InputError, exit_with, listed, warn
 from tripletreid.experiment import arguments, net_flags, train_flags
 from tripletreid.modeling import exports, inference_flags, quantization
 
@@ -304,7 +304,7 @@ def check_all_used(path, variables):
     from tripletreid.modeling import pretrained
     unused = pretrained.unused(path, variables)
     if unused:
-        raise InputError(f'{path} holds {pretrained.listed(unused)}, which a model of these flags does not have: '
+        raise InputError(f'{path} holds {listed(unused)}, which a model of these flags does not have: '
                          f'describe the trained model by --model_name, --head_name, --pooling and so on.')
 
 

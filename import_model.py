@@ -7,7 +7,7 @@ if __name__ == '__main__':  # Before all other imports.
 import os
 
 from tripletreid import argument_types, plugins, quiet, signals
-from tripletreid.errors import InputError, exit_with
+from tripletreid.errors import InputError, exit_with, listed
 from tripletreid.experiment import arguments, net_flags, root, train_flags
 from tripletreid.metrics import METRICS
 
@@ -98,7 +98,6 @@ def description(plan, stored, unused):
         stored: train.py's arguments of the new root.
         unused: names of arrays of the file that are not used.
     """
-    from tripletreid.modeling.published import listed
     lines = [f'{plan.path}: {plan.kind}']
     for name in FLAGS:
         if name in plan.settings:

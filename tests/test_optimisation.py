@@ -328,6 +328,14 @@ def test_other_contents_of_a_checkpoint_are_listed(tmp_path):
     np.testing.assert_array_equal(network.body.get_layer('mnist.conv1').kernel, reader.get_tensor('mnist/conv1/weights'))
 
 
+def test_a_checkpoint_of_another_net_is_refused_in_a_short_sentence(tmp_path):
+    path = checkpoints.find(body_and_more(tmp_path))
+    needed = {f'resnet/block{number}/weights': [3] for number in range(500)}
+    with pytest.raises(InputError, match=f'lacks .* and 497 more. freeze.py --describe {path} ') as error:
+        checkpoints.read(path, needed)
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize('name', ('mnist/conv9/weights', 'gem/p'))
 def test_a_variable_of_another_body_is_refused(name, tmp_path):
     network = model.build('mnist', 'direct', 2, (28, 28, 3))

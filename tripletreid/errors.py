@@ -35,6 +35,11 @@ def some(names):
     return f'{len(names)} ({", ".join(map(printable, names[:3]))}{", ..." if len(names) > 3 else ""})'
 
 
+def listed(names):
+    """Return the first names and the number of the others: 'a, b, c and 5 more'."""
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if names[3:] else '')
+
+
 def sentence_of(error):
     """Return an OSError as one sentence."""
     where = f'{error.filename}: ' if error.filename else ''

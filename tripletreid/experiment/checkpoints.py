@@ -10,7 +10,7 @@ import re
 
 import tensorflow as tf
 
-from tripletreid.errors import InputError
+from tripletreid.errors import InputError, listed
 from tripletreid.experiment import best_checkpoint
 from tripletreid.files import sync_folder, tensorflow_os_errors, written_whole
 
@@ -216,7 +216,7 @@ def read(path, shapes):
     Returns: dict {name: NumPy array}.
 
     Raises:
-        InputError: names that are missing or have another shape, all of them listed.
+        InputError: names that are missing or have another shape, the first of them listed.
         DamagedCheckpoint: its files are truncated or changed.
     """
     reader = open_reader(path)
@@ -225,9 +225,10 @@ def read(path, shapes):
     misshapen = [f'{name} {list(shape)} (there: {held[name]})' for name, shape in shapes.items()
                  if name in held and tuple(held[name]) != tuple(shape)]
     if missing or misshapen:
-        lacks = [f'lacks {", ".join(missing)}'] if missing else []
-        differs = [f'has other shapes for {", ".join(misshapen)}'] if misshapen else []
-        raise InputError(f'The checkpoint {path} does not fit: it {" and ".join(lacks + differs)}.')
+        lacks = [f'lacks {listed(missing)}'] if missing else []
+        differs = [f'has other shapes for {listed(misshapen)}'] if misshapen else []
+        raise InputError(f'The checkpoint {path} does not fit: it {" and ".join(lacks + differs)}. freeze.py --describe '
+                         f'{path} lists the net and head that it fits.')
     try:
         return {name: reader.get_tensor(name) for name in shapes}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:

@@ -7,12 +7,11 @@ import keras
 import numpy as np
 
 from tripletreid import plugins
-from tripletreid.errors import InputError
+from tripletreid.errors import InputError, listed
 from tripletreid.experiment import arguments, checkpoints, train_flags
 from tripletreid.modeling import published, weight_files
 from tripletreid.modeling.batch_norm import with_keras_batch_norm
 from tripletreid.modeling.model import named_variables
-from tripletreid.modeling.published import listed
 
 # Neither of the body nor of the head: the classifiers of TF-Slim and of `model.with_classifier`, and TF-Slim's mean pixel.
 KNOWN_UNUSED = re.compile(r'(^|/)(logits|classifier|mean_rgb)(/|$)', re.IGNORECASE)

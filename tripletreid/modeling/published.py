@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tripletreid import plugins
-from tripletreid.errors import InputError, warn
+from tripletreid.errors import InputError, listed, warn
 from tripletreid.modeling import weight_files
 from tripletreid.modeling.model import named_variables, without_values
 from tripletreid.modeling.torch_names import KINDS, ZEROS, Source, from_torch
@@ -277,11 +277,6 @@ def _assign(path, variables, sources):
             raise InputError(f'{path}: the value of {name} is not finite everywhere.')
     for name, variable in variables.items():
         variable.assign(values[name])
-
-
-def listed(names):
-    """Return the first names and the number of the others: 'a, b, c and 5 more'."""
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if names[3:] else '')
 
 
 def with_shapes(shapes):
