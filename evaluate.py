@@ -4,11 +4,15 @@ if __name__ == '__main__':  # Before all other imports.
     from tripletreid import startup
     startup.settle()
 
+import collections
 import dataclasses
+import itertools
+import os
 
 import numpy as np
 
 from tripletreid import argument_types, exclusion, plugins
+from tripletreid.dataset import BLOCK
 from tripletreid.embeddings.differences import differences
 from tripletreid.errors import InputError, exit_with, warn
 from tripletreid.evaluation import multi_query, open_set, ranking, reranking, scores, verification
@@ -23,6 +27,7 @@ from tripletreid.files import check_output
 from tripletreid.metrics import METRICS
 
 NEEDED = ('excluder', 'query_dataset', 'query_embeddings', 'gallery_dataset', 'gallery_embeddings', 'metric')
+MOST_EQUAL = 0.05  # Fraction of queries; a few pictures are often stored twice.
 LONGEST_CMC = 100_000  # Further ranks would only make the file large.
 
 
@@ -218,6 +223,8 @@ def open_retrieval(args, workers):
     made_with = {'query': queries.parameters, 'gallery': gallery.parameters}
     check_same_making(queries, gallery, args.allow_different)
     warn_of_other_metric(args.metric, made_with)
+    warn_of_equal_embeddings(queries)
+    warn_of_training_images(made_with, {'query': query_set, 'gallery': gallery_set})
     if args.multi_query_dataset:
         images, image_set = open_with_dataset(args.multi_query_embeddings, load_dataset(args.multi_query_dataset))
         check_same_making(images, gallery, args.allow_different)
@@ -256,6 +263,39 @@ def warn_of_other_metric(metric, made_with):
     if own - {metric}:
         warn(f'the distance is {metric} here, and {" and ".join(sorted(own))} in the training run (--eval_metric, or '
              f'--metric).')
+
+
+def warn_of_equal_embeddings(queries):
+    """Warn where many queries share one embedding: ties between gallery images are broken by the order of their rows."""
+    counts = collections.Counter()
+    for start in range(0, len(queries), BLOCK):
+        counts.update(row.tobytes() for row in queries.rows(start, min(start + BLOCK, len(queries))))
+    number = max(counts.values(), default=0)
+    if number > max(1, MOST_EQUAL * len(queries)):
+        warn(f'{number} of {len(queries)} queries have one and the same embedding. Unless their pictures are the same, the '
+             f'net has collapsed, and CMC and mAP_market1501 depend on the order of the gallery.')
+
+
+def warn_of_training_images(made_with, sets):
+    """Warn of images that the net was trained on, as far as the experiment root that made the embeddings is there.
+
+    Args:
+        made_with, sets: {'query' or 'gallery': parameters of the embeddings, and their `Dataset`}.
+    """
+    from tripletreid.dataset import load_dataset
+    from tripletreid.experiment import arguments
+    for side, parameters in made_with.items():
+        try:
+            trained = arguments.load(parameters['experiment_root'])[0]
+            roots, train_sets = arguments.as_list(trained.image_root), arguments.as_list(trained.train_set)
+            known = {fid for path, root in zip(train_sets, itertools.cycle(roots))
+                     if os.path.realpath(root) == os.path.realpath(parameters['image_root'])
+                     for fid in load_dataset(path).fids}
+        except (InputError, KeyError, TypeError, ValueError):  # Moved, imported, exported, or made by an earlier version.
+            continue
+        if number := sum(fid in known for fid in sets[side].fids):
+            warn(f'{number} of {len(sets[side])} images of the {side} are training images of '
+                 f'{parameters["experiment_root"]}, which a net ranks better than new ones.')
 
 
 def warn_of_separate_cameras(retrieval):

@@ -222,6 +222,30 @@ def test_cameras_that_are_spelled_differently_are_warned_of(tmp_path):
     assert 'no query shares identity and camera with any gallery image' in stderr and 'in 01 and ' in stderr
 
 
+def test_equal_embeddings_of_many_queries_are_warned_of(market, tmp_path):
+    shutil.copytree(market, tmp_path, dirs_exist_ok=True)
+    dataset, embs = read(market, 'query')
+    for equal, is_said in ((3, False), (4, True)):  # 5 % of 60 queries.
+        embs[:equal] = 0
+        write_dataset(tmp_path, 'query', dataset, embs)
+        done = run_main('evaluate.py', *arguments(tmp_path))
+        assert (f'warning: {equal} of 60 queries have one and the same embedding' in done.stderr) == is_said
+
+
+def test_training_images_in_an_evaluation_are_warned_of(market, tmp_path):
+    (tmp_path / 'root').mkdir()
+    trained = {'train_set': str(market / 'query.csv'), 'image_root': str(tmp_path)}
+    (tmp_path / 'root' / 'args.json').write_text(json.dumps(trained))
+    for name in ('query', 'test'):
+        dataset, embs = read(market, name)
+        (tmp_path / f'{name}.csv').write_bytes((market / f'{name}.csv').read_bytes())
+        save_embeddings(tmp_path / f'{name}.h5', dataset, embs, {'experiment_root': str(tmp_path / 'root'),
+                                                               'image_root': str(tmp_path)})
+    done = run_main('evaluate.py', *arguments(tmp_path))
+    assert 'warning: 60 of 60 images of the query are training images of ' in done.stderr
+    assert 'of the gallery are training' not in done.stderr
+
+
 def test_another_metric_than_the_run_has_is_warned_of(market, tmp_path):
     dataset, embs = read(market, 'query')
     for name in ('query', 'test'):
@@ -436,6 +460,7 @@ def test_compare_says_what_is_different(market, tmp_path):
     evaluate(market, '--rerank', '--rerank_lambda', 0.5, '--use_market_ap')
     second = json.loads((market / 'results.json').read_text())
     second['gallery_hash'] = 'of another one'
+    second['queries'][7]['pid'] = 'renamed'
     (tmp_path / 'second.json').write_text(json.dumps(second))
 
     def notes():
@@ -445,9 +470,12 @@ def test_compare_says_what_is_different(market, tmp_path):
     assert notes() == ['Note: use_market_ap is False in the first and True in the second.',
                        'Note: rerank_k1 is 12 in the first and 20 in the second.',
                        'Note: rerank_lambda is 0.3 in the first and 0.5 in the second.',
+                       'Note: 1 queries have another identity in the second than in the first, e.g. '
+                       f'{second["queries"][7]["fid"]}.',
                        'Note: the first and the second are of different galleries.']
     # A result without re-ranking has no re-ranking parameters; an older file has no hash.
     del second['gallery_hash']
+    second['queries'] = json.loads((market / 'results.json').read_text())['queries']
     second['parameters'].update(rerank=False, use_market_ap=False)
     (tmp_path / 'second.json').write_text(json.dumps(second))
     assert notes() == ['Note: rerank is True in the first and False in the second.']

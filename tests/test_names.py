@@ -74,10 +74,19 @@ def test_lookalikes_within_and_between_sets_are_warned_of(capsys):
 
 def test_images_in_several_rows_are_warned_of(capsys):
     rows = ('1', 'a.png'), ('1', 'b.png'), ('2', 'a.png'), ('1', 'a.png')
-    warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows[1:3]))
+    warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows[1:2]))
     assert capsys.readouterr().err == ''
     warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows))
     assert capsys.readouterr().err.startswith('warning: 2 rows of g.csv repeat an image')
+
+
+def test_images_with_several_identities_are_warned_of(capsys):
+    rows = ('1', 'a.png'), ('1', 'b.png'), ('2', 'a.png'), ('-1', 'b.png')
+    warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows[2:]))
+    assert capsys.readouterr().err.startswith('warning: 1 images of q.csv and g.csv have more than one identity, e.g. '
+                                              'a.png has 1 and 2:')
+    warn_of_lookalikes(dataset('q.csv', *rows[:2]), dataset('g.csv', *rows[3:]))
+    assert capsys.readouterr().err == ''
 
 
 def test_an_excluder_that_disagrees_with_the_csv_files_is_warned_of(capsys):

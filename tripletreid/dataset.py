@@ -122,18 +122,22 @@ def set_name(path):
 
 
 def warn_of_lookalikes(*datasets):
-    """Warn of identities, tracklets and paths that differ only in their spelling, within and between datasets; and of
-    images that one dataset holds in several rows, which count several times.
+    """Warn of identities, tracklets and paths that differ only in their spelling, within and between datasets; of images
+    that one dataset holds in several rows, which count several times; and of images with several identities.
 
     Identities and tracklets are compared without leading zeros, case and Unicode form; paths without case and Unicode
     form. They count as different names all the same.
     """
-    for dataset in datasets:
-        # Hashes of 8 bytes, because a set of the paths of millions of images would take most of the memory.
-        hashes = np.sort(np.fromiter(map(hash, dataset.fids), np.int64, len(dataset)))
-        if repeated := int((hashes[1:] == hashes[:-1]).sum()):
+    # Hashes of 8 bytes, because a set of the paths of millions of images would take most of the memory.
+    hashes = [np.fromiter(map(hash, dataset.fids), np.int64, len(dataset)) for dataset in datasets]
+    for dataset, file_hashes in zip(datasets, hashes):
+        if repeated := len(file_hashes) - len(np.unique(file_hashes)):
             warn(f'{repeated} rows of {dataset.path} repeat an image of an earlier row, which counts again each time.')
     paths = ' and '.join(dict.fromkeys(dataset.path for dataset in datasets))
+    if contradictory := _contradictory(datasets, np.concatenate(hashes)):
+        number, fid, some_pids = contradictory
+        warn(f'{number} images of {paths} have more than one identity, e.g. {fid} has {" and ".join(some_pids)}: scores '
+             f'take each row as it stands, and one of them is wrong.')
     pids = set().union(*(dataset.pids for dataset in datasets))
     tracklets = set().union(*(zip(dataset.pids, dataset.tracklets)
                               for dataset in datasets if dataset.tracklets is not None))
@@ -148,6 +152,26 @@ def warn_of_lookalikes(*datasets):
             differences = 'case or Unicode form' if kind == 'paths' else 'leading zeros, case, blanks or Unicode form'
             warn(f'{sum(map(len, found))} {kind} of {paths} differ from another one only in {differences}, and count '
                  f'as different: {some_lookalikes(found)}. If two of them mean the same, give both one spelling.')
+
+
+def _contradictory(datasets, hashes):
+    """Find images with several identities among the rows of datasets, except junk.
+
+    Args:
+        hashes: of the file ids of all rows, int64 [N].
+
+    Returns: (their number, the file id of one, its identities), or None.
+    """
+    pids = np.concatenate([np.fromiter(map(hash, dataset.pids), np.int64, len(dataset)) for dataset in datasets])
+    kept = ~np.concatenate([dataset.junk for dataset in datasets])
+    order = np.lexsort([pids[kept], hashes[kept]])
+    pids, hashes = pids[kept][order], hashes[kept][order]
+    found = np.unique(hashes[1:][(hashes[1:] == hashes[:-1]) & (pids[1:] != pids[:-1])])
+    if not len(found):
+        return None
+    rows = ((fid, pid) for dataset in datasets for fid, pid in zip(dataset.fids, dataset.pids))
+    one = [row for row in rows if hash(row[0]) == found[0]]
+    return len(found), one[0][0], sorted({pid for _, pid in one})
 
 
 class _AllFids:

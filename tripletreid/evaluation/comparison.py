@@ -73,6 +73,9 @@ def notes(first, second):
         values = first.parameters.get(name), second.parameters.get(name)
         if values[0] != values[1]:
             yield f'{name} is {values[0]} in the first and {values[1]} in the second'
+    renamed = sorted(set(zip(second.fids, second.pids)) - set(zip(first.fids, first.pids)))
+    if renamed:
+        yield f'{len(renamed)} queries have another identity in the second than in the first, e.g. {renamed[0][0]}'
     if first.is_of_other_gallery(second.gallery_hash, second.numbers['counts'].get('gallery')):
         yield 'the first and the second are of different galleries'
     for which, each in (('first', first), ('second', second)):
