@@ -51,9 +51,9 @@ def gif_of_sides(canvas, frame):
     return bytes(content)
 
 
-def png_of_16_bits():
+def png_of_16_bits(factor=251):
     """Return a PNG of 16 bits per channel in RGB, which Pillow does not write."""
-    rows = b''.join(b'\0' + row.tobytes() for row in (PIXELS.astype('>u2') * 251))
+    rows = b''.join(b'\0' + row.tobytes() for row in (PIXELS * np.uint16(factor)).astype('>u2'))
     header = struct.pack('>IIBBBBB', PIXELS.shape[1], PIXELS.shape[0], 16, 2, 0, 0, 0)
     return PNG_START + b''.join(chunk(*each) for each in ((b'IHDR', header), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')))
 
@@ -193,12 +193,13 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
 
 def test_turned_and_dark_pictures_are_warned_of(tmp_path):
     with_12_bits = encoded(Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 16), 'PNG')
-    contents = (rotated_by_exif(), ACCEPTED['png'], with_12_bits, ACCEPTED['png, 16 bits'], b'no picture')
+    contents = (rotated_by_exif(), ACCEPTED['png'], with_12_bits, ACCEPTED['png, 16 bits'], b'no picture',
+                png_of_16_bits(factor=16), PNG16)
     for number, content in enumerate(contents):
         (tmp_path / f'{number}.jpg').write_bytes(content)
-    turned, dark = pictures.doubts_of_files(range(5), lambda number: tmp_path / f'{number}.jpg')
-    assert '1 of 5 images' in turned and 'turned by EXIF' in turned and '0.jpg' in turned and '--convert' in turned
-    assert '1 of 5 images' in dark and 'almost black' in dark and '2.jpg' in dark
+    turned, dark = pictures.doubts_of_files(range(7), lambda number: tmp_path / f'{number}.jpg')
+    assert '1 of 7 images' in turned and 'turned by EXIF' in turned and '0.jpg' in turned and '--convert' in turned
+    assert '2 of 7 images' in dark and 'almost black' in dark and '2.jpg' in dark
     assert pictures.doubts_of_files([1, 1], lambda number: tmp_path / f'{number}.jpg') == []
     assert decoded(with_12_bits).max() < 16
 

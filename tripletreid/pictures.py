@@ -252,7 +252,8 @@ def doubts(picture):
                 # Pillow would decode a whole PNG to search it for EXIF after the pixels.
                 if (image.format != 'PNG' or 'exif' in image.info) and image.getexif().get(ORIENTATION, 1) != 1:
                     found.append(TURNED)
-                if image.mode.startswith('I') and np.asarray(image).max() < FULL_RANGE:
+                # Pillow opens colours of 16 bits in a mode of 8, and names the bits of the file in `tile` alone.
+                if '16B' in str(image.tile) and np.asarray(_upper_bits(image).convert('RGB')).max() < FULL_RANGE >> 8:
                     found.append(DARK)
     except MemoryError:
         raise
