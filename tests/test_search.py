@@ -431,6 +431,12 @@ def load_dataset_of(folder, fids):
     return dataset
 
 
+def test_an_image_with_two_identities_in_a_gallery_is_warned_of(folder, capsys):
+    (folder.parent / 'set.csv').write_text('0,a.png\n1,a.png\n0,c.png\n')
+    image_files.in_dataset(folder.parent / 'set.csv', folder)
+    assert 'have more than one identity, e.g. a.png has 0 and 1' in capsys.readouterr().err
+
+
 def test_rows_of_a_csv_file_stay_in_its_order_and_may_repeat(folder):
     fids = ['j.png', 'a.png', 'sub/b.png', 'j.png', 'c.png']
     path = folder.parent / 'set.csv'

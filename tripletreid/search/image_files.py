@@ -7,7 +7,7 @@ import stat
 
 import numpy as np
 
-from tripletreid.dataset import load_dataset
+from tripletreid.dataset import load_dataset, warn_of_lookalikes
 from tripletreid.errors import InputError, printable, some
 from tripletreid.image_root import check_files, image_path, is_inside, time_of_change
 
@@ -135,6 +135,7 @@ def in_dataset(path, image_root, allow_outside_root=False):
         InputError: as `load_dataset` and `check_files`.
     """
     dataset = load_dataset(path)
+    warn_of_lookalikes(dataset)
     check_files(dataset, image_root, allow_outside_root)
     fids = dataset.fids.tolist()
     stamps, away = [], {}
