@@ -75,6 +75,8 @@ def read_card(path):
     """Return (metric, resizing) of an export by its card, or the defaults without a card."""
     card = f'{os.path.normpath(path)}.json'
     if not os.path.isfile(card):
+        print(f'Warning: there is no model card {card}, so the distance is Euclidean and images are resized as by '
+              f'TensorFlow 1, which may differ from the training.', file=sys.stderr)
         return 'euclidean', 'tf1'
     with open(card, encoding='utf-8') as file:
         card = json.load(file)

@@ -319,9 +319,10 @@ def test_the_example_resizes_images(folder, plain_exports, monkeypatch, capsys):
             assert capsys.readouterr().out == printed
 
 
-def test_the_example_uses_the_metric_and_the_resizing_of_the_card(folder, tmp_path):
+def test_the_example_uses_the_metric_and_the_resizing_of_the_card(folder, tmp_path, capsys):
     example = runpy.run_path(str(ROOT / 'examples' / 'use_embedding.py'))
     assert example['read_card'](str(tmp_path / 'export')) == ('euclidean', 'tf1')
+    assert 'no model card' in capsys.readouterr().err
     card = {'metric': 'cosine', 'input': {'layout': 'nhwc', 'pixels': 'rgb255', 'resize': 'bicubic'}}
     (tmp_path / 'export.json').write_text(json.dumps(card))
     assert example['read_card'](str(tmp_path / 'export') + '/') == ('cosine', 'bicubic')

@@ -1,4 +1,5 @@
 """The example tracker: a drawn sequence through a model of one operation, and scores derived by hand."""
+import json
 import subprocess
 import sys
 
@@ -42,13 +43,15 @@ def sequence(tmp_path_factory):
     return folder
 
 
-def write_model(path, shape, axes, inputs=1):
+def write_model(path, shape, axes, inputs=1, metric=None):
     """Write an ONNX file whose embedding is the mean colour of an image."""
     given = [helper.make_tensor_value_info(f'images{number or ""}', TensorProto.FLOAT, shape) for number in range(inputs)]
     result = helper.make_tensor_value_info('embeddings', TensorProto.FLOAT, ['batch', 3])
     node = helper.make_node('ReduceMean', ['images'], ['embeddings'], axes=axes, keepdims=0)
     model = helper.make_model(helper.make_graph([node], 'colour', given, [result]),
                               opset_imports=[helper.make_opsetid('', 13)], ir_version=8)
+    if metric:
+        helper.set_model_props(model, {'model_card': json.dumps({'metric': metric})})
     onnx.save(model, path)
 
 
@@ -71,13 +74,14 @@ def test_persons_that_cross_or_are_hidden_keep_their_tracks(tmp_path, sequence, 
 
 
 def test_a_hidden_person_gets_a_new_track_after_max_age(tmp_path, sequence):
-    write_model(tmp_path / 'model.onnx', ['batch', 32, 16, 3], [1, 2])
+    write_model(tmp_path / 'model.onnx', ['batch', 32, 16, 3], [1, 2], metric='euclidean')
     done = track(sequence, tmp_path / 'model.onnx', tmp_path / 'out.txt', '--max_distance', '0.1', '--max_age', '5',
                  '--score', sequence / 'gt' / 'gt.txt')
     # Person 3 has 16 boxes, of which 7 come before the gap and 9 after it. 64 boxes in all, on both sides.
     expected = f'identity switches: 1 | IDF1: {(48 + 9) / 64:.2%} | association accuracy: ' \
                f'{(48 + 7 * 7 / 16 + 9 * 9 / 16) / 64:.2%}'
     assert done.stdout.splitlines()[-1] == expected
+    assert 'its model card has the metric euclidean: take --max_distance from' in done.stderr
 
 
 def test_bad_input_is_one_sentence(tmp_path, sequence):

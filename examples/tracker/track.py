@@ -18,6 +18,7 @@ radius that grows with the number of frames since the track was seen. Two detect
 import argparse
 import collections
 import csv
+import json
 import os
 import sys
 
@@ -152,6 +153,10 @@ def load(path):
         raise ValueError(f'onnxruntime does not load {path}: {" ".join(str(error).split())}') from error
     if len(session.get_inputs()) != 1:
         raise ValueError(f'{path} takes {len(session.get_inputs())} inputs; a model of this tracker takes images only.')
+    card = json.loads(session.get_modelmeta().custom_metadata_map.get('model_card', '{}'))
+    if card.get('metric') not in (None, 'cosine'):
+        print(f'Warning: {path} is compared by cosine distances here, and its model card has the metric {card["metric"]}: '
+              f'take --max_distance from an evaluation with --metric cosine.', file=sys.stderr)
     given = session.get_inputs()[0]
     is_channels_first = given.shape[1:2] == [3]
     height, width = given.shape[2:] if is_channels_first else given.shape[1:3]
