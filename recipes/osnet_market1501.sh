@@ -1,10 +1,12 @@
 #!/bin/sh
 # OSNet x0.25 on Market-1501, from torchreid's weights for MSMT17 with their head; short enough for two CPU cores.
-# Source: torchreid trains OSNet with cross-entropy alone for 350 epochs from ImageNet's weights; these 700 iterations of
-# 72 images are 4 epochs, with the triplet loss in addition. Evaluate with --metric cosine.
+# Source: torchreid trains OSNet with cross-entropy alone for 350 epochs from ImageNet's weights; these 2,000 iterations of
+# 72 images are 11 epochs, with the triplet loss in addition. Evaluate with --metric cosine.
 # Published result: mAP 75.0, rank-1 91.2 for the 350 epochs; mAP 31.0, rank-1 59.9 without training on Market-1501, from
 # weights that were trained on all of MSMT17.
-# Result here: not run.
+# Result here (Market-1501's AP): mAP 67.65, rank-1 86.58; with --flip_augment --aggregator normalized_mean 68.22 and 86.73,
+# then re-ranked 84.78 and 90.83. Appending --train_iterations 700: mAP 60.82, rank-1 82.57. Seed 0.
+# Time here: 0.4 s per iteration on two CPU cores, 14 min.
 HERE=$(dirname "$0")/.. DATASET=market1501
 IMAGE_ROOT_IS="the folder of Market-1501"
 INIT_CHECKPOINT_IS="torchreid's osnet_x0_25 for MSMT17 as .safetensors"
@@ -37,6 +39,6 @@ exec python3 "$HERE/train.py" \
     --lr_schedule cosine \
     --decay_start_iteration 50 \
     --weight_decay 5e-4 \
-    --train_iterations 700 \
+    --train_iterations 2000 \
     --checkpoint_frequency 100 \
     "$@"
