@@ -234,6 +234,7 @@ def train_step(args, state, forward, metric_loss, batch, schedule):
 
     from loss import cdist, cdist_to_memory, mean_over_frames, monitor
     from tripletreid.distribute import collectives
+    from tripletreid.fan_out import fan_out
     from tripletreid.input_pipeline.sampling import LOSS, STOCHASTIC_DEPTH, stream_seed
     from tripletreid.modeling import stochastic_depth
     from tripletreid.training.optimizer import clip
@@ -249,19 +250,20 @@ def train_step(args, state, forward, metric_loss, batch, schedule):
         own_pids, image_pids = (collectives.own_part(each) for each in (pids, collectives.dealt(batch['pids'], frames)))
 
         # The metric loss, in two steps: distances to the batch (and to a memory of earlier ones), then losses per anchor.
-        dists = compared = cdist(embs, collectives.own_first(collectives.gather(embs)), args.metric)
+        anchors, others, anchors_of_memory, *objective_embs = fan_out(embs, 3 + len(state.objectives))
+        dists = compared = cdist(anchors, collectives.own_first(collectives.gather(others)), args.metric)
         compared_pids = collectives.own_first(pids)
         if schedule.memory_is_used:
             memory_embs, memory_pids = state.memory.content()
-            compared = tf.concat([dists, cdist_to_memory(embs, memory_embs, args.metric)], axis=1)
+            compared = tf.concat([dists, cdist_to_memory(anchors_of_memory, memory_embs, args.metric)], axis=1)
             compared_pids = tf.concat([compared_pids, memory_pids], axis=0)
         losses = metric_loss(compared, own_pids, compared_pids, args.margin,
                              stream_seed(args.seed, LOSS, state.global_step))
 
         # The loss is the weighted sum of the means of its terms.
-        outputs = Outputs(endpoints, image_pids, embs, own_pids)
         terms = {'metric': losses}
-        terms |= {name: objective.losses(outputs) for name, objective in state.objectives.items()}
+        for (name, objective), own_embs in zip(state.objectives.items(), objective_embs):
+            terms[name] = objective.losses(Outputs(endpoints, image_pids, own_embs, own_pids))
         means = {name: collectives.part_of_mean(term) for name, term in terms.items()}
         loss = sum(getattr(args, f'{name}_weight') * mean for name, mean in means.items())
         scaled_loss = state.loss_scale.scaled(loss)

@@ -2,6 +2,8 @@
 import keras
 import tensorflow as tf
 
+from tripletreid.fan_out import fan_out
+
 
 class Cosines(keras.layers.Layer):
     """Cosines of the angles between features [B, F] and a learned vector per identity: [B, I]."""
@@ -15,6 +17,7 @@ class Cosines(keras.layers.Layer):
                                       initializer=keras.initializers.RandomNormal(stddev=0.01))
 
     def call(self, features):
+        features, = fan_out(features, 1)  # One use of the embedding, while normalisation has two.
         return tf.matmul(tf.math.l2_normalize(features, axis=1), tf.math.l2_normalize(self.kernel, axis=0))
 
     def compute_output_shape(self, input_shape):

@@ -4,6 +4,7 @@ import math
 import tensorflow as tf
 
 from classifiers import _cosines
+from tripletreid.fan_out import fan_out
 
 MARGIN = 0.5
 LARGEST_MARGIN = 1.57  # A right angle.
@@ -16,7 +17,7 @@ def logits(cosines, pids, scale, margin):
     Where θ + m exceeds π, the cosine would rise again. There the true identity gets γ(s − m·sin(m)), as in the authors'
     code.
     """
-    sines = tf.sqrt(tf.maximum(1 - tf.square(cosines), 1e-12))
-    turned = cosines * math.cos(margin) - sines * math.sin(margin)
+    turning, cosines = fan_out(cosines, 2)
+    turned = turning * math.cos(margin) - tf.sqrt(tf.maximum(1 - tf.square(turning), 1e-12)) * math.sin(margin)
     turned = tf.where(cosines > -math.cos(margin), turned, cosines - margin * math.sin(margin))
     return scale * tf.where(_cosines.is_true(pids, cosines), turned, cosines)

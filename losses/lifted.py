@@ -3,6 +3,7 @@ import tensorflow as tf
 
 from loss import log_sum_exp, number_margin, pair_masks
 from tripletreid.distribute import collectives
+from tripletreid.fan_out import fan_out
 
 
 def loss(dists, anchor_pids, pids, margin, seed=None):
@@ -16,12 +17,12 @@ def loss(dists, anchor_pids, pids, margin, seed=None):
     """
     number_margin('lifted', margin)
     positive, negative = pair_masks(anchor_pids, pids)
-    one_end = log_sum_exp(margin - dists, negative)  # [B1]
-    other_end = collectives.own_first(collectives.gather(one_end))  # [B], of the anchors of all devices
+    one_end, gathered, memory_end = fan_out(log_sum_exp(margin - dists, negative), 3)  # [B1] each
+    other_end = collectives.own_first(collectives.gather(gathered))  # [B], of the anchors of all devices
     # log(exp(a) + exp(b)) = b + softplus(a - b)
     both_ends = other_end + tf.nn.softplus(one_end[:, None] - other_end)  # [B1, B]
     no_anchors = tf.shape(dists)[1] - tf.shape(other_end)[0]
-    both_ends = tf.concat([both_ends, tf.repeat(one_end[:, None], no_anchors, axis=1)], axis=1)  # [B1, B2]
+    both_ends = tf.concat([both_ends, tf.repeat(memory_end[:, None], no_anchors, axis=1)], axis=1)  # [B1, B2]
     squares = tf.square(tf.nn.relu(dists + both_ends))
     average_count = collectives.mean(tf.reduce_sum(tf.cast(positive, tf.float32), axis=1))
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, squares, 0.0), axis=1) / 2, average_count)

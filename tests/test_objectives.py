@@ -140,6 +140,25 @@ def batch_hard(batch, batch_pids, rest, rest_pids, margin):
     return losses
 
 
+@pytest.mark.parametrize('loss', plugins.choices('losses'))
+@pytest.mark.parametrize('flags', ['--metric euclidean --xent_weight 1', '--metric cosine --center_weight 1 --memory 6 '
+                                   '--xent_weight 1 --classifier arcface'], ids=['few', 'many'])
+def test_no_sum_of_gradients_has_an_order_of_its_own(loss, flags):
+    """AddN of three and more begins with the tensor whose memory is free first, and float32 sums depend on the order."""
+    args = train_flags.make_parser().parse_args([
+        '--experiment_root', 'none', '--model_name', 'mnist', '--head_name', 'direct', '--embedding_dim', '4', '--batch_p',
+        '3', '--batch_k', '2', '--net_input_height', '12', '--net_input_width', '12', '--loss', loss, '--margin',
+        'none' if loss == 'supervised_contrastive' else '0.2', *flags.split()])
+    strategy = tf.distribute.get_strategy()
+    state = train_state.create(args, identities_of(6), strategy)
+    batch = {'images': tf.zeros([6, 12, 12, 3]), 'pids': tf.zeros([6], tf.int32), 'rows': tf.zeros([6], tf.int64)}
+    graph = train.make_train_step(args, state, strategy).get_concrete_function(
+        batch, Schedule(tf.constant(1e-3), tf.constant(0.9), memory_is_used=bool(args.memory))).graph
+    functions = [graph, *(function.graph for function in graph._functions.values())]
+    sums = [op for each in functions for op in each.get_operations() if op.type == 'AddN']
+    assert sums and not [[term.name for term in op.inputs] for op in sums if len(op.inputs) > 2]
+
+
 @pytest.mark.parametrize('precision, frames, start', [('none', 1, None), ('float16', 1, 4), ('bfloat16', 2, None)])
 def test_loss_with_a_memory_equals_a_loop(precision, frames, start):
     """The embeddings of each step are the memory of the steps after it; the logged values cover the batch only."""
