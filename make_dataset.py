@@ -29,7 +29,7 @@ LOOKED_AT_ONCE = 1024  # Images per task of a cluster's worker.
 
 def main():
     parser = ArgumentParser(
-        description=__doc__.partition('\n')[0],
+        description=(__doc__ or '').partition('\n')[0],
         example='python make_dataset.py folder products --val_fraction 0.2 --query_per_identity 2\n'
                 'python make_dataset.py check data/folder_train.csv data/folder_test.csv products\n'
                 'python make_dataset.py folder --help')

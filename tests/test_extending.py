@@ -42,4 +42,5 @@ def test_example(example, tmp_path, monkeypatch):
     monkeypatch.setattr(train_flags, 'make_parser', with_flags)
     test = TESTS[folder]
     photos = np.random.default_rng(0).uniform(0, 255, (2, *test_contracts.INPUT_SHAPE)).astype(np.float32)
-    test(name, **({'photos': tf.constant(photos)} if 'photos' in inspect.signature(test).parameters else {}))
+    fixtures = {'photos': tf.constant(photos), 'monkeypatch': monkeypatch}
+    test(name, **{name: fixtures[name] for name in fixtures.keys() & inspect.signature(test).parameters.keys()})
