@@ -65,8 +65,13 @@ function chart(title, xName, yName, series, yLow, yHigh, yText, {xText = String,
     for (const value of ticks(yLow, yHigh)) drawing.append(
       svg('line', {class: 'grid', x1: left, x2: width - right, y1: y(value), y2: y(value)}),
       svg('text', {x: left - 6, y: y(value) + 4, 'text-anchor': 'end'}, yText(value)));
-    for (const value of ticks(xLow, xHigh)) drawing.append(
-      svg('text', {x: x(value), y: height - bottom + 15, 'text-anchor': 'middle'}, xText(value)));
+    let end = -Infinity;
+    for (const value of ticks(xLow, xHigh)) {
+      const half = 3.5 * xText(value).length;
+      if (x(value) - half < end) continue;  // It would touch the number before.
+      drawing.append(svg('text', {x: x(value), y: height - bottom + 15, 'text-anchor': 'middle'}, xText(value)));
+      end = x(value) + half + 6;
+    }
     drawing.append(svg('text', {x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle'}, xName));
     for (const s of series) {
       const line = s.points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join('L');
