@@ -269,7 +269,7 @@ def warn_of_equal_embeddings(queries):
     """Warn where many queries share one embedding: ties between gallery images are broken by the order of their rows."""
     counts = collections.Counter()
     for start in range(0, len(queries), BLOCK):
-        counts.update(row.tobytes() for row in queries.rows(start, min(start + BLOCK, len(queries))))
+        counts.update(hash(row.tobytes()) for row in queries.rows(start, min(start + BLOCK, len(queries))))
     number = max(counts.values(), default=0)
     if number > max(1, MOST_EQUAL * len(queries)):
         warn(f'{number} of {len(queries)} queries have one and the same embedding. Unless their pictures are the same, the '

@@ -7,6 +7,7 @@ from tripletreid.errors import InputError, warn
 from tripletreid.names import JUNK, is_junk, spelling_key
 
 SHOWN = 3  # Examples in a warning.
+READ_AT_ONCE = 1 << 14  # File names; a list of the ids of all takes over 100 bytes per image.
 
 
 def load(text):
@@ -49,12 +50,21 @@ def warn_of_disagreement(name, excluder, query_set, gallery_set):
     if read is None:
         junk = sum(int(dataset.junk.sum()) for dataset in sets)
     else:
-        triples = [{(pid, *ids) for pid, ids in zip(dataset.pids, read(dataset.fids))} for dataset in sets]
+        triples = [_triples(dataset, read) for dataset in sets]
         junk = sum(is_junk(pid) and read_pid != JUNK for pid, read_pid, _ in set().union(*triples))
         _warn_of_spellings(name, *triples)
     if junk:
         warn(f'{query_set.path} and {gallery_set.path} hold junk, images of the identity {JUNK}, which the excluder {name} '
              f'does not ignore: {JUNK} counts as an identity. Remove these rows.')
+
+
+def _triples(dataset, read):
+    """Return the set of (identity, identity that the excluder reads, camera) of a dataset."""
+    found = set()
+    for start in range(0, len(dataset), READ_AT_ONCE):
+        rows = slice(start, start + READ_AT_ONCE)
+        found.update((pid, *ids) for pid, ids in zip(dataset.pids[rows], read(dataset.fids[rows])))
+    return found
 
 
 def _warn_of_spellings(name, *triples):
