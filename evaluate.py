@@ -282,20 +282,29 @@ def warn_of_training_images(made_with, sets):
     Args:
         made_with, sets: {'query' or 'gallery': parameters of the embeddings, and their `Dataset`}.
     """
-    from tripletreid.dataset import load_dataset
-    from tripletreid.experiment import arguments
+    known = {}  # Query and gallery mostly come from one root, whose training set is read once.
     for side, parameters in made_with.items():
-        try:
-            trained = arguments.load(parameters['experiment_root'])[0]
-            roots, train_sets = arguments.as_list(trained.image_root), arguments.as_list(trained.train_set)
-            known = {fid for path, root in zip(train_sets, itertools.cycle(roots))
-                     if os.path.realpath(root) == os.path.realpath(parameters['image_root'])
-                     for fid in load_dataset(path).fids}
-        except (InputError, KeyError, TypeError, ValueError):  # Moved, imported, exported, or made by an earlier version.
-            continue
-        if number := sum(fid in known for fid in sets[side].fids):
+        roots = parameters.get('experiment_root'), parameters.get('image_root')
+        key = repr(roots)  # A file of others may hold anything.
+        if key not in known:
+            known[key] = training_fids(*roots)
+        if number := sum(fid in known[key] for fid in sets[side].fids):
             warn(f'{number} of {len(sets[side])} images of the {side} are training images of '
                  f'{parameters["experiment_root"]}, which a net ranks better than new ones.')
+
+
+def training_fids(experiment_root, image_root):
+    """Return the set of the images below an image root that a run was trained on; empty where its root or its csv files
+    were moved, and for imported and exported models."""
+    from tripletreid.dataset import load_dataset
+    from tripletreid.experiment import arguments
+    try:
+        trained = arguments.load(experiment_root)[0]
+        roots, train_sets = arguments.as_list(trained.image_root), arguments.as_list(trained.train_set)
+        return {fid for path, root in zip(train_sets, itertools.cycle(roots))
+                if os.path.realpath(root) == os.path.realpath(image_root) for fid in load_dataset(path).fids}
+    except (InputError, TypeError, ValueError):
+        return set()
 
 
 def warn_of_separate_cameras(retrieval):

@@ -21,8 +21,8 @@ CLIP_NAMES = tuple((re.compile(pattern), name) for pattern, name in (
     (r'^norm_pre\b', 'ln_pre'), (r'^norm\b', 'ln_post'), (r'^head\.weight$', 'proj'), ('^blocks', 'transformer.resblocks'),
     (r'attn\.qkv\.', 'attn.in_proj_'), (r'attn\.proj', 'attn.out_proj'), (r'\bnorm([12])', r'ln_\1'),
     (r'mlp\.fc1', 'mlp.c_fc'), (r'mlp\.fc2', 'mlp.c_proj')))
-# Classifiers and projections, SigLIP's text encoder, the state of an optimizer, camera embeddings, mask tokens, the student
-# of a teacher, DINOv3's constants.
+# Classifiers and projections, SigLIP's text encoder, the state of an optimizer, camera embeddings, mask tokens, DINOv3's
+# constants, and the student in self-distillation.
 UNNEEDED = re.compile(r'(^|/)(head|pre_logits|MAPHead_0|txt)/|^(params/)?[tb]$|^opt/state/'
                     r'|(^|\.)(head|fc|pre_logits|attn_pool|classifier\w*|bottleneck\w*|dino_head|ibot_head|student|text|rope_embed)\.'
                     r'|(^|\.)(mask_token|masked_embed|sie_embed|logit_scale|logit_bias|proj|attn\.qkv\.bias_mask)$')
