@@ -177,6 +177,8 @@ def print_summary(subsets, paths, excluder, totals):
     for subset, rows in subsets.items():
         counts = count(rows, excluder)
         table.append((subset, *(number or '-' for number in counts.values()), paths[subset]))
+        if subset == 'train':  # People that are held out of it are no missing ones.
+            counts = count([*rows, *subsets.get('val_query', ()), *subsets.get('val_test', ())], excluder)
         for kind, known in totals.get(subset, {}).items():
             if counts[kind] != known:
                 difference = 'missing' if counts[kind] < known else 'too many'

@@ -3,12 +3,14 @@
 
     benchmarks/factors.py omniglot ~/omniglot/images_background_small2 --out compared --table docs/factors.md
     benchmarks/factors.py digits digits --out compared_digits
+    benchmarks/factors.py market1501 ~/Market-1501-v15.09.15 --out compared_people \\
+        --initial_checkpoint ~/mobilenet_v1_1.0_224.ckpt
     benchmarks/factors.py … --against batch_all --only 'batch_all, hard identities'
 
 Omniglot is evaluated on the characters of its validation alphabet, which are not trained on and differ from the test
-characters; scikit-learn's digits are evaluated on new images. Every factor of FACTORS is added to the plain recipe and
-trained with some seeds, each by one run of train.py. Results in the folder --out are not computed again, so that an
-interrupted table, or one with a new factor, is completed.
+characters; scikit-learn's digits are evaluated on new images, Market-1501 on people who are held out of its training
+set. Every factor of FACTORS is added to the plain recipe and trained with some seeds, each by one run of train.py.
+Results in the folder --out are not computed again, so that an interrupted table, or one with a new factor, is completed.
 
 A factor is compared with the plain recipe, or with the factor --against, per query and with equal seeds. One interval
 covers the difference with other characters, for these models; the other one covers it with other seeds, for these characters
@@ -44,6 +46,7 @@ class Setting(typing.NamedTuple):
     query: str  # names of subsets
     gallery: str
     searched: str  # description of the searched images
+    excluder: str = 'diagonal'  # Query and gallery share no images: nothing is ignored.
 
 
 DATASETS = {
@@ -108,6 +111,7 @@ def main():
     parser.add_argument('dataset', choices=DATASETS)
     parser.add_argument('images', metavar='FOLDER', help='folder of the dataset, as for make_dataset.py')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results of the runs')
+    parser.add_argument('--initial_checkpoint', metavar='FILE', help='weights that every run starts from')
     parser.add_argument('--only', nargs='+', metavar='NAME', choices=FACTORS, help='factors (all)')
     parser.add_argument('--against', default='plain', metavar='NAME', choices=FACTORS, help='reference of the differences '
                         '(%(default)s)')
@@ -153,6 +157,8 @@ def result_of(name, seed, setting, options):
     iterations = options.iterations
     schedule = f'--train_iterations {iterations} --decay_start_iteration {iterations // 2} --seed {seed}'
     flags = f'{with_factor(setting.plain, FACTORS[name])} {schedule}'
+    if options.initial_checkpoint:
+        flags += f' --initial_checkpoint {shlex.quote(os.path.abspath(options.initial_checkpoint))}'
     stem = os.path.join(options.out, f'{name.replace(" ", "_").replace(",", "")}-{seed}')
     if os.path.isfile(f'{stem}.json'):
         with open(f'{stem}.json', encoding='utf-8') as file:
@@ -199,8 +205,7 @@ def scores(root, setting, options):
     for dataset in (query, gallery):
         row_embs = inference.embed_rows(network, dataset, options.images, inference_flags.validation_view(args))
         embs.append(np.concatenate([each[0] for each in row_embs]))
-    # Query and gallery share no images, so the excluder ignores none.
-    ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, exclusion.load('diagonal'), args.metric))
+    ranks = ranking.rank(Retrieval(embs[0], query, embs[1], gallery, exclusion.load(setting.excluder), args.metric))
     return {'pids': list(query.pids), 'aps': ranks.ap_sklearn.tolist()}
 
 

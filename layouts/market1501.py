@@ -6,10 +6,11 @@ tracklets are one for each query.
 
 Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015.
 """
-from layouts import _files
+from layouts import _files, _held_out
 
 EXCLUDER = 'market1501'
 TOTALS = {
+    **_held_out.TOTALS,
     'train': {'identities': 751, 'images': 12936},
     'query': {'identities': 750, 'images': 3368},
     'test': {'identities': 752, 'images': 19732},  # 750 people, junk, distractors.
@@ -17,15 +18,18 @@ TOTALS = {
 }
 PATTERN = rf'^(?P<pid>-1|\d+)_c\d+s\d+_.*{_files.IMAGE_ENDING}'
 
+add_arguments = _held_out.add_arguments
 
-def splits(root):
-    """Return the rows of each subset."""
+
+def splits(root, val_fraction=None, seed=0):
+    """Return the rows of each subset; see `_held_out.divide`."""
     _files.find(root, 'bounding_box_train', 'query', 'bounding_box_test')
+    train = _files.named_images(root, 'bounding_box_train', PATTERN)
     query = _files.named_images(root, 'query', PATTERN)
     queries = {person_and_camera(fid) for _, fid in query}
     drawn = [(pid, fid, person_and_camera(fid)) for pid, fid in _files.named_images(root, 'gt_bbox', PATTERN)]
     return {
-        'train': _files.named_images(root, 'bounding_box_train', PATTERN),
+        **_held_out.divide(train, EXCLUDER, val_fraction, seed),
         'query': query,
         'test': _files.named_images(root, 'bounding_box_test', PATTERN),
         'multi_query': [row for row in drawn if row[2] in queries],

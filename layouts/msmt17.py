@@ -7,23 +7,27 @@ Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identificatio
 """
 import os
 
-from layouts import _files
+from layouts import _files, _held_out
 
 EXCLUDER = 'msmt17'
 TOTALS = {
+    **_held_out.TOTALS,
     'train': {'identities': 1041, 'images': 32621},
     'query': {'identities': 3060, 'images': 11659},
     'test': {'identities': 3060, 'images': 82161},
 }
 
+add_arguments = _held_out.add_arguments
 
-def splits(root):
-    """Return the rows of each subset."""
+
+def splits(root, val_fraction=None, seed=0):
+    """Return the rows of each subset; see `_held_out.divide`."""
     train, test = 'train', 'test'
     if os.path.isdir(os.path.join(root, 'mask_train_v2')):
         train, test = 'mask_train_v2', 'mask_test_v2'
+    rows = listed(root, 'list_train.txt', train) + listed(root, 'list_val.txt', train)
     return {
-        'train': listed(root, 'list_train.txt', train) + listed(root, 'list_val.txt', train),
+        **_held_out.divide(rows, EXCLUDER, val_fraction, seed),
         'query': listed(root, 'list_query.txt', test),
         'test': listed(root, 'list_gallery.txt', test),
     }

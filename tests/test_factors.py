@@ -73,12 +73,16 @@ def test_table(factors):
 
 
 def test_what_is_done_is_not_done_again(factors, tmp_path):
-    options = argparse.Namespace(out=str(tmp_path), images=str(tmp_path), iterations=7, dataset='digits')
+    options = argparse.Namespace(out=str(tmp_path), images=str(tmp_path), iterations=7, dataset='digits',
+                                 initial_checkpoint=None)
     setting = factors.DATASETS['digits']
     flags = f'{setting.plain} --rotate 10 --train_iterations 7 --decay_start_iteration 3 --seed 2'
     result = {'flags': flags, 'images': str(tmp_path), 'aps': [1.0]}
     (tmp_path / 'rotated-2.json').write_text(json.dumps(result))
     assert factors.result_of('rotated', 2, setting, options) == result
-    options.iterations = 8
+    options.initial_checkpoint = 'a file'
+    with pytest.raises(InputError, match='rotated-2.json is of a run with other flags'):
+        factors.result_of('rotated', 2, setting, options)
+    options.initial_checkpoint, options.iterations = None, 8
     with pytest.raises(InputError, match='rotated-2.json is of a run with other flags'):
         factors.result_of('rotated', 2, setting, options)

@@ -19,7 +19,7 @@ import make_dataset
 from conftest import ROOT, assert_one_sentence, run_script
 from tripletreid import exclusion, plugins
 from tripletreid.copies import similar_pairs
-from tripletreid.dataset import load_dataset
+from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.errors import InputError
 from tripletreid.image_root import file_problems
 
@@ -107,6 +107,39 @@ def test_duke_mtmc(root, capsys):
         'train': ['0001,bounding_box_train/0001_c2_f0046182.jpg'], 'query': ['0005,query/0005_c2_f0046985.jpg'],
         'test': ['0002,bounding_box_test/0002_c1_f0044158.jpg', '0005,bounding_box_test/0005_c7_f0051000.jpg']}
     assert 'warning: test has 2 of 17661 images' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, image', [('market1501', 'bounding_box_train/{:04}_c{}s1_00000{}_01.jpg'),
+                                         ('dukeMTMC', 'bounding_box_train/{:04}_c{}_f000000{}.jpg')])
+def test_people_held_out_of_the_training_set(root, capsys, name, image):
+    cameras_of_person = {person: [1] if person == 3 else [1, 2, 4] for person in range(10)}
+    cameras_of_person[4] = [1, 2]
+    images_of_camera = {1: 3, 2: 2, 4: 1}
+    put(root, *(image.format(person, camera, number) for person, cameras in cameras_of_person.items() for camera in cameras
+                for number in range(images_of_camera[camera])))
+    whole = make(name, root)['train']
+    found = [make(name, root, root.parent / f'{seed}', val_fraction=0.75, seed=seed) for seed in range(4)]
+    assert len({tuple(each['val_query']) for each in found}) > 1
+    assert make(name, root, root.parent / 'again', val_fraction=0.75, seed=3) == found[3]
+    excluder = exclusion.load(plugins.load('layouts', name).EXCLUDER)
+    for each in found:
+        assert sorted(each['train'] + each['val_query'] + each['val_test']) == whole
+        [trained, queried, searched] = [{row[:4] for row in each[subset]} for subset in ('train', 'val_query', 'val_test')]
+        assert len(searched) == 8 and not searched & trained and searched - {'0003'} == queried
+        # One query a camera, where the person has other images in it and was seen by other cameras.
+        query, gallery = (Dataset('', *np.array([row.split(',') for row in each[subset]], object).T)
+                          for subset in ('val_query', 'val_test'))
+        assert sorted(excluder(query.fids).ids(query.fids)) == sorted(
+            (pid, str(camera)) for pid in queried for camera in (1, 2))
+        matches = (query.pids[:, None] == gallery.pids) & ~excluder(gallery.fids)(query.fids)
+        assert matches.any(1).all()
+    assert 'warning: train has 56 of' in capsys.readouterr().err  # Nobody is missing because of being held out.
+
+
+def test_nobody_to_hold_out(root):
+    put(root, *(path for path in MARKET if '0007' not in path))
+    with pytest.raises(InputError, match='--val_fraction needs two people or more in the training set; there are 1'):
+        make('market1501', root, val_fraction=0.5)
 
 
 @pytest.mark.parametrize('ending', ['.JPG', '.jpeg', '.png'])
@@ -1059,7 +1092,8 @@ def test_command_line_that_converts(root, tmp_path):
 @pytest.mark.parametrize('arguments, part, status', [
     (['market1502', '.'], 'market1502', 2),
     (['market1501'], 'ROOT', 2),
-    (['market1501', '.', '--val_fraction', '0.5'], '--val_fraction', 2),
+    (['mars', '.', '--val_fraction', '0.5'], '--val_fraction', 2),
+    (['market1501', '.', '--val_fraction', '1'], '--val_fraction: 1 is not a number between 0 and 1', 2),
     (['folder', '.', '--val_fraction', '1.5'], '--val_fraction: 1.5 is not a number between 0 and 1', 2),
     (['folder', '.', '--query_per_identity', '0'], '--query_per_identity', 2),
     (['folder', '.', '--test_fraction', '0.2'], '--test_fraction needs --val_fraction', 2),
