@@ -59,6 +59,11 @@ DATASETS = {
     'digits': Setting(
         '--model_name mnist --head_name direct --embedding_dim 16 --net_input_height 16 --net_input_width 16 '
         '--batch_p 10 --batch_k 4 --learning_rate 1e-3', 100, {}, 'query', 'test', 'digits'),
+    # market1501_train.sh with MobileNet at 128x64 and a shorter schedule.
+    'market1501': Setting(
+        '--model_name mobilenet_v1_1_224 --head_name fc1024 --embedding_dim 128 --net_input_height 128 --net_input_width 64 '
+        '--crop_augment --flip_augment --batch_p 18 --batch_k 4 --learning_rate 3e-4', 300,
+        {'val_fraction': 0.15}, 'val_query', 'val_test', 'held-out people', 'market1501'),
 }
 # Name of a row of the table: flags, which take precedence over the plain ones; --no_X removes the plain --X.
 FACTORS = {
