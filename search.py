@@ -102,8 +102,8 @@ def main():
     for path in args.photos:
         photos.check(path)
     if args.serve:
-        from tripletreid.search import server
-        listening = server.listen(args.host, args.port)
+        from tripletreid import page_server
+        listening = page_server.listen(args.host, args.port)
 
     # The model and the photos come first, so that their errors are reported before a gallery is embedded for hours.
     with quiet.tensorflow_import():
@@ -128,6 +128,7 @@ def main():
         raise InputError(f'{error} Embed these images again, or give the csv file as --gallery, whose index skips them.'
                          ) from error
     if args.serve:
+        from tripletreid.search import server
         return server.serve(listening, opened, model, args.count, curve, args.host)
 
     # Search.

@@ -6,7 +6,7 @@
     visualize.py report evaluation.json       an HTML page: scores, charts and all ranked lists
     visualize.py embeddings embeddings.h5     a scatter plot, and data for TensorBoard's projector
     visualize.py curves ROOT [ROOT ...]       loss, precision, active count, learning rate, …
-    visualize.py clusters NAME.csv            an HTML page to merge, split and name clusters
+    visualize.py clusters NAME.csv            a page to merge, split and name clusters, written or served
     visualize.py augmentation ROOT            some training images, as the net of a run sees them
 
 An evaluation file names its csv and .h5 files, and an .h5 file names its images; flags replace the paths of files that were
@@ -21,6 +21,7 @@ import sys
 
 import numpy as np
 
+from tripletreid import argument_types
 from tripletreid.argument_types import EMBEDDINGS_OPTIONS, ArgumentParser, OneOrMore, non_negative_int, positive_int
 from tripletreid.errors import InputError, exit_with
 from tripletreid.files import check_output
@@ -158,16 +159,20 @@ def make_parser():
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of embedding '
         'thumbnails')
     add('--filename', metavar='HTML', help='page to write (default: the name of the csv file + .html)')
+    add('--serve', action='store_true', help='instead of writing the page, serve it on this machine and save its decisions '
+        'in a file next to the csv file, NAME_decisions.csv')
+    add('--port', type=argument_types.port, needs='--serve', metavar='N', help='port of the page (default: 8000)')
 
     draw = {'rankings': draw_rankings, 'regions': draw_regions, 'report': write_report, 'embeddings': draw_embeddings,
             'curves': draw_curves, 'augmentation': draw_augmentation, 'clusters': write_clusters}
     for name, function in draw.items():
-        commands.choices[name].set_defaults(draw=function)
+        commands.choices[name].set_defaults(draw=function, parser=commands.choices[name])
     return parser
 
 
 def main():
     args = make_parser().parse_args()
+    args.parser.check(args)
     args.draw(args)
 
 
@@ -254,8 +259,16 @@ def write_report(args):
 
 
 def write_clusters(args):
-    """Write one page with all clusters and their possible errors."""
+    """Write or serve one page with all clusters and their possible errors."""
     from tripletreid.visualization.clusters_page import ClustersPage, is_page
+    if args.serve:
+        argument_types.refuse_given(args.parser, ['filename', 'link_images'], '--serve writes no page')
+        from tripletreid import page_server
+        from tripletreid.visualization import clusters_server
+        listening = page_server.listen(port=args.port)
+        page = ClustersPage(args.clusters, args.image_root, args.allow_outside_root)
+        warn_of_missing(page.missing(page.paths))
+        return clusters_server.serve(listening, page)
     filename = os.path.splitext(args.clusters)[0] + '.html' if args.filename is None else args.filename
     check_output(filename, '--filename', 'a page of visualize.py clusters', is_page, [args.clusters])
     page = ClustersPage(args.clusters, args.image_root, args.allow_outside_root)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -27,6 +29,13 @@ def pytest_collection_finish():
     """Collect garbage from now on, without the objects of all imported modules: they took a fifth of the tests' time."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope='module')
+def browser():
+    from _browser import opened_browser
+    with opened_browser() as opened:
+        yield opened
 
 
 def run_script(script, *arguments, timeout=600, **options):

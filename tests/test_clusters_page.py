@@ -1,21 +1,23 @@
 """The page of clusters: its suspicions, and its use in a browser, whose decisions cluster.py applies."""
 import csv
 import json
+import os
+import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from _browser import ask, new_page
+from _runs import Fault, Run, ended_in_one_sentence
+from _searched import forget_fastapi
 from conftest import assert_one_sentence, run_main, run_script
 from tripletreid.clustering import review
 from tripletreid.dataset import load_dataset
 from tripletreid.embeddings.writer import save_embeddings
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync']
-PATIENCE = 300_000  # Milliseconds.
 HOSTILE = '"\'<img src=x onerror=alert(1)>&%41#?.png'
 
 
@@ -99,58 +101,53 @@ def test_wrong_labels_are_found(grouped, tmp_path):
     assert process.returncode == 0 and '7 clusters' in process.stdout, process.stderr
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; Debian has it as the package chromium')
-def test_decisions_made_in_a_browser_are_applied(grouped):
-    playwright = pytest.importorskip('playwright.sync_api')
+def test_decisions_made_in_a_browser_are_applied(grouped, browser):
     before = load_dataset(grouped / 'groups.csv')
     complaints = []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
-        page = browser.new_page(viewport={'width': 1280, 'height': 900})
-        page.set_default_timeout(PATIENCE)
-        page.on('console', lambda message: complaints.append(message.text))
-        page.on('pageerror', lambda error: complaints.append(str(error)))
-        page.on('request', lambda request: request.url.startswith(('file:', 'data:', 'blob:'))
-                or complaints.append(request.url))
-        page.goto((grouped / 'groups.html').as_uri())
-        page.locator('#sort').select_option('size')
-        cards = page.locator('.cluster')
-        assert cards.count() == 6
-        shown = page.evaluate('[...document.images].filter(image => image.naturalWidth).length')
-        assert shown == len(before)
-        names = cards.evaluate_all('all => all.map(one => one.dataset.name)')
+    page = new_page(browser, viewport={'width': 1280, 'height': 900})
+    page.on('console', lambda message: complaints.append(message.text))
+    page.on('pageerror', lambda error: complaints.append(str(error)))
+    page.on('request', lambda request: request.url.startswith(('file:', 'data:', 'blob:'))
+            or complaints.append(request.url))
+    page.goto((grouped / 'groups.html').as_uri())
+    page.locator('#sort').select_option('size')
+    cards = page.locator('.cluster')
+    assert cards.count() == 6
+    shown = page.evaluate('[...document.images].filter(image => image.naturalWidth).length')
+    assert shown == len(before)
+    names = cards.evaluate_all('all => all.map(one => one.dataset.name)')
 
-        # By keys: the second cluster is merged with the most similar one, the third gets a name.
-        page.keyboard.press('j')
-        merged = page.locator('.cluster.current').get_attribute('data-name')
-        assert merged == names[1]
-        other = page.locator('.cluster.current button', has_text='Merge with').inner_text().split()[2].rstrip(',')
-        page.keyboard.press('m')
-        assert cards.count() == 5
-        page.keyboard.press('u')
-        assert cards.count() == 6
-        page.keyboard.press('m')
-        left = [name for name in names if name not in (merged, other)]
-        field = page.get_by_label(f'Name of {left[0]}', exact=True)
-        field.fill('Ada, "the first"')
-        field.press('Enter')
+    # By keys: the second cluster is merged with the most similar one, the third gets a name.
+    page.keyboard.press('j')
+    merged = page.locator('.cluster.current').get_attribute('data-name')
+    assert merged == names[1]
+    other = page.locator('.cluster.current button', has_text='Merge with').inner_text().split()[2].rstrip(',')
+    page.keyboard.press('m')
+    assert cards.count() == 5
+    page.keyboard.press('u')
+    assert cards.count() == 6
+    page.keyboard.press('m')
+    left = [name for name in names if name not in (merged, other)]
+    field = page.get_by_label(f'Name of {left[0]}', exact=True)
+    field.fill('Ada, "the first"')
+    field.press('Enter')
 
-        # Two images are split off by mouse and key, one is thrown out, then a whole cluster.
-        strip = page.locator(f'.cluster[data-name="{left[1]}"] .images button')
-        split = [strip.nth(number).get_attribute('title') for number in (0, 1)]
-        strip.nth(0).click()
-        strip.nth(1).click()
-        page.keyboard.press('s')
-        strip = page.locator(f'.cluster[data-name="{left[1]}"] .images button')
-        thrown_out = strip.nth(0).get_attribute('title')
-        strip.nth(0).click()
-        page.keyboard.press('x')
-        page.locator(f'.cluster[data-name="{left[2]}"]').get_by_text('Throw out').click()
-        with page.expect_download() as download:
-            page.keyboard.press('d')
-        assert download.value.suggested_filename == 'groups_decisions.csv'
-        download.value.save_as(grouped / 'decisions.csv')
-        browser.close()
+    # Two images are split off by mouse and key, one is thrown out, then a whole cluster.
+    strip = page.locator(f'.cluster[data-name="{left[1]}"] .images button')
+    split = [strip.nth(number).get_attribute('title') for number in (0, 1)]
+    strip.nth(0).click()
+    strip.nth(1).click()
+    page.keyboard.press('s')
+    strip = page.locator(f'.cluster[data-name="{left[1]}"] .images button')
+    thrown_out = strip.nth(0).get_attribute('title')
+    strip.nth(0).click()
+    page.keyboard.press('x')
+    page.locator(f'.cluster[data-name="{left[2]}"]').get_by_text('Throw out').click()
+    with page.expect_download() as download:
+        page.keyboard.press('d')
+    assert download.value.suggested_filename == 'groups_decisions.csv'
+    download.value.save_as(grouped / 'decisions.csv')
+    page.close()
     assert complaints == []
 
     process = run_main('cluster.py', '--apply', grouped / 'decisions.csv', '--clusters', grouped / 'groups.csv', '--out',
@@ -168,3 +165,75 @@ def test_decisions_made_in_a_browser_are_applied(grouped):
     with open(grouped / 'decisions.csv', newline='') as file:
         assert len(list(csv.reader(file))) - 1 == sum(dict(zip(before.fids, before.pids))[fid] != expected.get(fid)
                                                       for fid in before.fids)
+
+
+def test_decisions_are_saved_by_the_server_of_the_page(grouped, browser, tmp_path):
+    """In one process: a browser saves twice, then only this machine, only this page and only decisions are let in."""
+    pytest.importorskip('uvicorn')
+    for name in ('groups.csv', 'groups.json'):
+        shutil.copy(grouped / name, tmp_path / name)
+    clusters, decisions = tmp_path / 'groups.csv', tmp_path / 'groups_decisions.csv'
+    before = load_dataset(clusters)
+    run = Run('visualize.py', 'clusters', clusters, '--serve', '--port', 0)
+    run.wait_for('until Ctrl+C')
+    assert str(decisions) in run.output
+    port = int(re.search(r'http://127[.]0[.]0[.]1:(\d+)/', run.output)[1])
+    complaints = []
+    for step in range(2):
+        page = new_page(browser)
+        page.on('console', lambda message: complaints.append(message.text))
+        page.on('request', lambda request: request.url.startswith((f'http://localhost:{port}/', 'data:'))
+                or complaints.append(request.url))
+        page.goto(f'http://localhost:{port}/')
+        page.locator('#sort').select_option('size')
+        names = page.locator('.cluster').evaluate_all('all => all.map(one => one.dataset.name)')
+        if step == 0:
+            assert page.evaluate('[...document.images].every(image => image.loading === "lazy")')
+            field = page.get_by_label(f'Name of {names[0]}', exact=True)
+            field.fill('Ada, "the first"')
+            field.press('Enter')
+            renamed = names[0]
+        else:  # The page starts with the saved decisions, and a renamed cluster keeps its spread.
+            assert names[0] == 'Ada, "the first"'
+            assert 'spread' in page.locator('.cluster').first.inner_text()
+            page.locator('.cluster').nth(1).get_by_text('Throw out').click()
+            thrown_out = names[1]
+        assert ', not saved' in page.locator('#state').inner_text()
+        page.keyboard.press('d')
+        page.locator('#state').get_by_text('saved in groups_decisions.csv').wait_for()
+        page.close()
+    assert complaints == []
+    process = run_main('cluster.py', '--apply', decisions, '--clusters', clusters, '--out', tmp_path / 'named.csv')
+    assert process.returncode == 0, process.stderr
+    named = load_dataset(tmp_path / 'named.csv')
+    names = {renamed: 'Ada, "the first"'}
+    assert dict(zip(named.fids, named.pids)) == {fid: names.get(pid, pid) for pid, fid in zip(before.pids, before.fids)
+                                                 if pid != thrown_out}
+
+    saved = decisions.read_bytes()
+    head = saved.splitlines()[0].decode()
+    assert ask(port, 'POST', '/decisions', saved, Origin='http://evil.example')[0] == 403
+    assert ask(port, 'POST', '/decisions', saved, host='evil.example')[0] == 400
+    for content, part in ((head[:-64] + '0' * 64, 'another clustering'), (f'{head}\nnone.png,Ada\n', 'line 2'),
+                          ('', 'first line'), (b'\xff', 'not a csv file')):
+        status, _, answer = ask(port, 'POST', '/decisions', content)
+        assert status == 422 and part in answer['error']
+    for path in (f'/image/{len(before)}', '/image/-1', '/image/a.png', '/groups.csv', '/image/../groups.csv'):
+        assert ask(port, 'GET', path)[0] == 404
+    assert ask(port, 'GET', '/image/0')[2].startswith(b'\xff\xd8')
+    assert decisions.read_bytes() == saved
+    assert ask(port, 'POST', '/decisions', f'{head}\n', Origin='http://localhost')[::2] == (200, {'saved': 0})
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait(60) == -signal.SIGINT and 'Traceback' not in run.output, run.output
+    assert decisions.read_bytes() == f'{head}\n'.encode()
+
+
+def test_what_keeps_the_page_from_being_served_is_one_sentence(grouped, tmp_path):
+    for name in ('groups.csv', 'groups.json'):
+        shutil.copy(grouped / name, tmp_path / name)
+    serve = ['visualize.py', 'clusters', tmp_path / 'groups.csv', '--serve']
+    assert_one_sentence(run_main(*serve, '--filename', 'x.html'), '--filename', '--serve')
+    assert_one_sentence(run_main(*serve[:-1], '--port', 1), '--port needs --serve')
+    (tmp_path / 'groups_decisions.csv').write_text(f'image,identity,{64 * "0"}\n')
+    assert_one_sentence(run_main(*serve, '--port', 0), 'another clustering', 'groups_decisions.csv', 'move it')
+    ended_in_one_sentence(Run(*serve, fault=Fault(forget_fastapi, 'start')), 'requirements-search.txt')

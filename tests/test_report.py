@@ -10,33 +10,12 @@ import pytest
 from PIL import Image
 
 import _evaluated
+from _browser import new_page
 from conftest import run_script
 from tripletreid.dataset import load_dataset
 from tripletreid.dataset_writer import save_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync']
-PATIENCE = 300_000  # Milliseconds that the browser may take for a step, instead of half a minute.
-
-
-@pytest.fixture(scope='module')
-def browser():
-    if CHROMIUM is None:
-        pytest.skip('no Chromium here; Debian has it as the package chromium')
-    playwright = pytest.importorskip('playwright.sync_api')
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
-        yield browser
-        browser.close()
-
-
-def new_page(browser, **options):
-    page = browser.new_page(**options)
-    page.set_default_timeout(PATIENCE)
-    return page
 
 
 @pytest.fixture

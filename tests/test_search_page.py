@@ -1,12 +1,10 @@
 """The page of search.py: served and used in a browser, whom it keeps out, and as a file."""
 import base64
 import concurrent.futures
-import http.client
 import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from _browser import ask, new_page
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import forget_fastapi, train
 from conftest import wait_until
@@ -31,12 +30,9 @@ from tripletreid.search import page
 from tripletreid.search.gallery import Gallery, Query
 
 uvicorn = pytest.importorskip('uvicorn')
+page_server = pytest.importorskip('tripletreid.page_server')
 server = pytest.importorskip('tripletreid.search.server')
 HOSTILE = 'sub/"\'<img src=x onerror=alert(1)>&%41#?.png'
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync']
-PATIENCE = 300_000  # Milliseconds that the browser may take for a step, instead of half a minute.
 DROP = """([content, name]) => {
   const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
   const dropped = new DataTransfer();
@@ -47,25 +43,13 @@ DROP = """([content, name]) => {
 }"""
 
 
-@pytest.fixture(scope='module')
-def browser():
-    if CHROMIUM is None:
-        pytest.skip('no Chromium here; Debian has it as the package chromium')
-    playwright = pytest.importorskip('playwright.sync_api')
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def look(browser):
     """A function that opens a page; none of them logs an error, opens a dialog or asks another server."""
     complaints, pages = [], []
 
     def open_page(address, width=1280):
-        page = browser.new_page(viewport={'width': width, 'height': 900})
-        page.set_default_timeout(PATIENCE)
+        page = new_page(browser, viewport={'width': width, 'height': 900})
         # A photo that is refused is no fault of the page.
         page.on('console', lambda message: 'status of 422' in message.text or complaints.append(message.text))
         page.on('pageerror', lambda error: complaints.append(str(error)))
@@ -189,9 +173,9 @@ def serving(files):
     running = []
 
     def start(host=None, token=None):
-        listening = server.listen('127.0.0.1', 0)
+        listening = page_server.listen('127.0.0.1', 0)
         app = server.make_app(opened(files), Embedder(), 3, [], host, token)
-        one = uvicorn.Server(uvicorn.Config(app, log_level='critical', lifespan='off', http=server.connection_class()))
+        one = uvicorn.Server(uvicorn.Config(app, log_level='critical', lifespan='off', http=page_server.connection_class()))
         thread = threading.Thread(target=one.run, args=[[listening]], daemon=True)
         thread.start()
         running.append((one, thread, listening))
@@ -205,19 +189,6 @@ def serving(files):
         listening.close()
 
 
-def ask(port, method, path, body=None, host='localhost', **headers):
-    """Status, headers and content of an answer; JSON is read."""
-    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
-    headers = {name.replace('_', '-'): value for name, value in headers.items()}
-    connection.request(method, path, body, {'Host': host, **headers}, encode_chunked='Transfer-Encoding' in headers)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    if 'json' in answer.getheader('content-type', ''):
-        content = json.loads(content)
-    return answer.status, answer.headers, content
-
-
 def test_only_this_machine_and_only_this_page(serving):
     port = serving()
     for host in ('localhost', f'127.0.0.1:{port}', 'LOCALHOST:1', '[::1]:80'):
@@ -225,7 +196,7 @@ def test_only_this_machine_and_only_this_page(serving):
     for host in ('evil.example', '127.0.0.1.evil.example', '10.0.0.1', '', 'localhost:80:80', 'localhost.'):
         status, headers, content = ask(port, 'GET', '/gallery/0', host=host)
         assert status == 400 and 'error' in content
-        assert headers['content-security-policy'] == server.POLICY
+        assert headers['content-security-policy'] == page_server.POLICY
     assert ask(port, 'POST', '/search', photo(1, 2), Origin='http://localhost')[0] == 200
     for origin in ('http://evil.example', 'null', 'https://localhost', 'http://localhost:81'):
         assert ask(port, 'POST', '/search', photo(1, 2), Origin=origin)[0] == 403
@@ -285,14 +256,14 @@ def test_uploads_are_bounded(serving, monkeypatch):
         assert status in (413, 422) and 'pixels' in content['error']
     status, _, content = ask(port, 'POST', '/search', png_header(10_000, 5_000))
     assert 'pixels' not in content['error']  # It has none of them, which only who decodes it sees.
-    monkeypatch.setattr(server, 'MAX_BYTES', 1 << 20)
+    monkeypatch.setattr(page_server, 'MAX_BYTES', 1 << 20)
     too_much = (bytes(1 << 16) for _ in range(17))
     assert ask(port, 'POST', '/search', too_much, Transfer_Encoding='chunked')[0] == 413
     # One that is announced as too long is not waited for.
     with socket.create_connection(('127.0.0.1', port), timeout=60) as sending:
         sending.sendall(b'POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048577\r\n\r\n')
         assert sending.recv(100).startswith(b'HTTP/1.1 413')
-    monkeypatch.setattr(server, 'PATIENCE', 0.1)
+    monkeypatch.setattr(page_server, 'PATIENCE', 0.1)
     with socket.create_connection(('127.0.0.1', port), timeout=60) as sending:
         sending.sendall(b'POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n')
         assert sending.recv(100).startswith(b'HTTP/1.1 408')
@@ -316,7 +287,7 @@ def test_pictures_that_promise_little_and_take_much_are_refused_at_once(serving)
 
 
 def test_uploads_have_a_limit_together(serving, monkeypatch):
-    monkeypatch.setattr(server, 'MAX_BYTES_TOGETHER', 1 << 16)
+    monkeypatch.setattr(page_server, 'MAX_BYTES_TOGETHER', 1 << 16)
     port = serving()
     with socket.create_connection(('127.0.0.1', port), timeout=60) as sending:
         sending.sendall(b'POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 65536\r\n\r\n' + bytes(65535))
@@ -325,8 +296,8 @@ def test_uploads_have_a_limit_together(serving, monkeypatch):
 
 
 def test_idle_connections_are_dropped_and_never_too_many(serving, monkeypatch, capfd):
-    monkeypatch.setattr(server, 'IDLE_SECONDS', 0.3)
-    monkeypatch.setattr(server.resource, 'getrlimit', lambda _: (0, 0))  # Leaves four connections.
+    monkeypatch.setattr(page_server, 'IDLE_SECONDS', 0.3)
+    monkeypatch.setattr(page_server.resource, 'getrlimit', lambda _: (0, 0))  # Leaves four connections.
     port = serving()
     idle = [socket.create_connection(('127.0.0.1', port), timeout=60) for _ in range(30)]
     idle[0].sendall(b'GET / HTTP/1.1\r\nHost: lo')

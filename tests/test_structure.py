@@ -15,7 +15,7 @@ COMMANDS = {'train', 'embed', 'evaluate', 'compare', 'make_dataset', 'visualize'
 PLUGINS = ('nets', 'heads', 'origins', 'losses', 'objectives', 'classifiers', 'samplers', 'excluders', 'scores', 'distances',
            'layouts')
 GROUND = {'errors', 'files', 'names', 'provenance', 'quiet', 'plugins', 'exclusion', 'metrics', 'cluster', 'argument_types',
-          'signals', 'startup', 'dask_cluster', 'pictures', 'fan_out'}
+          'signals', 'startup', 'dask_cluster', 'pictures', 'fan_out', 'page_server'}
 # Each level imports from itself and from the levels before it. Other names are folders of tripletreid/.
 LEVELS = [GROUND,
           {'dataset', 'dataset_parts', 'dataset_writer', 'image_root', 'image_report', 'copies', 'embeddings', 'distribute',

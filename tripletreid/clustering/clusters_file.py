@@ -6,6 +6,7 @@ thrown out.
 """
 import csv
 import dataclasses
+import io
 import json
 import os
 import re
@@ -206,23 +207,30 @@ def read_decisions(path, dataset):
         InputError: another file, or decisions about another clustering.
     """
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            lines = list(csv.reader(file, strict=True))
+        with open(path, 'rb') as file:
+            content = file.read()
     except OSError as error:
         raise InputError(f'There is no decision file {path}.') from error
+    return parsed_decisions(content, path, dataset)
+
+
+def parsed_decisions(content, name, dataset):
+    """Parse the bytes of a decision file; returns and raises as `read_decisions`. `name` stands in messages."""
+    try:
+        lines = list(csv.reader(io.StringIO(content.decode('utf-8-sig'), newline=''), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f'{path} is not a csv file of decisions ({error}).') from error
+        raise InputError(f'{name} is not a csv file of decisions ({error}).') from error
     if not lines or lines[0][:2] != HEAD or len(lines[0]) != 3:
-        raise InputError(f'{path} is not a decision file of visualize.py clusters: its first line is not '
+        raise InputError(f'{name} is not a decision file of visualize.py clusters: its first line is not '
                          f'{",".join(HEAD)} and a hash.')
     if lines[0][2] != dataset.content_hash():
-        raise InputError(f'{path} holds decisions about another clustering than {dataset.path}: apply them to the csv file '
+        raise InputError(f'{name} holds decisions about another clustering than {dataset.path}: apply them to the csv file '
                          f'that they were made for.')
     known = set(dataset.fids)
     decisions = {}
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != 2 or line[0] not in known:
-            raise InputError(f'{path}: line {number} is not a file id of {dataset.path} and its identity.')
+            raise InputError(f'{name}: line {number} is not a file id of {dataset.path} and its identity.')
         decisions[line[0]] = line[1].strip()
     return decisions
 

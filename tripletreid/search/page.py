@@ -27,8 +27,7 @@ def served(gallery, curve, count):
         curve: ROC points of an evaluation, a list of `OperatingPoint` by ascending threshold, empty without an evaluation.
         count: number of results.
     """
-    return html_page.filled(TEMPLATE, '<link rel="stylesheet" href="style.css">', '<script src="page.js"></script>',
-                            {**_common(gallery, curve, count), 'served': True, 'queries': []})
+    return html_page.served(TEMPLATE, {**_common(gallery, curve, count), 'served': True, 'queries': []})
 
 
 def write_page(path, gallery, queries, photos, curve, count):

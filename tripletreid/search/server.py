@@ -1,80 +1,25 @@
-"""The page of search.py --serve: FastAPI and uvicorn, for this machine alone unless an address is given.
+"""The page of search.py --serve.
 
-Only requests to the names of this machine are answered, which excludes pages whose name was made to resolve to it, and
-only this page may post. With an address of the network, requests also need a token, which becomes a cookie. Gallery images
-are requested by their row, never by a path. Uploads are read into memory, up to a total size, and are gone with the answer.
-Photos are decoded one at a time. A connection without a request is closed after some seconds.
+Gallery images are requested by their row, never by a path. A photo is read into memory and is gone with the answer. Photos
+are decoded one at a time.
 """
 import asyncio
 import concurrent.futures
-import contextlib
-import hmac
-import ipaddress
-import os
-import resource
 import secrets
-import socket
-import urllib.parse
 
-from tripletreid import pictures, signals
-from tripletreid.errors import InputError
+from tripletreid import page_server, pictures
+from tripletreid.page_server import Refused, fastapi
 from tripletreid.search import page, photos
 from tripletreid.visualization.thumbnails import jpeg, thumbnail
 
-try:
-    import fastapi
-    import starlette.exceptions
-    import starlette.requests
-    import uvicorn
-    from uvicorn.protocols.http import h11_impl
-except ImportError as error:
-    raise InputError('--serve needs FastAPI and uvicorn: pip install -r requirements-search.txt') from error
-
-LOOPBACK = '127.0.0.1'
-PORT = 8000
-MAX_BYTES = 32 << 20  # Size of an upload.
-MAX_BYTES_TOGETHER = 8 * MAX_BYTES  # Size of all uploads that have arrived and are not answered.
 MAX_PIXELS = 50_000_000  # Size of an uploaded picture; a decoded pixel takes three bytes.
-PATIENCE = 60  # Seconds that an upload may take.
-IDLE_SECONDS = 10  # A connection may be open without a request for one to two times this.
-WAITING = 128  # Connections that the system keeps until they are accepted.
-SPARE_DESCRIPTORS = 16  # Files that the process may need in addition to its connections.
-COOKIE = 'search_token'
-POLICY = ("default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
-          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-HEADERS = {'content-security-policy': POLICY, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
-           'cache-control': 'no-store', 'cross-origin-resource-policy': 'same-origin'}
-
-
-class Refused(Exception):
-    """A request that is not answered: a status of HTTP and a sentence."""
-
-    def __init__(self, status, sentence):
-        super().__init__(sentence)
-        self.status = status
-
-
-def listen(host=None, port=None):
-    """Return an open socket at an address of this machine; None: for this machine only.
-
-    Raises:
-        InputError: the port is in use, or this machine has no such address.
-    """
-    host, port = host or LOOPBACK, PORT if port is None else port
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=WAITING)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise InputError(f'No page can be served at {host}, port {port} ({reason}): give another --port or '
-                         f'--host.') from error
 
 
 def serve(listening, gallery, embedder, count, curve, host=None):
     """Serve the page until the process is ended.
 
     Args:
-        listening: as `listen` gives it.
+        listening: as `page_server.listen` gives it.
         gallery: `Gallery`.
         embedder: `Embedder`.
         count: how many of the nearest are shown.
@@ -83,66 +28,19 @@ def serve(listening, gallery, embedder, count, curve, host=None):
     """
     token = secrets.token_urlsafe(24) if host else None
     app = make_app(gallery, embedder, count, curve, host, token)
-    name, port = listening.getsockname()[:2]
-    if ipaddress.ip_address(name).is_unspecified:  # All addresses of this machine, which its name leads to.
-        name = socket.gethostname()
-    name = f'[{name}]' if ':' in name else name
     embedder.warm_up()
-    print(f'Serving {len(gallery)} images at http://{name}:{port}/{f"?token={token}" if token else ""} until Ctrl+C.',
-          flush=True)
+    print(f'Serving {len(gallery)} images at {page_server.address_of(listening)}{f"?token={token}" if token else ""} until '
+          f'Ctrl+C.', flush=True)
     if host:
         print('Anyone with this address can search the gallery and see its images. So can anyone who reads the network '
               'traffic, because there is no encryption.', flush=True)
-    run(app, listening, log_level='error')
-
-
-def run(app, listening, **options):
-    """Run uvicorn on an open socket; `options` as of `uvicorn.Config`."""
-    config = uvicorn.Config(app, access_log=False, server_header=False, http=connection_class(), ws='none',
-                            backlog=WAITING, **options)
-    uvicorn.Server(config).run([listening])
-
-
-def connection_class():
-    """Return uvicorn's class of a connection, with a limit on their number and on the time without a request."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    most = max(4, limit - len(os.listdir('/proc/self/fd' if os.path.isdir('/proc/self/fd') else '/dev/fd'))
-               - SPARE_DESCRIPTORS)
-
-    class Connection(h11_impl.H11Protocol):
-        """A connection that is closed while it is idle, or at once if there are too many."""
-
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            self._request_before = self._timer = None
-            if len(self.connections) > most:
-                transport.abort()
-            else:
-                self._timer = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
-
-        def connection_lost(self, exc):
-            super().connection_lost(exc)
-            if self._timer:
-                self._timer.cancel()
-
-        def _close_if_idle(self):
-            if self.cycle is self._request_before and (self.cycle is None or self.cycle.response_complete):
-                self.transport.abort()
-                return
-            self._request_before = self.cycle
-            self._timer = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
-
-    return Connection
+    page_server.run(app, listening, log_level='error')
 
 
 def make_app(gallery, embedder, count, curve, host=None, token=None):
     """Return the ASGI application of the page; all arguments but `token`, a text or None, as for `serve`."""
-    @contextlib.asynccontextmanager
-    async def lifespan(_):
-        signals.end_the_process()  # uvicorn would wait for open requests, and nothing here has anything to lose.
-        yield
-
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    html = page.served(gallery, curve, count)
+    app = page_server.new_app(lambda: html, page.style(), page.script(), 'search')
     bytes_of_uploads = [0]
     one_at_a_time = concurrent.futures.ThreadPoolExecutor(1)
 
@@ -162,20 +60,6 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         doubts = [f'is in the gallery as {gallery.fid(row)}, which is skipped' for row in copies]
         return answer(emb, doubts + photos.doubts(content, embedder.view.load), copies)
 
-    content = page.served(gallery, curve, count)
-
-    @app.get('/')
-    def start():
-        return fastapi.responses.HTMLResponse(content)
-
-    @app.get('/style.css')
-    def style():
-        return fastapi.Response(page.style(), media_type='text/css')
-
-    @app.get('/page.js')
-    def script():
-        return fastapi.Response(page.script(), media_type='text/javascript')
-
     @app.get('/gallery/{row}')
     async def picture(row: int):
         # Only some of many shards are open at a time.
@@ -187,8 +71,8 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
 
     @app.post('/search')
     async def search(request: fastapi.Request):
-        with Upload(bytes_of_uploads) as content:
-            await _read(request, content)
+        with page_server.Upload(bytes_of_uploads) as content:
+            await page_server.read_body(request, content)
             return await alone(search_with, bytes(content))
 
     @app.post('/search/{row}')
@@ -196,141 +80,10 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         _checked_row(row, gallery)
         return await alone(lambda: answer(gallery.embeddings.rows(row, row + 1)[0], [], but=[row]))
 
-    def answer_error(kind, status_of, sentence_of=str):
-        @app.exception_handler(kind)
-        async def answered(_, error):
-            return fastapi.responses.JSONResponse({'error': sentence_of(error)}, status_of(error))
-
-    answer_error(Refused, lambda error: error.status)
-    answer_error(InputError, lambda _: 422)
-    answer_error(starlette.exceptions.HTTPException, lambda error: error.status_code, lambda error: f'{error.detail}.')
-    answer_error(fastapi.exceptions.RequestValidationError, lambda _: 404, lambda _: 'Images have numbers.')
-    # The remaining causes are a lack of memory or a bug, whose traceback uvicorn prints.
-    answer_error(Exception, lambda _: 500, lambda error: f'The search has failed ({type(error).__name__}).')
-    return Guard(app, host, token)
-
-
-class Upload(bytearray):
-    """The bytes of an upload that have arrived; with `total`, a list of one number, the bytes of all uploads."""
-
-    def __init__(self, total):
-        super().__init__()
-        self.total = total
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.total[0] -= len(self)
-
-    def add(self, part):
-        """Append bytes. Raises `Refused` beyond the size of a photo, or of all uploads together."""
-        self.extend(part)
-        self.total[0] += len(part)
-        if len(self) > MAX_BYTES:
-            raise too_long()
-        if self.total[0] > MAX_BYTES_TOGETHER:
-            raise Refused(503, 'Too many photos arrive at once: try again in a moment.')
-
-
-def too_long():
-    """Return the error for a photo of too many bytes."""
-    return Refused(413, f'The photo has more than {MAX_BYTES >> 20} MB.')
-
-
-async def _read(request, content):
-    """Read the body of a request into an `Upload`. Raises `Refused` if it is too long or too slow."""
-    try:
-        announced = int(request.headers.get('content-length', 0))
-    except ValueError:
-        raise Refused(400, 'The length of the photo is not a number.') from None
-    if announced > MAX_BYTES:
-        raise too_long()
-
-    async def read():
-        async for part in request.stream():
-            content.add(part)
-
-    try:
-        await asyncio.wait_for(read(), PATIENCE)
-    except starlette.requests.ClientDisconnect:
-        raise Refused(400, 'The photo did not arrive completely.') from None
-    except asyncio.TimeoutError:
-        raise Refused(408, f'The photo did not arrive within {PATIENCE} seconds.') from None
+    return page_server.Guard(app, host, token)
 
 
 def _checked_row(row, gallery):
     if not 0 <= row < len(gallery):
         raise Refused(404, f'The gallery has no image {row}.')
     return row
-
-
-class Guard:
-    """A wrapper of an ASGI application that checks each request's origin and token, and adds headers to every answer."""
-
-    def __init__(self, app, host, token):
-        self.app, self.token = app, token
-        self.names = {LOOPBACK, 'localhost', '[::1]'} | ({host.lower(), socket.gethostname().lower()} if host else set())
-        self.any_address = host is not None
-
-    async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http':
-            return await self.app(scope, receive, send)
-        headers = {name.decode('latin-1'): value.decode('latin-1') for name, value in scope['headers']}
-
-        async def send_with_headers(message):
-            if message['type'] == 'http.response.start':
-                message = {**message, 'headers': [*message['headers'], *(
-                    (name.encode(), value.encode()) for name, value in HEADERS.items())]}
-            await send(message)
-
-        refusal = self._refusal(scope, headers)
-        cookie = f'{COOKIE}_{scope["server"][1]}'  # Browsers share cookies between the ports of a machine.
-        if refusal is None and self.token and not _equal(_value_of(cookie, headers), self.token):
-            refusal = self._answer_without_cookie(scope, cookie)
-        await (refusal or self.app)(scope, receive, send_with_headers)
-
-    def _refusal(self, scope, headers):
-        """Return the refusal of a request by a foreign host name or from another page, or None."""
-        host = headers.get('host', '')
-        if not self._is_own_name(_name_in(host)):
-            return fastapi.responses.JSONResponse({'error': f'This is not {host[:100]}.'}, 400)
-        origin = headers.get('origin')
-        if scope['method'] not in ('GET', 'HEAD') and origin is not None and origin != f'http://{host}':
-            return fastapi.responses.JSONResponse({'error': 'Only its own page may ask this.'}, 403)
-        return None
-
-    def _is_own_name(self, name):
-        if name in self.names:
-            return True
-        # A name may be made to lead here by anybody, an address may not.
-        try:
-            return self.any_address and bool(ipaddress.ip_address(name.strip('[]')))
-        except ValueError:
-            return False
-
-    def _answer_without_cookie(self, scope, cookie):
-        """To the page's address with the right token: the cookie that stands for it from then on."""
-        query = urllib.parse.parse_qs(scope['query_string'].decode('latin-1'))
-        if scope['path'] == '/' and _equal(query.get('token', [''])[0], self.token):
-            response = fastapi.responses.RedirectResponse('/', 303)
-            # Strict would leave it out of this redirect if the link was in a chat or a web mail.
-            response.set_cookie(cookie, self.token, httponly=True, samesite='lax')
-            return response
-        return fastapi.responses.JSONResponse({'error': 'Open the whole address that search.py printed, token and all.'},
-                                              403)
-
-
-def _name_in(host):
-    """Return the host of a header in small letters, such as '[::1]' of '[::1]:8000'."""
-    name, colon, port = host.rpartition(':')
-    return (name if colon and port.isdigit() else host).lower()
-
-
-def _value_of(cookie, headers):
-    pairs = (pair.strip().partition('=') for pair in headers.get('cookie', '').split(';'))
-    return {name: value for name, _, value in pairs}.get(cookie, '')
-
-
-def _equal(text, secret):
-    return hmac.compare_digest(text.encode(), secret.encode())

@@ -1,11 +1,18 @@
-// The clusters of visualize.py: merge, split, name and throw out; decisions are saved as a csv file.
+// The clusters of visualize.py: merge, split, name and throw out; decisions are saved as a csv file, by the browser or by the
+// server of the page.
 const SHOWN = 60;
-const identity = data.images.map(image => image.cluster);  // Current identity of each image, '' if it is thrown out.
-const first = [...identity];
+const first = data.images.map(image => image.cluster);
+// Current identity of each image, '' if it is thrown out. A served page starts with the saved decisions.
+const identity = data.images.map(image => image.decided ?? image.cluster);
 const facts = new Map(data.clusters.map(cluster => [cluster.name, cluster]));
+const present = new Set(identity);
+// A cluster that was renamed earlier keeps its facts; the images that were split off a cluster have none.
+data.images.forEach((image, row) => {
+  if (!facts.has(identity[row]) && !present.has(image.cluster)) facts.set(identity[row], facts.get(image.cluster));
+});
 const selected = new Set();
 const history = [];
-let current = null, limit = SHOWN, unsaved = false;
+let current = null, limit = SHOWN, unsaved = false, message = '';
 
 const members = name => data.order.filter(image => identity[image] === name);
 const names = () => [...new Set(identity.filter(name => name))];
@@ -25,6 +32,7 @@ function assign(images, name) {
   for (const image of images) identity[image] = name;
   selected.clear();
   unsaved = true;
+  message = '';
 }
 
 function nearest(name) {
@@ -61,6 +69,8 @@ function undo() {
   const step = history.pop();
   if (!step) return;
   for (const [image, name] of step) identity[image] = name;
+  unsaved = true;
+  message = '';
   show();
 }
 
@@ -71,11 +81,29 @@ function quoted(text) {
 function save() {
   const lines = [`image,identity,${data.hash}`];
   for (const image of changed()) lines.push(`${quoted(data.images[image].fid)},${quoted(identity[image])}`);
-  const link = element('a', {download: data.filename});
-  link.href = URL.createObjectURL(new Blob([lines.join('\n') + '\n'], {type: 'text/csv'}));
-  link.click();
-  URL.revokeObjectURL(link.href);
+  const decisions = new Blob([lines.join('\n') + '\n'], {type: 'text/csv'});
   unsaved = false;
+  if (data.served) {
+    send(decisions);
+  } else {
+    const link = element('a', {download: data.filename});
+    link.href = URL.createObjectURL(decisions);
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+  state();
+}
+
+// Changes that are made while the decisions travel are not among them and stay unsaved.
+async function send(decisions) {
+  try {
+    const response = await fetch('decisions', {method: 'POST', body: decisions});
+    if (!response.ok) throw new Error((await response.json()).error);
+    message = unsaved ? '' : `, saved in ${data.filename}`;
+  } catch (error) {
+    unsaved = true;
+    message = `, not saved: ${error.message}`;
+  }
   state();
 }
 
@@ -97,7 +125,7 @@ function sorted() {
 function state() {
   const count = changed().length;
   byId('state').textContent = `${names().length} clusters, ${count} image${count === 1 ? '' : 's'} changed`
-    + (unsaved ? ', not saved' : '');
+    + (message || (unsaved ? ', not saved' : ''));
   byId('undo').disabled = !history.length;
 }
 

@@ -1,4 +1,7 @@
-"""The page of clusters: `clusters.html` with the pictures of each cluster, to merge, split, name or throw out clusters."""
+"""The page of clusters: `clusters.html` with the pictures of each cluster, to merge, split, name or throw out clusters.
+
+It is a file, whose browser downloads the decisions, or `clusters_server` serves it and saves them.
+"""
 import base64
 import os
 import pathlib
@@ -72,6 +75,29 @@ class ClustersPage:
         else:
             addresses = [picture and 'data:image/jpeg;base64,' + base64.b64encode(jpeg(picture)).decode('ascii')
                          for picture in thumbnails(self.paths, WIDTH, HEIGHT)]
+        html_page.write(path, TEMPLATE, {**self._data(addresses), 'served': False},
+                        "data: 'self' file:" if link_images else 'data:')
+        return self.missing(addresses)
+
+    def missing(self, found):
+        """Return the `Missing` images, given a path or an address per image, None where it cannot be shown."""
+        return Missing([fid for fid, each in zip(self.dataset.fids, found) if each is None], len(found))
+
+    def served(self, decisions):
+        """Return the page that a server sends, with the image of each row at `image/ROW`.
+
+        Args:
+            decisions: {file id: identity} of earlier, which the page starts with.
+        """
+        addresses = [path and f'image/{row}' for row, path in enumerate(self.paths)]
+        data = {**self._data(addresses), 'served': True}
+        for image in data['images']:
+            if image['fid'] in decisions:
+                image['decided'] = decisions[image['fid']]
+        return html_page.served(TEMPLATE, data)
+
+    def _data(self, addresses):
+        """Return the data that the script reads, a dict, with an address or None per image."""
         second, notes = set(), {}
         for each in self.reviewed:
             if each.groups:
@@ -79,16 +105,17 @@ class ClustersPage:
             notes.update({row: f'closer to {other}' for row, other in each.closer.items()})
         images = [{'fid': fid, 'cluster': pid, 'address': address, 'second': row in second, 'note': notes.get(row)}
                   for row, (fid, pid, address) in enumerate(zip(self.dataset.fids, self.dataset.pids, addresses))]
-        stem = os.path.splitext(os.path.basename(self.dataset.path))[0]
-        html_page.write(path, TEMPLATE, {
-            'about': f'{len(images)} images in {len(self.reviewed)} clusters of {self.dataset.path}',
-            'hash': self.dataset.content_hash(), 'filename': f'{stem}_decisions.csv', 'images': images,
-            'order': [row for each in self.reviewed for row in each.rows],
-            'clusters': [{'name': each.name, 'spread': each.spread, 'doubts': each.doubts,
-                          'nearest': [{'name': name, 'distance': distance} for name, distance in each.nearest]}
-                         for each in self.reviewed]}, "data: 'self' file:" if link_images else 'data:')
-        gone = [fid for fid, address in zip(self.dataset.fids, addresses) if address is None]
-        return Missing(gone, len(images))
+        return {'about': f'{len(images)} images in {len(self.reviewed)} clusters of {self.dataset.path}',
+                'hash': self.dataset.content_hash(), 'filename': os.path.basename(decisions_file(self.dataset.path)),
+                'images': images, 'order': [row for each in self.reviewed for row in each.rows],
+                'clusters': [{'name': each.name, 'spread': each.spread, 'doubts': each.doubts,
+                              'nearest': [{'name': name, 'distance': distance} for name, distance in each.nearest]}
+                             for each in self.reviewed]}
+
+
+def decisions_file(clusters):
+    """Return the path of the decisions about a csv file of clusters."""
+    return f'{os.path.splitext(clusters)[0]}_decisions.csv'
 
 
 def is_page(path):

@@ -34,6 +34,11 @@ def filled(template, head, end, data):
     return page
 
 
+def served(template, data):
+    """Return a page for a server, which sends stylesheet and script at addresses of their own; arguments as for `filled`."""
+    return filled(template, '<link rel="stylesheet" href="style.css">', '<script src="page.js"></script>', data)
+
+
 def write(path, template, data, image_sources='data:'):
     """Write a page that needs no server and no network, atomically.
 
