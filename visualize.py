@@ -6,7 +6,7 @@
     visualize.py report evaluation.json       an HTML page: scores, charts and all ranked lists
     visualize.py embeddings embeddings.h5     a scatter plot, and data for TensorBoard's projector
     visualize.py curves ROOT [ROOT ...]       loss, precision, active count, learning rate, …
-    visualize.py clusters NAME.csv            a page to merge, split and name clusters, written or served
+    visualize.py clusters NAME.csv            a page to merge, split and name clusters
     visualize.py augmentation ROOT            some training images, as the net of a run sees them
 
 An evaluation file names its csv and .h5 files, and an .h5 file names its images; flags replace the paths of files that were
