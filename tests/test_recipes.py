@@ -25,6 +25,7 @@ SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--net_i
 # ResNets have few units here; test_fidelity.py trains one with all of them. Transformers are tiny.
 STARTS_FROM = {
     'lunet_market1501.sh': None,
+    'mobilenet_market1501.sh': 'mnist',
     'two_tricks_market1501.sh': 'resnet_v1_50',
     'strong_baseline_market1501.sh': 'resnet_v1_50',
     'sbs_market1501.sh': 'resnet_v1_50',
@@ -47,7 +48,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp('project')
     for name in ('data', 'recipes/cluster'):
         (folder / name).mkdir(parents=True)
-    scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py')
+    scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py', 'market1501_train.sh')
     for name in (*scripts, 'recipes/_start.sh', *(f'recipes/{recipe}' for recipe in RECIPES)):
         (folder / name).symlink_to(ROOT / name)
     return folder
