@@ -288,7 +288,8 @@ def warn_of_training_images(made_with, sets):
         key = repr(roots)  # A file of others may hold anything.
         if key not in known:
             known[key] = training_fids(*roots)
-        if number := sum(fid in known[key] for fid in sets[side].fids):
+        # An empty set, as for embeddings without a root, contains none of a large gallery's names.
+        if number := known[key] and sum(fid in known[key] for fid in sets[side].fids):
             warn(f'{number} of {len(sets[side])} images of the {side} are training images of '
                  f'{parameters["experiment_root"]}, which a net ranks better than new ones.')
 

@@ -37,13 +37,10 @@ def read(pattern, groups, fids):
     Raises:
         InputError: a file id that does not fit the pattern.
     """
-    search = re.compile(pattern).search
-    whole = '/' in pattern
-    values = []
-    for fid in fids:
-        match = search(fid if whole else fid.rpartition('/')[2])
-        found = match.group(*groups) if match else (None,)
-        if None in found:
-            raise InputError(f'The file name {fid} does not fit the pattern {pattern} of the excluder.')
-        values.append(found)
+    names = fids if '/' in pattern else [fid.rpartition('/')[2] for fid in fids]
+    matches = map(re.compile(pattern).search, names)
+    values = [match.group(*groups) if match else (None,) for match in matches]
+    misfit = next((fid for fid, found in zip(fids, values) if None in found), None)
+    if misfit is not None:
+        raise InputError(f'The file name {misfit} does not fit the pattern {pattern} of the excluder.')
     return values

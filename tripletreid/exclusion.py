@@ -50,29 +50,29 @@ def warn_of_disagreement(name, excluder, query_set, gallery_set):
     if read is None:
         junk = sum(int(dataset.junk.sum()) for dataset in sets)
     else:
-        triples = [_triples(dataset, read) for dataset in sets]
-        junk = sum(is_junk(pid) and read_pid != JUNK for pid, read_pid, _ in set().union(*triples))
-        _warn_of_spellings(name, *triples)
+        readings = [_readings(dataset, read) for dataset in sets]
+        junk = sum(is_junk(pid) and read_pid != JUNK for pid, (read_pid, _) in set().union(*readings))
+        _warn_of_spellings(name, *readings)
     if junk:
         warn(f'{query_set.path} and {gallery_set.path} hold junk, images of the identity {JUNK}, which the excluder {name} '
              f'does not ignore: {JUNK} counts as an identity. Remove these rows.')
 
 
-def _triples(dataset, read):
-    """Return the set of (identity, identity that the excluder reads, camera) of a dataset."""
+def _readings(dataset, read):
+    """Return the set of (identity, (identity that the excluder reads, camera)) of a dataset."""
     found = set()
     for start in range(0, len(dataset), READ_AT_ONCE):
         rows = slice(start, start + READ_AT_ONCE)
-        found.update((pid, *ids) for pid, ids in zip(dataset.pids[rows], read(dataset.fids[rows])))
+        found.update(zip(dataset.pids[rows], read(dataset.fids[rows])))
     return found
 
 
-def _warn_of_spellings(name, *triples):
-    """Warn of two keys of one identity and camera and of one identity for several, given sets of (pid, read pid, camera)
-    for queries and gallery."""
-    keys, pids = ([collections.defaultdict(set) for _ in triples] for _ in range(2))
-    for number, each in enumerate(triples):
-        for pid, read_pid, camera in each:
+def _warn_of_spellings(name, *readings):
+    """Warn of two keys of one identity and camera and of one identity for several, given the `_readings` of queries and
+    gallery."""
+    keys, pids = ([collections.defaultdict(set) for _ in readings] for _ in range(2))
+    for number, each in enumerate(readings):
+        for pid, (read_pid, camera) in each:
             keys[number][pid, spelling_key(camera)].add((read_pid, camera))
             pids[number][read_pid].add(pid)
     split = [group for key in sorted(keys[0].keys() & keys[1].keys())

@@ -5,10 +5,11 @@ import posixpath
 import re
 import unicodedata
 
+import numpy as np
+
 JUNK = '-1'  # Identity of images that show nobody in particular: detector errors, in Market-1501 and after it.
 INVISIBLE = '\u200b\u200c\u200d\u2060\ufeff'  # Zero-width characters, which `str.strip` keeps.
-# Between newlines, each path that is not canonical contains one of these.
-SIGNS_OF_ANOTHER_SPELLING = ('//', '/./', '/../', '\n./', '\n../', '/.\n', '/..\n', '/\n')
+SLASH, NEWLINE, DOT = b'/\n.'
 
 
 def canonical_path(path):
@@ -23,8 +24,12 @@ def canonical_path(path):
 
 def canonical_paths(paths):
     """Return the canonical spelling of many paths as a list; fast where all of them are canonical already."""
-    text = '\n'.join(['', *paths, ''])
-    if any(sign in text for sign in SIGNS_OF_ANOTHER_SPELLING):
+    # Each path that is not canonical has an empty part or one that begins with a dot. Comparing all bytes takes a fraction
+    # of the time of searching for these signs.
+    text = np.frombuffer('\n'.join(['', *paths, '']).encode('utf-8', 'surrogatepass'), np.uint8)
+    first, second = text[:-1], text[1:]
+    slash, dot = first == SLASH, second == DOT
+    if (slash & (dot | (second == SLASH) | (second == NEWLINE)) | dot & (first == NEWLINE)).any():
         return [canonical_path(path) for path in paths]
     return paths if isinstance(paths, list) else list(paths)
 

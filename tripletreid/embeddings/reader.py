@@ -241,7 +241,7 @@ def is_embeddings(path):
 def _fids_of_block(file, number):
     """Read the canonical file ids of one block of rows of an open HDF5 file, object array of str [at most BLOCK]."""
     start = number * BLOCK
-    fids = file['fids'].asstr()[start:start + BLOCK].astype(object)
+    fids = file['fids'].asstr()[start:start + BLOCK].tolist()
     if '\0' in ''.join(fids):
         row = next(row for row, fid in enumerate(fids, start) if '\0' in fid)
         raise ValueError(f'the file id of row {row} has a NUL character')

@@ -1,4 +1,6 @@
 """An embedding file together with the csv file of its rows."""
+import itertools
+
 import numpy as np
 
 from tripletreid.dataset import BLOCK, Dataset, load_dataset, read_blocks
@@ -81,5 +83,5 @@ class StoredFids:
         return self.embeddings.fids_of_rows(first, rows.max(initial=0) + 1)[rows - first]
 
     def __iter__(self):
-        for start in range(0, len(self), BLOCK):
-            yield from self[np.arange(start, min(start + BLOCK, len(self)))]
+        return itertools.chain.from_iterable(self[np.arange(start, min(start + BLOCK, len(self)))].tolist()
+                                             for start in range(0, len(self), BLOCK))
