@@ -248,6 +248,8 @@ def summary_of(path):
 
 
 def test_descriptions(oracle, tmp_path, monkeypatch):
+    built, fit_net = [], inspect_checkpoint.fit_net
+    monkeypatch.setattr(inspect_checkpoint, 'fit_net', lambda net, *more: built.append(net) or fit_net(net, *more))
     # The original's own checkpoint: the root may have later ones, of the test that resumes this training.
     tensors, summary = summary_of(oracle / 'mobilenet-training' / f'checkpoint-{FIRST_STEPS}')
     assert 'MobilenetV1/Conv2d_0/weights float32 [3, 3, 3, 32]' in tensors
@@ -257,6 +259,10 @@ def test_descriptions(oracle, tmp_path, monkeypatch):
         'net: mobilenet_v1_1_224, all of its 135 variables',
         'head: fc1024 (16 dimensions) or fc1024_normalize (16 dimensions)',
         'optimizer: Adam with the moments of 86 variables']
+    assert built == ['mobilenet_v1_1_224'], 'the net of args.json fits'
+    _, summary = summary_of(oracle / 'slim' / 'mobilenet_v1_1_224-v2.ckpt')
+    assert summary[2] == 'net: mobilenet_v1_1_224, all of its 135 variables' and summary[4].startswith('optimizer: ')
+    assert built[1:] == plugins.choices('nets')
 
     # A few nets will do from here on.
     choices = {'nets': ['mnist', 'resnet_v1_50'], 'heads': ['direct', 'fc1024']}

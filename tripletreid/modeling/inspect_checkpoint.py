@@ -89,12 +89,14 @@ def describe(path):
 def _describe_nets(held, trained):
     """Describe the nets all of whose variables are held, with the heads that fit: (lines of text, names of the variables).
 
+    The net of the training comes first; where it fits, no other net is built.
+
     Args:
         held: {name: shape} of a checkpoint.
         trained: arguments of its training, as far as known, or None.
     """
     lines, variables, nearest = [], set(), (0, '')
-    for net in plugins.choices('nets'):
+    for net in sorted(plugins.choices('nets'), key=lambda name: not trained or name != trained.model_name):
         fit = fit_net(net, held, trained)
         if fit is None:
             continue
@@ -109,6 +111,8 @@ def _describe_nets(held, trained):
                      + (f' (of another shape: {", ".join(fit.misshapen)})' if fit.misshapen else ''))
         heads = [f'{head} ({dim} dimensions)' for head, dim in fit.heads.items()]
         lines.append(f'head: {" or ".join(heads) or "none that fits, so this is good for --initial_checkpoint"}')
+        if trained and trained.model_name == net and not fit.misshapen:
+            break
     if not lines:
         lines.append('net: none of nets/' + (f'; the nearest, {nearest[1]}' if nearest[0] else ''))
     return lines, variables
