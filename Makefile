@@ -6,6 +6,11 @@ PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
 # The lock holds for every supported Python and system: Python 3.10 to 3.13.
 COMPILE = .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes
+# A file of tests runs in one worker, because its tests share trained nets; files with the marker `long` start first. Three
+# workers fill two cores, because tests wait for processes.
+PYTEST = -m pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder
+# The many processes of the tests compile each module once.
+unexport PYTHONDONTWRITEBYTECODE
 # The command that the locks name in their first lines.
 export UV_CUSTOM_COMPILE_COMMAND = make lock
 
@@ -16,7 +21,7 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -q -rs -n 2 --dist worksteal
+	.venv/bin/python $(PYTEST)
 
 soak: .venv/installed-test
 	.venv/bin/python -m pytest -q -rs -m soak
@@ -25,7 +30,7 @@ soak: .venv/installed-test
 test-newest:
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python $(PIP) -r requirements-test.txt
-	.venv-newest/bin/python -m pytest -q -rs -n 2 --dist worksteal
+	.venv-newest/bin/python $(PYTEST)
 
 docs: .venv/installed
 	.venv/bin/python docs/tables.py

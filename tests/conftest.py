@@ -25,6 +25,11 @@ def pytest_collection():
     gc.disable()
 
 
+def pytest_collection_modifyitems(items):
+    """Sort the files of tests that take long before the others."""
+    items.sort(key=lambda item: item.get_closest_marker('long') is None)
+
+
 def pytest_collection_finish():
     """Collect garbage from now on, without the objects of all imported modules: they took a fifth of the tests' time."""
     gc.freeze()

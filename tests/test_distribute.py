@@ -11,6 +11,8 @@ from conftest import assert_one_sentence, run_script
 from tripletreid import cluster, plugins
 from tripletreid.errors import InputError
 
+pytestmark = pytest.mark.long
+
 ITERATIONS = 10
 
 

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT / 'docs'))
 
 import tables  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 DOCS = sorted((ROOT / 'docs').glob('*.md'))
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *DOCS]
 # Training makes the experiment root, evaluation its embeddings, verification the threshold of the search. The others follow.

@@ -24,6 +24,8 @@ from tripletreid.experiment import arguments, best_checkpoint, train_log
 from tripletreid.experiment.root import LOCK_FILE, SECONDS_UNTIL_DEAD, locked
 from tripletreid.input_pipeline import sampling
 
+pytestmark = pytest.mark.long
+
 LOG = logging.getLogger('test')
 
 

@@ -25,6 +25,8 @@ from tripletreid.experiment import arguments, checkpoints
 from tripletreid.input_pipeline import batches, sampling
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained
 
+pytestmark = pytest.mark.long
+
 NETS = ('resnet_v1_50', 'resnet_v1_101', 'mobilenet_v1_1_224')
 HEADS = ('direct', 'direct_normalize', 'fc1024', 'fc1024_normalize')
 AUGMENTATIONS = tuple(itertools.product((False, True), (None, 'center', 'avgpool', 'five')))

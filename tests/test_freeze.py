@@ -33,6 +33,8 @@ from tripletreid.input_pipeline import images
 from tripletreid.modeling import export_check, export_module, exports, inference, model, quantization
 from tripletreid.modeling.pixel_statistics import PIXEL_STATISTICS
 
+pytestmark = pytest.mark.long
+
 ENDINGS = ['', '.tflite', '.onnx', '.pb']
 
 

@@ -22,6 +22,8 @@ from tripletreid.training import checks, train_state
 from tripletreid.training.loop import Loop
 from tripletreid.training.schedule import Schedule
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope='module')
 def people(tmp_path_factory):

@@ -27,6 +27,8 @@ from tripletreid.input_pipeline import augmentation
 from tripletreid.modeling import inference, inspect_checkpoint, model, pretrained
 from tripletreid.training import optimizer, schedule, validation
 
+pytestmark = pytest.mark.long
+
 TRAIN = ['--experiment_root', 'root', '--train_set', 'a.csv', '--image_root', '.']
 
 VALIDATE = ['--eval_query', 'q.csv', '--eval_gallery', 'g.csv', '--eval_excluder', 'diagonal', '--eval_frequency', '5']

@@ -18,6 +18,8 @@ from nets import _vit
 from tripletreid.experiment import checkpoints
 from tripletreid.modeling import model
 
+pytestmark = pytest.mark.long
+
 RECIPES = sorted(str(path.relative_to(ROOT / 'recipes')) for path in (ROOT / 'recipes').rglob('[!_]*.sh'))
 SMALL = ['--batch_p', '2', '--batch_k', '2', '--train_iterations', '1', '--net_input_height', '32', '--net_input_width',
          '32']

@@ -24,6 +24,8 @@ from tripletreid.experiment import detailed_logs, event_files
 from tripletreid.visualization import curves, embedding_plot, figures, rankings_plot, report
 from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope='module', autouse=True)
 def bare_machine(tmp_path_factory):
