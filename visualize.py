@@ -10,7 +10,7 @@
     visualize.py augmentation ROOT            some training images, as the net of a run sees them
 
 An evaluation file names its csv and .h5 files, and an .h5 file names its images; flags replace the paths of files that were
-moved. No display is needed. Only regions and augmentation import TensorFlow.
+moved. No display is needed. Only regions, report --regions and augmentation import TensorFlow.
 """
 if __name__ == '__main__':  # Before all other imports.
     from tripletreid import startup
@@ -36,10 +36,10 @@ from tripletreid.visualization.embedding_plot import (
     write_projector,
 )
 from tripletreid.visualization.figures import check_picture_name, save_picture, use_fonts_for
+from tripletreid.visualization.html_page import MOST_MEGABYTES, check_megabytes
 from tripletreid.visualization.rankings_plot import picture_of_lists
 
 DRAWN_VARIANTS = 8  # Augmented variants per image.
-NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # Size of the pictures on a page, for a note and as the limit.
 
 
 def evaluation_flags():
@@ -117,6 +117,11 @@ def make_parser():
         'better or worse since')
     add('--link_images', action='store_true', help='refer to the image files, relative to the page, instead of '
         f'embedding thumbnails, which may take {MOST_MEGABYTES} MB in total')
+    add('--regions', type=positive_int, metavar='N', help='add a layer to switch on: the parts of a query and of its '
+        'nearest images that make them near, for the N queries with the lowest AP, or with the largest loss since OTHER '
+        '(default: no layer)')
+    add('--experiment_root', metavar='ROOT', needs='--regions', help='experiment root of the embeddings, if it was moved '
+        'since they were made')
     add('--filename', metavar='HTML', help='page to write (default: EVALUATION.html)')
 
     add = commands.add_parser('embeddings', parents=[pictured],
@@ -196,8 +201,8 @@ def draw_rankings(args):
 
 def draw_regions(args):
     """Draw a picture with a row per query: the query, then for each of its nearest images the parts of both."""
-    from tripletreid import quiet
     from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
+    from tripletreid.visualization.regions_plot import picture_of_regions, row_of_query
     filename = os.path.splitext(args.evaluation)[0] + '_regions.png' if args.filename is None else args.filename
     check_picture_name(filename, read_by(args))
     evaluation, query, gallery = open_evaluation(args)
@@ -206,10 +211,9 @@ def draw_regions(args):
              for ranked in ranked_lists(evaluation, query, gallery, queries, args.top_k)]
     rows = [entry.row for ranked in lists for entry in ranked]
     warn_of_boxes({*query.dataset.pids[queries], *gallery.dataset.pids[rows]})
-    with quiet.tensorflow_import():
-        from tripletreid.visualization.regions_plot import Explainer, picture_of_regions
-    explainer = Explainer(evaluation, query, gallery, args.experiment_root, args.method)
-    save_picture(picture_of_regions([explainer.row(*each) for each in zip(queries, lists)]), filename)
+    explainer = open_explainer(args, evaluation, query, gallery, args.method)
+    explained = [row_of_query(explainer, query, gallery, *each) for each in zip(queries, lists)]
+    save_picture(picture_of_regions(explained), filename)
     print(f'{explainer.method_in_words()}\n{len(queries)} queries: {filename}')
 
 
@@ -241,6 +245,7 @@ def choose_queries(evaluation, args):
 
 def write_report(args):
     """Write one page with the evaluation's numbers, charts and every query's ranked list."""
+    from tripletreid.visualization import regions_layer
     from tripletreid.visualization.ranked_lists import open_evaluation, open_other_evaluation
     from tripletreid.visualization.report import estimated_bytes, find, is_page, page_data, write_page
     filename = os.path.splitext(args.evaluation)[0] + '.html' if args.filename is None else args.filename
@@ -249,13 +254,23 @@ def write_report(args):
     evaluations = [evaluation]
     if args.compare:
         evaluations.append(open_other_evaluation(args.compare, evaluation, query, gallery))
+    explainer = open_explainer(args, evaluation, query, gallery) if args.regions else None
     found = find(evaluations, query, gallery, args.top_k, args.seed)
     if not args.link_images:
         check_megabytes(estimated_bytes(found) / 1e6)
-    data, missing = page_data(found, evaluations, query, gallery, filename, args.link_images)
+    layer = regions_layer.layer(explainer, found, args.regions) if args.regions else None
+    data, missing = page_data(found, evaluations, query, gallery, filename, args.link_images, layer)
     write_page(filename, data)
     warn_of_missing(missing)
     print(f'{len(query.dataset)} queries, {os.path.getsize(filename) / 1e6:.1f} MB: {filename}')
+
+
+def open_explainer(args, evaluation, query, gallery, method=None):
+    """Return the `Explainer` of an evaluation; arguments as `ranked_lists.open_evaluation` returns them."""
+    from tripletreid import quiet
+    with quiet.tensorflow_import():
+        from tripletreid.visualization.explainer import Explainer
+    return Explainer(evaluation, query, gallery, args.experiment_root, method)
 
 
 def write_clusters(args):
@@ -278,16 +293,6 @@ def write_clusters(args):
     doubtful = sum(bool(each.doubts) for each in page.reviewed)
     print(f'{len(page.reviewed)} clusters, {doubtful} of them suspicious, {os.path.getsize(filename) / 1e6:.1f} MB: '
           f'{filename}')
-
-
-def check_megabytes(megabytes):
-    """Say that a page will hold so many megabytes of pictures, or raise InputError where that is too much."""
-    size = f'about {megabytes:.0f} MB of pictures'
-    if megabytes > MOST_MEGABYTES:
-        raise InputError(f'The page would hold {size}, more than a browser shows with ease: add --link_images to refer '
-                         f'to the image files instead.')
-    if megabytes > NOTED_MEGABYTES:
-        print(f'The page will hold {size}; with --link_images it refers to the image files instead.', flush=True)
 
 
 def draw_embeddings(args):

@@ -1,7 +1,9 @@
 """Parts of images that make them near: maps worked out by hand, and covered parts that change the distance."""
+import base64
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,9 +14,14 @@ import embed
 import evaluate
 import visualize
 from test_freeze import write_experiment
+from test_report import browser, look  # noqa: F401
 from tripletreid import metrics, plugins
 from tripletreid.errors import InputError
-from tripletreid.modeling import regions
+from tripletreid.input_pipeline import images
+from tripletreid.modeling import inference, regions
+from tripletreid.pictures import Pixels
+from tripletreid.visualization import regions_layer
+from tripletreid.visualization.regions_plot import coloured
 
 SIZE = (32, 16)
 
@@ -95,7 +102,8 @@ def test_the_named_part_matters_most(network, method, seed):
         parts = [places_of(network).divide(image)[0] for image in images]
         found = regions.divide_similarity(*parts, 'cosine', True, np.zeros(8))
     else:
-        found = regions.by_occlusion(network, *images, 'cosine')
+        covered = [regions.embed_covered(lambda images: network(images, training=False)['emb'], image) for image in images]
+        found = regions.by_occlusion(*covered, 'cosine')
     assert found.query.shape == (8, 4)
     emb = network(images[1][None], training=False)['emb']
     sums, distances = [], []
@@ -115,14 +123,14 @@ def run(monkeypatch, script, *arguments):
     script.main()
 
 
-def write_evaluation(monkeypatch, folder, net, name, metric, *flags):
+def write_evaluation(monkeypatch, folder, net, name, metric, *flags, pre_crop=SIZE):
     """Write a model, 6 images of 3 identities, their embeddings with some flags, and the evaluation NAME.json."""
     random = np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(random.integers(0, 256, (*SIZE, 3), np.uint8)).save(folder / f'{number}.png')
     (folder / 'all.csv').write_text(''.join(f'{number // 2},{number}.png\n' for number in range(6)))
     if not (folder / net).exists():
-        write_experiment(folder / net, net, 'direct', SIZE, SIZE)
+        write_experiment(folder / net, net, 'direct', SIZE, pre_crop)
     run(monkeypatch, embed, '--experiment_root', folder / net, '--dataset', folder / 'all.csv', '--filename', f'{name}.h5',
         '--quiet', *flags)
     sides = [[f'--{side}_dataset', folder / 'all.csv', f'--{side}_embeddings', folder / net / f'{name}.h5']
@@ -146,6 +154,80 @@ def test_picture(tmp_path, monkeypatch, capsys, net, metric, method):
     for line in lines[:4] if 'exact' in method else ():
         distance, squared, remainder, similarity = map(float, re.findall(r'-?\d+\.\d+', line)[:4])
         assert squared == pytest.approx(distance ** 2, abs=1e-3) == pytest.approx(remainder - 2 * similarity, abs=1e-3)
+
+
+def test_the_first_queries_of_a_report_have_regions():
+    """Without a match, a query comes last. A layer that is too large is refused before it is computed."""
+    runs = [{'ap': [0.5, None, 0.2, 0.9]}, {'ap': [0.9, None, 0.1, 0.9]}]
+    assert regions_layer.first_queries(runs[:1], 2).tolist() == [2, 0]
+    assert regions_layer.first_queries(runs, 9).tolist() == [0, 3, 2, 1]
+    runs[0].update({'lists': [[(0, 0.5, 0), (1, 0.6, 1)]] * 4, 'further': [[(2, 0.7)]] * 4})
+    # 4 queries with 2 pairs, each with 2 maps of 4/3 bytes per place.
+    with pytest.raises(InputError, match='would add about 213 MB to the page'):
+        regions_layer.layer(SimpleNamespace(map_shape=(10000, 1000)), SimpleNamespace(runs=runs[:1]), 4)
+
+
+def in_page(path, name):
+    """Return an entry of the data of a page."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])[name]
+
+
+def test_layer_of_the_report(tmp_path, monkeypatch, capsys, look):  # noqa: F811
+    """Compare the maps on the page with a loop over covered cells, and the colours in the browser with Pillow's."""
+    flags = '--crop_augment', 'center'
+    path = write_evaluation(monkeypatch, tmp_path, 'mnist', 'plain', 'euclidean', *flags, pre_crop=(40, 20))
+    (tmp_path / '5.png').write_bytes(b'broken')
+    capsys.readouterr()
+    run(monkeypatch, visualize, 'report', path, '--regions', 3, '--top_k', 2)
+    assert '2 of 12 images are missing, broken' in capsys.readouterr().err
+    layer, queries = in_page(tmp_path / 'plain.html', 'regions'), json.loads(path.read_text())['queries']
+    gallery, lists = in_page(tmp_path / 'plain.html', 'gallery')['fid'], in_page(tmp_path / 'plain.html', 'runs')[0]['lists']
+    assert layer['shape'] == [8, 4] and layer['area'] == [0.1, 0.1, 0.9, 0.9] and 'occlusion' in layer['method']
+    worst = np.argsort([query['ap'] for query in queries], kind='stable')[:3]
+    assert {int(q) for q in layer['maps']} == set(worst) - {5}
+
+    network, _ = inference.from_experiment(str(tmp_path / 'mnist'))
+    seen = [np.asarray(images.load(str(tmp_path / f'{number}.png'), (40, 20), Pixels()))[4:36, 2:18] for number in range(5)]
+    embs = network(np.stack(seen), training=False)['emb'].numpy()
+    maps = {}
+    for q, pairs in layer['maps'].items():
+        assert {int(number) for number in pairs} >= {number for number, _, excluded in lists[int(q)]
+                                                     if not excluded and gallery[number] != '5.png'}
+        for number, encoded in pairs.items():
+            for side, image, other in (0, int(q), int(gallery[int(number)][0])), (1, int(gallery[int(number)][0]), int(q)):
+                parts = np.zeros((8, 4))
+                for row, column in np.ndindex(8, 4):
+                    covered = seen[image].copy()
+                    covered[4 * row:4 * row + 4, 4 * column:4 * column + 4] = 127.5
+                    distances = [np.linalg.norm(emb - embs[other]) for emb in
+                                 (network(covered[None], training=False)['emb'].numpy()[0], embs[image])]
+                    parts[row, column] = distances[0] - distances[1]
+                decoded = np.frombuffer(base64.b64decode(encoded[side]), np.int8).reshape(8, 4)
+                np.testing.assert_allclose(decoded, 127 * parts / np.abs(parts).max(), atol=1)
+                maps[gallery[int(number)] if side else 'query', q] = decoded
+
+    page = look(tmp_path / 'plain.html')
+    q = next(iter(layer['maps']))
+    page.locator(f'#query-{q}').click()
+    assert page.locator('canvas').count() == 0 and not page.locator('#legend').is_visible()
+    page.keyboard.press('r')
+    page.wait_for_function(f"document.querySelectorAll('canvas').length === {2 * len(layer['maps'][q])}")
+    assert page.locator('#legend').is_visible()
+    for entry in page.locator('.ranked li').filter(has=page.locator('canvas')).all():
+        read = 'all => all.map(one => [...one.getContext("2d").getImageData(0, 0, 16, 32).data])'
+        pixels = np.array(entry.locator('canvas').evaluate_all(read)).reshape(-1, 32, 16, 4)
+        fid = entry.locator('.name').get_attribute('title')
+        assert len(pixels) == 2
+        expected = coloured(np.full((26, 13, 3), 128, np.uint8), maps[fid, q] / 127.).astype(int)
+        # Grey pixels have no difference of red and blue.
+        differences = pixels[0][..., 0] - pixels[0][..., 2]
+        assert np.corrcoef(differences[3:29, 2:15].ravel(), (expected[..., 0] - expected[..., 2]).ravel())[0, 1] > 0.9
+        assert np.abs(differences[[0, -1]]).max() <= 2
+    other = next(str(number) for number in range(5) if str(number) not in layer['maps'])
+    page.locator(f'#query-{other}').click()
+    assert page.locator('canvas').count() == 0 and page.locator('#uncoloured').is_visible()
+    page.select_option('#show', 'with regions')
+    assert page.locator('.row').count() == len(layer['maps'])
 
 
 def test_bad_input(tmp_path, monkeypatch, capsys):

@@ -48,24 +48,27 @@ def divide_similarity(query, neighbour, metric, is_normalized, origin):
     else:
         places = [each - origin / (each.shape[0] * each.shape[1]) for each in places]
     embs = [each.sum(axis=(0, 1)) for each in places]
-    pairs = np.einsum('hwd,ijd->hwij', *places)
-    similarity = float(pairs.sum())
+    similarity = float(embs[0] @ embs[1])
     remainder = float(sum(emb @ emb for emb in embs))
     distance = metrics.load(metric).from_sum(max(0, remainder - 2 * similarity), np)
-    return Regions(float(distance), pairs.sum(axis=(2, 3)), pairs.sum(axis=(0, 1)), similarity, remainder)
+    # The sum of a place's pairs is its product with the other embedding.
+    return Regions(float(distance), places[0] @ embs[1], places[1] @ embs[0], similarity, remainder)
 
 
 class Places:
     """A network divided at its last feature map, so that an embedding is a sum over the places of the map.
 
     is_normalized: whether the network scales embeddings to length one; the sums are the embeddings before that.
+    map_shape: (height, width) of the map.
     """
 
     def __init__(self, network, pooling):
         """Divide a network; `pooling` as `pooling_layer` returns it."""
+        self.map_shape = tuple(pooling.input.shape[1:3])
         self.is_normalized = network.output['emb'] is not network.output['emb_raw']
         self._body = keras.Model(network.input, pooling.input)
         self._head = keras.Model(pooling.input, network.output['emb_raw'])
+        self._compute = tf.function(self._parts, autograph=False)
 
     def divide(self, image):
         """Return the part of each place in an embedding.
@@ -78,8 +81,13 @@ class Places:
 
         Returns: (float32 [h, w, D], whether the layers after the map are linear, so that the parts are exact).
         """
-        features = self._body(image[None], training=False)
-        height, width = features.shape[1:3]
+        parts, is_linear = self._compute(image[None])
+        return parts.numpy(), bool(is_linear)
+
+    def _parts(self, images):
+        """Compute `divide` for images [1, H, W, 3], as tensors."""
+        features = self._body(images, training=False)
+        height, width = self.map_shape
         repeated = tf.repeat(features, height * width, axis=0)
         single = tf.reshape(tf.eye(height * width), [-1, height, width, 1])
         with tf.autodiff.ForwardAccumulator(repeated, repeated * single) as gradients:
@@ -87,8 +95,8 @@ class Places:
         parts = gradients.jvp(embs)
         rest = embs[0] - tf.reduce_sum(parts, axis=0)
         negative, zero = (self._head(scale * features, training=False)[0] for scale in (-1, 0))
-        is_linear = bool(tf.norm(embs[0] + negative - 2 * zero) <= TOLERANCE * tf.norm(embs[0]))
-        return tf.reshape(parts + rest / (height * width), [height, width, -1]).numpy(), is_linear
+        is_linear = tf.norm(embs[0] + negative - 2 * zero) <= TOLERANCE * tf.norm(embs[0])
+        return tf.reshape(parts + rest / (height * width), [height, width, -1]), is_linear
 
 
 def pooling_layer(network):
@@ -98,22 +106,39 @@ def pooling_layer(network):
     return layer if is_map else None
 
 
-def by_occlusion(network, query, neighbour, metric):
+class Covered(NamedTuple):
+    """Embeddings of an image, float32 [D], and of its copies with one cell grey in each, float32 [rows, columns, D]."""
+    emb: np.ndarray
+    copies: np.ndarray
+
+
+def embed_covered(embed, image):
+    """Return the `Covered` of an image.
+
+    Args:
+        embed: function from images [N, H, W, 3] to embeddings [N, D].
+        image: [H, W, 3], RGB 0..255.
+    """
+    shape = grid(image.shape[:2])
+    embs = np.asarray(embed(np.concatenate([image[None], covered(image, shape)])))
+    return Covered(embs[0], embs[1:].reshape(*shape, -1))
+
+
+def by_occlusion(query, neighbour, metric):
     """Measure how much further two images are when a cell of one of them is grey.
 
     Args:
-        network: as `inference.from_experiment` returns it.
-        query, neighbour: [H, W, 3], RGB 0..255.
+        query, neighbour: `Covered`.
         metric: one of METRICS.
 
     Returns: `Regions`.
     """
-    shape = grid(query.shape[:2])
-    embs = [network(np.concatenate([image[None], covered(image, shape)]), training=False)['emb'].numpy()
-            for image in (query, neighbour)]
-    distance = metric_of_pairs(embs[0][:1], embs[1][:1], metric)[0]
-    maps = [metric_of_pairs(embs[side][1:], embs[1 - side][:1], metric).reshape(shape) - distance for side in (0, 1)]
-    return Regions(float(distance), *maps)
+    distance = float(metric_of_pairs(query.emb[None], neighbour.emb[None], metric)[0])
+    maps = []
+    for image, other in ((query, neighbour), (neighbour, query)):
+        distances = metric_of_pairs(image.copies.reshape(-1, image.emb.size), other.emb[None], metric)
+        maps.append(distances.reshape(image.copies.shape[:2]) - distance)
+    return Regions(distance, *maps)
 
 
 def grid(size):

@@ -2,9 +2,21 @@
 import json
 import pathlib
 
+from tripletreid.errors import InputError
 from tripletreid.files import holds, written_whole
 
 HERE = pathlib.Path(__file__).parent
+NOTED_MEGABYTES, MOST_MEGABYTES = 20, 100  # Size of the pictures on a page, for a note and as the limit.
+
+
+def check_megabytes(megabytes):
+    """Say that a page will hold so many megabytes of pictures, or raise InputError where that is too much."""
+    size = f'about {megabytes:.0f} MB of pictures'
+    if megabytes > MOST_MEGABYTES:
+        raise InputError(f'The page would hold {size}, more than a browser shows with ease: add --link_images to refer '
+                         f'to the image files instead.')
+    if megabytes > NOTED_MEGABYTES:
+        print(f'The page will hold {size}; with --link_images it refers to the image files instead.', flush=True)
 
 
 def style(path):
@@ -13,8 +25,9 @@ def style(path):
 
 
 def script(path):
-    """Return a page's script: the shared one, then its own at `path`."""
-    return _read(HERE / 'ranked_page.js') + _read(path)
+    """Return a page's script: the shared one, then its parts NAME_*.js, then the whole at `path`, NAME.js."""
+    parts = sorted(path.parent.glob(f'{path.stem}_*.js'))
+    return ''.join(map(_read, [HERE / 'ranked_page.js', *parts, path]))
 
 
 def filled(template, head, end, data):

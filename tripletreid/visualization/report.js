@@ -1,4 +1,4 @@
-// The report of visualize.py, in addition to ranked_page.js.
+// The report of visualize.py, in addition to ranked_page.js, report_charts.js and report_regions.js.
 const {runs, queries, gallery, images} = data;
 const compared = runs.length > 1;
 const percent = x => x === null ? 'no match' : (100 * x).toFixed(1) + '%';
@@ -27,88 +27,6 @@ function fit(parent) {
     for (; made.scrollWidth > made.clientWidth && kept > 1; kept -= 1)
       made.textContent = [...letters.slice(0, Math.ceil(kept / 2)), '…', ...letters.slice(-Math.floor(kept / 2))].join('');
   }
-}
-
-// Charts. A series is {name, points: [[x, y], …], color, dashed, filled}.
-function svg(tag, attributes, ...children) {
-  const made = document.createElementNS('http://www.w3.org/2000/svg', tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-function stroke(series) {
-  return `stroke: var(--${series.color});` + (series.dashed ? 'stroke-dasharray: 5 3;' : '');
-}
-
-function ticks(low, high) {
-  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map(factor => factor * power).find(candidate => candidate >= rough);
-  const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
-  return Array.from({length: count}, (_, i) => +((first + i) * step).toPrecision(10));
-}
-
-// Appends a chart's frame and returns a function that draws the chart, once all frames have their width.
-// Marks are [x, name]: vertical lines.
-function chart(title, xName, yName, series, yLow, yHigh, yText, {xText = String, marks = []} = {}) {
-  const key = element('div', {class: 'key'});
-  if (series.length > 1) for (const s of series) key.append(element('span', {},
-    svg('svg', {width: 26, height: 8}, svg('path', {d: 'M0,4L26,4', style: stroke(s)})), s.name));
-  byId('charts').append(element('figure', {class: 'chart'}, element('h2', {}, title), key));
-  return () => {
-    const width = key.clientWidth, height = 190, left = 42, right = 8, top = 8, bottom = 34;
-    const xs = series.flatMap(s => s.points.map(p => p[0]));
-    const xLow = Math.min(...xs), xHigh = Math.max(...xs, xLow + 1e-9);
-    const x = value => left + (value - xLow) / (xHigh - xLow) * (width - left - right);
-    const y = value => height - bottom - (value - yLow) / (yHigh - yLow) * (height - top - bottom);
-    const drawing = svg('svg', {width, height, role: 'img', 'aria-label': `${title}: ${yName} by ${xName}`});
-    for (const value of ticks(yLow, yHigh)) drawing.append(
-      svg('line', {class: 'grid', x1: left, x2: width - right, y1: y(value), y2: y(value)}),
-      svg('text', {x: left - 6, y: y(value) + 4, 'text-anchor': 'end'}, yText(value)));
-    let end = -Infinity;
-    for (const value of ticks(xLow, xHigh)) {
-      const half = 3.5 * xText(value).length;
-      if (x(value) - half < end) continue;  // It would touch the number before.
-      drawing.append(svg('text', {x: x(value), y: height - bottom + 15, 'text-anchor': 'middle'}, xText(value)));
-      end = x(value) + half + 6;
-    }
-    drawing.append(svg('text', {x: (left + width - right) / 2, y: height - 4, 'text-anchor': 'middle'}, xName));
-    for (const s of series) {
-      const line = s.points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join('L');
-      const floor = `M${x(s.points[0][0])},${y(0)}L`, close = `L${x(s.points.at(-1)[0])},${y(0)}Z`;
-      const fill = svg('path', {class: 'fill', d: floor + line + close, style: `fill: var(--${s.color})`});
-      if (s.filled) drawing.append(fill);
-      drawing.append(svg('path', {d: 'M' + line, style: stroke(s)}));
-    }
-    // Each name is a line lower than the previous one, and inside the chart, because marks may be close to each other.
-    for (const [i, [value, name]] of marks.filter(([value]) => value >= xLow && value <= xHigh).entries()) {
-      const fits = x(value) + 3 + 7 * name.length < width;
-      drawing.append(
-        svg('line', {class: 'mark', x1: x(value), x2: x(value), y1: top, y2: height - bottom}, svg('title', {}, name)),
-        svg('text', {class: 'label', x: x(value) + (fits ? 3 : -3), y: top + 9 + 12 * i, 'text-anchor': fits ? 'start' : 'end'},
-          name));
-    }
-    key.before(drawing);
-  };
-}
-
-// The outline of a histogram: counts per bin between edges, as fractions of their sum.
-function outline(counts, edges) {
-  const total = counts.reduce((a, b) => a + b, 0) || 1;
-  const points = counts.flatMap((count, i) => [[edges[i], count / total], [edges[i + 1], count / total]]);
-  return [[edges[0], 0], ...points, [edges.at(-1), 0]];
-}
-
-function histogram(title, xName, yName, series, more) {
-  const highest = Math.max(...series.flatMap(s => s.points.map(p => p[1])), 1e-9);
-  const digits = highest < 0.1 ? 1 : 0;
-  return chart(title, xName, yName, series, 0, 1.05 * highest, value => (100 * value).toFixed(digits) + '%', more);
-}
-
-function counted(values, low, high, bins) {
-  const counts = Array(bins).fill(0);
-  for (const value of values) counts[Math.min(bins - 1, Math.floor((value - low) / (high - low) * bins))] += 1;
-  return outline(counts, Array.from({length: bins + 1}, (_, i) => +(low + i * (high - low) / bins).toFixed(6)));
 }
 
 function drawCharts() {
@@ -217,6 +135,7 @@ const kinds = {
   ...(compared && {'got worse': q => change(q) < 0, 'got better': q => change(q) > 0,
                    'rank 1 lost': q => runs[0].first[q] > 1 && runs[1].first[q] === 1,
                    'rank 1 gained': q => runs[0].first[q] === 1 && runs[1].first[q] > 1}),
+  ...(regions && {'with regions': q => q in regions.maps}),
 };
 const distinct = values => [...new Set(values)].sort(text);
 const pids = new Set(queries.pid);
@@ -309,11 +228,14 @@ function ranked(run, q) {
   });
 }
 
-function result({g, distance, kind, place}) {
+// `maps` are the parts of the query and of the result, or nothing.
+function result({g, distance, kind, place}, maps) {
   const [mark, meaning] = {match: ['✓', 'match'], miss: ['✗', 'no match'], excluded: ['–', 'not counted']}[kind];
+  const image = thumbnail(gallery.image[g], `${place}, ${meaning}: ${gallery.fid[g]}`);
+  const query = maps && thumbnail(queries.image[selected], `query, with its parts for ${place}`);
   return element('li', {class: kind},
     element('span', {class: 'badge', 'aria-hidden': 'true'}, mark),
-    thumbnail(gallery.image[g], `${place}, ${meaning}: ${gallery.fid[g]}`),
+    ...(maps ? [colour(image, maps[1]), element('div', {class: 'of-query'}, colour(query, maps[0]))] : [image]),
     element('p', {}, element('b', {}, place), element('span', {}, distance.toFixed(3))), who(gallery, g, 'c'),
     short('p', gallery.fid[g], 'name', gallery.fid[g].split('/').at(-1)));
 }
@@ -334,13 +256,17 @@ function drawDetail() {
     element('h2', {}, element('bdi', {}, queries.pid[q]), seenBy(queries, q, 'camera ')),
     element('p', {class: 'muted'}, queries.fid[q]),
     ...runs.map(run => element('p', {}, compared ? element('b', {}, run.name + ': ') : '', outcome(run, q)))));
+  const maps = regions && byId('coloured').checked && regions.maps[q];
+  byId('legend').hidden = !maps;
+  byId('uncoloured').hidden = !byId('coloured').checked || Boolean(maps);
   for (const run of runs) {
+    const mapsOf = run === runs[0] && maps || {};
     if (compared) lists.append(element('h2', {}, run.name));
     const entries = ranked(run, q).filter(entry => byId('excluded').checked || entry.kind !== 'excluded');
-    lists.append(element('ol', {class: 'ranked'}, ...entries.map(result)));
+    lists.append(element('ol', {class: 'ranked'}, ...entries.map(entry => result(entry, mapsOf[entry.g]))));
     if (!run.further[q].length) continue;
     lists.append(element('h3', {}, 'Nearest matches that are not among them'), element('ol', {class: 'ranked'},
-      ...run.further[q].map(([g, distance]) => result({g, distance, kind: 'match', place: 'later'}))));
+      ...run.further[q].map(([g, distance]) => result({g, distance, kind: 'match', place: 'later'}, mapsOf[g]))));
   }
   fit(lists);
   // Browsers allow only some changes of the address a second, and a key can be held down.
@@ -365,6 +291,7 @@ function closeDetail() {
 byId('controls').addEventListener('input', filterAndSort);
 byId('controls').addEventListener('submit', event => event.preventDefault());
 byId('excluded').addEventListener('change', drawDetail);
+byId('coloured').addEventListener('change', drawDetail);
 byId('back').addEventListener('click', closeDetail);
 byId('previous').addEventListener('click', () => step(-1));
 byId('next').addEventListener('click', () => step(1));
@@ -376,7 +303,7 @@ const listKeys = {ArrowDown: () => step(1), ArrowUp: () => step(-1), PageDown: (
                   PageUp: () => step(-page()), Home: () => step(-count), End: () => step(count),
                   Enter: () => { openDetail(); byId('detail').focus(); }};
 const pageKeys = {j: () => step(1), k: () => step(-1), e: () => byId('excluded').click(),
-                  '/': () => { closeDetail(); byId('identity').focus(); }, Escape: closeDetail};
+                  r: () => byId('coloured').click(), '/': () => { closeDetail(); byId('identity').focus(); }, Escape: closeDetail};
 addEventListener('keydown', event => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target.closest('input:not([type=checkbox]), select');
@@ -388,6 +315,11 @@ addEventListener('keydown', event => {
 });
 
 drawCharts();
+byId('colouring').hidden = !regions;
+if (regions) {
+  byId('method').textContent = regions.method;
+  for (const kind of ['near', 'far']) byId(kind).style.color = `rgb(${regions[kind]})`;
+}
 byId('excluding').hidden = !runs.some(run => run.lists.some(list => list.some(entry => entry[2])));
 // An address that ends in #file-name opens that query.
 let wanted = -1;

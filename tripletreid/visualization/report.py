@@ -75,13 +75,14 @@ def estimated_bytes(found):
     return len(files) / len(some) * sum(len(_base64_jpeg(picture)) for picture in _small(some) if picture)
 
 
-def page_data(found, evaluations, query, gallery, page, link_images):
+def page_data(found, evaluations, query, gallery, page, link_images, regions=None):
     """Return the data of a page, as the template's script reads them.
 
     Args:
         found: result of `find` for these `evaluations`, `query` and `gallery`.
         page: path that the page will have.
         link_images: whether it refers to the image files or holds thumbnails of them.
+        regions: layer to switch on, as `regions_layer.layer` returns it, or None.
 
     Returns: a JSON-serialisable dict, `Missing`.
     """
@@ -111,6 +112,7 @@ def page_data(found, evaluations, query, gallery, page, link_images):
         'queries': table(query.dataset, image[:len(query.dataset)]),
         'gallery': table(gallery.dataset.take(found.shown), image[len(query.dataset):]),
         'runs': found.runs,
+        'regions': regions,
     }
     return data, missing
 
