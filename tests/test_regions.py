@@ -14,7 +14,7 @@ import embed
 import evaluate
 import visualize
 from test_freeze import write_experiment
-from test_report import browser, look  # noqa: F401
+from test_report import look  # noqa: F401
 from tripletreid import metrics, plugins
 from tripletreid.errors import InputError
 from tripletreid.input_pipeline import images
