@@ -8,13 +8,15 @@ import os
 import sys
 
 import h5py
+import numpy as np
 
-from tripletreid import argument_types, pictures, quiet
-from tripletreid.dataset import load_dataset
+from tripletreid import argument_types, exclusion, pictures, quiet
+from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.embeddings.differences import difference
 from tripletreid.embeddings.shards import in_order, open_embeddings
 from tripletreid.errors import InputError, exit_with, printable, some
 from tripletreid.evaluation import verification
+from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.experiment import arguments
 from tripletreid.files import check_file, check_output
 from tripletreid.metrics import METRICS
@@ -37,6 +39,7 @@ def make_parser():
         example='python search.py --experiment_root runs/first --gallery photos photo.jpg --report found.html\n'
                 'python search.py --experiment_root runs/first --gallery photos photo.jpg \\\n'
                 '    --threshold_from runs/first/evaluation.json --fpr 1e-3\n'
+                'python search.py --experiment_root runs/first --gallery people.csv --validation_set photos.csv\n'
                 'python search.py --experiment_root runs/first --gallery photos --serve')
     add = parser.add_argument_group('input').add_argument
     add('photos', nargs='*', metavar='PHOTO', help='image file to search with')
@@ -57,6 +60,10 @@ def make_parser():
         'that the threshold may accept, e.g. 1e-3')
     add('--far', type=argument_types.fraction, metavar='RATE', needs='--threshold_from', help='fraction of photos of '
         'unknown identities that the threshold may accept (open-set identification), e.g. 1e-1')
+    add('--validation_set', metavar='FILE', help='labelled photos, a csv file or an .h5 file of embed.py, on which the '
+        'accuracy of the vote is measured, also at other thresholds (default: measured within the gallery)')
+    add('--excluder', type=argument_types.excluder, needs='--validation_set', metavar='NAME', help='which gallery images a '
+        'labelled photo ignores, as for evaluate.py, e.g. images of its own camera (default: the photo itself)')
     add('--metric', choices=METRICS, help="distance of embeddings (default: the run's)")
     add('--filename', metavar='JSON', help='JSON file to write the results to')
     add('--report', metavar='HTML', help='page to write the results to, with pictures')
@@ -120,13 +127,15 @@ def main():
         for doubt in photos.doubts(content, model.view.load):
             warn(f'{path} {doubt}.')
 
-    embeddings, image_root, names = open_gallery(args, trained, model)
+    embeddings, image_root, names = open_images(args.gallery, args.index, args, trained, model)
     try:
         opened = gallery.Gallery(args.gallery.rstrip('/'), embeddings, metric, threshold, image_root,
                                  args.allow_outside_root, names)
     except InputError as error:  # Rows that are not finite; an index has none.
         raise InputError(f'{error} Embed these images again, or give the csv file as --gallery, whose index skips them.'
                          ) from error
+    if args.validation_set:
+        measure_votes(opened, args, trained, model)
     if args.serve:
         from tripletreid.search import server
         return server.serve(listening, opened, model, args.count, curve, args.host)
@@ -166,6 +175,29 @@ def search(opened, name, emb, contents, count):
     return Query(name, found, [opened.fid(row) for row in copies], opened.vote(found))
 
 
+def measure_votes(opened, args, trained, model):
+    """Measure the accuracy of the vote on --validation_set; print it at several thresholds, store it in the `Gallery`."""
+    from tripletreid.search import votes
+    if opened.names is None:
+        raise InputError(f'{args.gallery} has no identities, so that nothing votes: give a csv file as --gallery.')
+    embeddings, image_root, names = open_images(args.validation_set, None, args, trained, model)
+    if names is None:
+        raise InputError(f'{args.validation_set} has no identities: give the csv file of its photos.')
+    roots = {root and os.path.realpath(root) for root in (image_root, opened.image_root)}
+    excluder = args.excluder or ('diagonal' if len(roots) == 1 else None)  # In two folders, equal names are two images.
+    sets = [Dataset(path, np.array(pids, object), np.array(list(each.fids), object)) for path, pids, each in
+            ((args.validation_set, names, embeddings), (args.gallery, opened.names, opened.embeddings))]
+    retrieval = Retrieval(embeddings, sets[0], opened.embeddings, sets[1], excluder and exclusion.load(excluder),
+                          opened.metric)
+    photos = votes.labelled_photos(retrieval, args.count)
+    measured = [votes.accuracy(photos, limit)
+                for limit in dict.fromkeys([opened.threshold, None, *votes.thresholds(photos)])]
+    name = os.path.basename(args.validation_set)
+    opened.accuracy = votes.sentence(measured[0], f'photos of {name} with a known identity', args.count)
+    for line in votes.table(measured):
+        report(line)
+
+
 def print_results(queries, opened, count):
     """Print the results of each `Query`, and the accuracy of the votes."""
     from tripletreid.search import gallery
@@ -188,7 +220,9 @@ def check_flags(args, parser):
     if args.serve and args.photos:
         parser.error('--serve searches with the photos that are dropped on its page: give no PHOTO')
     if not args.serve and not args.photos:
-        parser.error('a photo to search with is missing: give a PHOTO, or --serve')
+        if not args.validation_set:
+            parser.error('a photo to search with is missing: give a PHOTO, --validation_set or --serve')
+        argument_types.refuse_given(parser, FILE_FLAGS, '--validation_set alone only prints the accuracy of the vote')
     if args.serve:
         argument_types.refuse_given(parser, FILE_FLAGS, '--serve shows its results on its page')
     else:
@@ -210,15 +244,18 @@ def check_gallery(args, parser):
     if is_embedded(args.gallery):
         for path in in_order([args.gallery]):
             check_file(path, 'embedding file', '.h5')
-        argument_types.refuse_given(parser, INDEX_FLAGS, f'the images of {args.gallery} are embedded already')
+        if not args.validation_set:
+            argument_types.refuse_given(parser, INDEX_FLAGS, f'the images of {args.gallery} are embedded already')
     else:
         check_file(args.gallery, 'gallery', '.csv')
+    if args.validation_set:
+        check_file(args.validation_set, 'validation set', '.csv')
 
 
 def check_outputs(args):
     """Check that --filename and --report can be written."""
     from tripletreid.search import gallery
-    inputs = [*args.photos, args.gallery, args.threshold_from]
+    inputs = [*args.photos, args.gallery, args.threshold_from, args.validation_set]
     if args.filename is not None:
         check_output(args.filename, '--filename', 'a result of search.py', gallery.is_found, inputs)
     if args.report is not None:
@@ -244,26 +281,31 @@ def threshold_and_curve(args, metric):
     return point.threshold, sorted((each for each in curve if each.threshold is not None), key=lambda each: each.threshold)
 
 
-def open_gallery(args, trained, model):
-    """Open the gallery, and embed its new and changed images.
+def open_images(path, index_path, args, trained, model):
+    """Open a gallery or labelled photos, and embed new and changed images.
+
+    Args:
+        path: folder, csv file or .h5 file.
+        index_path: database of the embeddings; None: in the folder of the model.
+        args, trained, model: of the command.
 
     Returns: open `Embeddings`; the folder of its images, or None; the identities of its rows [N], or None.
     """
     from tripletreid.search import image_files, index
-    if is_embedded(args.gallery):
-        embeddings = open_embedded(args.gallery, model)
+    if is_embedded(path):
+        embeddings = open_embedded(path, model)
         image_root = args.image_root or embeddings.parameters.get('image_root')
         return embeddings, image_root if isinstance(image_root, str) else None, names_of(embeddings)
-    if os.path.isdir(args.gallery):
-        files, warnings = image_files.in_folder(args.gallery, args.allow_outside_root)
+    if os.path.isdir(path):
+        files, warnings = image_files.in_folder(path, args.allow_outside_root)
     else:
         if args.exported and not args.image_root:
-            raise InputError(f'--exported needs an --image_root for the images of {args.gallery}.')
+            raise InputError(f'--exported needs an --image_root for the images of {path}.')
         image_root = args.image_root or arguments.stored_image_root(args.experiment_root, trained)
-        files, warnings = image_files.in_dataset(args.gallery, image_root, args.allow_outside_root), []
-    path = model.index_name(args.gallery) if args.index is None else args.index
-    check_output(path, '--index', 'an index of search.py', lambda path: True, [args.gallery, *args.photos])
-    embeddings = index.up_to_date(path, files, model, report)
+        files, warnings = image_files.in_dataset(path, image_root, args.allow_outside_root), []
+    index_path = index_path or model.index_name(path)
+    check_output(index_path, '--index', 'an index of search.py', lambda path: True, [path, *args.photos])
+    embeddings = index.up_to_date(index_path, files, model, report)
     if problems := embeddings.problems:
         first = min(problems)
         warnings.append(f'Images that cannot be read are skipped: {some(problems)}; {first}: {problems[first]}.')

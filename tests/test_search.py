@@ -1,4 +1,5 @@
 """search.py: the index of a gallery, its results and their order, and bad input."""
+import collections
 import contextlib
 import errno
 import fcntl
@@ -19,15 +20,18 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import neighbors
 
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
 from conftest import ROOT
-from tripletreid.dataset import load_dataset
+from tripletreid import exclusion
+from tripletreid.dataset import Dataset, load_dataset
 from tripletreid.embeddings.reader import Embeddings
 from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
-from tripletreid.search import database, gallery, image_files, index, photos, temporary_rows
+from tripletreid.evaluation.retrieval import Retrieval
+from tripletreid.search import database, gallery, image_files, index, photos, temporary_rows, votes
 
 DIM = 3
 
@@ -761,6 +765,54 @@ def test_a_vote_names_the_photo_and_its_accuracy_is_measured():
         assert found[0].name == 'alone' and vote.count == sum(each.same is not False for each in found)
 
 
+def test_the_vote_on_labelled_photos():
+    """Against a naive loop and scikit-learn. Identities 6 and 7 are not in the gallery; the first 5 photos are its rows."""
+    random = np.random.default_rng(1)
+    names = np.array([f'{number}' for number in random.integers(0, 6, 60)], object)
+    centres = 2 * random.standard_normal((8, 3))
+    embs = (centres[names.astype(int)] + random.standard_normal((60, 3))).astype(np.float32)
+    true = random.integers(0, 8, 600)
+    photos = np.concatenate([embs[:5], centres[true] + random.standard_normal((600, 3))]).astype(np.float32)
+    true = np.array([*names[:5], *map(str, true)], object)
+    fids = np.array([f'{row}.png' for row in [*range(60), *range(5), *range(60, 660)]], object)
+    own_rows = np.concatenate([np.arange(5), np.full(600, -1)])
+
+    def searched(count, rows=slice(None), name=None):
+        pids = true[rows] if name is None else np.array([name], object)
+        retrieval = Retrieval(photos[rows], Dataset('', pids, fids[60:][rows]), embs, Dataset('', names, fids[:60]),
+                              exclusion.load('diagonal'), 'euclidean')
+        return votes.labelled_photos(retrieval, count)
+
+    labelled = searched(5)
+    limits = votes.thresholds(labelled)
+    assert len(limits) == 2 and len(labelled) == 605  # 0.1 % of the photos of unknown identities are not one photo.
+    unknown = np.array([name in '67' for name in true])
+    for limit, most in zip([None, *limits], (1, 0.1, 0.01)):
+        counts = collections.Counter()
+        for row, name in enumerate(true):
+            distances = np.sqrt(((embs - photos[row]) ** 2).sum(axis=1))
+            near = [other for other in np.argsort(distances, kind='stable') if other != own_rows[row]][:5]
+            near = [names[other] for other in near if limit is None or distances[other] <= limit * (1 + 1e-6)]
+            found = max(near, key=near.count) if near else None  # The first of equally frequent names.
+            counts['unnamed' if found is None else 'named'] += bool(unknown[row])
+            counts['nobody' if found is None else 'right' if found == name else 'wrong'] += not unknown[row]
+        measured = votes.accuracy(labelled, limit)
+        assert measured == (limit, *(counts[name] for name in votes.Accuracy._fields[1:]))
+        assert measured.named == int(most * unknown.sum())
+    for count in (1, 5):
+        classifier = neighbors.KNeighborsClassifier(count).fit(embs, names.astype(str))
+        for photo, name in zip(searched(count)[5:], classifier.predict(photos[5:])):
+            frequent = collections.Counter(near for near, _ in photo.near).most_common(2)
+            assert photo.vote(None).name == name or frequent[0][1] == frequent[-1][1]
+    only_known = [photo for photo in labelled if photo.is_known]
+    assert [votes.accuracy(only_known, limit).nobody for limit in votes.thresholds(only_known)] == [
+        len(only_known) - int(fraction * len(only_known)) for fraction in (0.99, 0.9, 0.5)]
+    assert votes.table([votes.accuracy(only_known, None)])[1].split()[-1] == '-'
+    alone = searched(5, slice(1), '9')
+    assert searched(5, slice(1), '-1') == []
+    assert 'No identity of people is in the gallery' in votes.sentence(votes.accuracy(alone, None), 'people', 5)
+
+
 def test_junk_is_nobody():
     """It has neither a name nor a vote, and the accuracy of the vote is measured without it."""
     embs = np.array([[0], [0.1], [0.2], [5], [5.1]], np.float32)
@@ -780,10 +832,17 @@ def test_names_copies_and_the_open_set_threshold(trained, tmp_path):
     assert run.wait() == 0, run.output
     answers = []
     for flags in (['--image_root', trained], []):
-        output = search(trained, photo, '--filename', tmp_path / 'found.json', *flags,
+        output = search(trained, photo, '--filename', tmp_path / 'found.json', *flags, '--validation_set',
+                        trained / 'query.csv' if flags else tmp_path / 'test.h5',
                         gallery='test.csv' if flags else tmp_path / 'test.h5')
         assert '\x1b' not in output and 'another\\nname\\x1b[2J.png is in the gallery as gallery/2_1.png' in output
-        assert 'A vote of the 10 nearest is right for' in output
+        lines = output.splitlines()
+        sentence = lines[-2] if lines[-1].startswith('Saved') else lines[-1]
+        assert sentence.startswith('A vote of the 10 nearest is right for')
+        size = 6 if flags else 19
+        assert f"% of {size} photos of {'query.csv' if flags else 'test.h5'} with a known identity" in sentence
+        head = next(number for number, line in enumerate(lines) if line.startswith(' threshold'))
+        assert lines[head + 1].split()[0] == 'none' and len(lines[head + 1].split()) == 5
         (answer,) = json.loads((tmp_path / 'found.json').read_text())
         assert sorted(answer['skipped_copies']) == ['gallery/0_copy_of_2.png', 'gallery/2_1.png']
         assert len(answer['results']) == 10 and not {'gallery/0_copy_of_2.png', 'gallery/2_1.png'} & {

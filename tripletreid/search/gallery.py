@@ -13,6 +13,7 @@ from tripletreid.evaluation.neighbours import PreparedGallery
 from tripletreid.files import write_json
 from tripletreid.image_root import image_path, is_inside
 from tripletreid.names import is_junk
+from tripletreid.search import votes
 
 MOST_COPIES = 8  # Copies of a photo in the gallery that a search can skip.
 READ_AT_ONCE = 4096  # Rows of the gallery.
@@ -37,13 +38,6 @@ class Found(NamedTuple):
     name: str | None = None
 
 
-class Vote(NamedTuple):
-    """The most frequent identity of some results, its number of results, and the number of all of them."""
-    name: str
-    votes: int
-    count: int
-
-
 class Gallery:
     """Open embeddings that are searched with one photo at a time.
 
@@ -53,6 +47,7 @@ class Gallery:
         metric: one of METRICS.
         threshold: the largest distance that means the same identity, or None.
         names: identities of the rows, object array [N], None for junk; or None for a gallery without identities.
+        accuracy: a sentence about the accuracy of the vote on labelled photos, or None.
     """
 
     def __init__(self, name, embeddings, metric, threshold=None, image_root=None, allow_outside_root=False, names=None):
@@ -68,7 +63,7 @@ class Gallery:
         """
         self.name, self.embeddings, self.metric, self.threshold = name, embeddings, metric, threshold
         self.names = None if names is None else np.array([None if is_junk(name) else name for name in names], object)
-        self.image_root, self.allow_outside_root = image_root, allow_outside_root
+        self.image_root, self.allow_outside_root, self.accuracy = image_root, allow_outside_root, None
         self._prepared = PreparedGallery(embeddings, metric)
 
     def __len__(self):
@@ -105,10 +100,18 @@ class Gallery:
                       None if self.names is None else self.names[row])
                 for rank, (row, distance) in enumerate(rows[:count], 1)]
 
+    def nearest(self, embs, count):
+        """Return the nearest images of photos as `Neighbours`, given their embeddings [N, D].
+
+        Raises:
+            InputError: another number of dimensions.
+        """
+        check_dimensions(embs, self.embeddings)
+        return self._prepared.nearest(embs, min(count, len(self)))
+
     def _nearest(self, emb, count):
         """Return (row, distance) of the nearest images."""
-        check_dimensions(emb[None], self.embeddings)
-        nearest = self._prepared.nearest(emb[None], min(count, len(self)))
+        nearest = self.nearest(emb[None], count)
         return list(zip(nearest.rows[0].tolist(), nearest.distances[0].tolist()))
 
     def copies(self, emb, contents):
@@ -123,38 +126,28 @@ class Gallery:
 
     def vote(self, found):
         """Return the `Vote` of the results that are near enough; None if there are none, or no identities."""
-        return _vote([each.name for each in found if each.same is not False])
+        return votes.vote([each.name for each in found if each.same is not False])
 
     def vote_accuracy(self, count):
-        """Return a sentence about how often the vote is right: for gallery images, each searched in the rest of the gallery.
+        """Return a sentence about how often the vote is right: `self.accuracy`, or else for gallery images, each searched in
+        the rest of the gallery.
 
         Args:
             count: number of results that vote.
         """
+        if self.accuracy:
+            return self.accuracy
         sizes = collections.Counter(self.names)
         rows = np.flatnonzero([name is not None and sizes[name] > 1 for name in self.names])
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:VOTES_SAMPLED])
         if not len(rows):
             return 'No identity has two images in the gallery, so the accuracy of the vote cannot be measured.'
-        nearest = self._prepared.nearest(chunks.read_rows(self.embeddings, rows, READ_AT_ONCE), min(count + 1, len(self)))
-        limit = np.inf if self.threshold is None else self.threshold
-        votes = [_vote([self.names[near] for near, distance in zip(near_rows, distances)
-                        if near != row and distance <= limit][:count])
-                 for row, near_rows, distances in zip(rows, nearest.rows, nearest.distances)]
-        right = np.mean([vote is not None and vote.name == self.names[row] for row, vote in zip(rows, votes)])
-        nobody = np.mean([vote is None for vote in votes])
-        return (f'A vote of the {count} nearest is right for {right:.1%} of {len(rows)} gallery images with another image '
-                f'of their identity, each searched in the rest of the gallery'
-                f'{f"; {nobody:.1%} get no vote" if nobody else ""}.')
-
-
-def _vote(names):
-    """Return the `Vote` of names, nearest first, of which None has no vote; of equally frequent names the nearest wins."""
-    names = [name for name in names if name is not None]
-    if not names:
-        return None
-    name, votes = collections.Counter(names).most_common(1)[0]
-    return Vote(name, votes, len(names))
+        nearest = self.nearest(chunks.read_rows(self.embeddings, rows, READ_AT_ONCE), count + 1)
+        photos = [votes.Labelled(self.names[row], True, [(self.names[near], distance) for near, distance in
+                                                         zip(near_rows, distances) if near != row][:count])
+                  for row, near_rows, distances in zip(rows, nearest.rows, nearest.distances)]
+        which = 'gallery images with another image of their identity, each searched in the rest of the gallery'
+        return votes.sentence(votes.accuracy(photos, self.threshold), which, count)
 
 
 def _holds(path, content):
@@ -201,7 +194,7 @@ class Query(NamedTuple):
     name: str
     found: list
     copies: list = ()
-    vote: Vote | None = None
+    vote: votes.Vote | None = None
 
 
 def write_found(path, queries):
