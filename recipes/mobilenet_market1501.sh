@@ -5,7 +5,7 @@
 # their mirror images.
 # Result here (Market-1501's AP): mAP 50.55, rank-1 70.40; with --flip_augment --crop_augment five --aggregator mean 57.97
 # and 77.79, then re-ranked 70.92 and 80.88.
-# Time here: 0.21 s per iteration on two idle CPU cores, 90 min; 112 min as it ran, beside other work.
+# Time here: 0.21 s per iteration on two idle CPU cores, 90 min; it took 112 min on busy ones.
 HERE=$(dirname "$0")/.. DATASET=market1501
 IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
 INIT_CHECKPOINT_IS="slim's mobilenet_v1_1.0_224.ckpt"
