@@ -85,9 +85,9 @@ def _complaint(content):
                         tf.where(scans > pictures.MAX_SCANS, pictures.too_many_scans(), ''))
 
     def check_jpeg():
-        data = tf.io.decode_raw(content, tf.uint8)
-        scans = tf.math.count_nonzero((data[:-1] == 0xff) & (data[1:] == 0xda))
-        return sides(tf.io.extract_jpeg_shape(content)[:2], scans)
+        # Each scan begins with this marker; to split is much faster than to compare all bytes.
+        parts = tf.raw_ops.StringSplitV2(input=content[None], sep=b'\xff\xda', maxsplit=pictures.MAX_SCANS + 1)
+        return sides(tf.io.extract_jpeg_shape(content)[:2], tf.size(parts.values) - 1)
 
     def check_png():
         return sides(tf.io.decode_raw(tf.strings.substr(content + 24 * b'\0', 16, 8), tf.int32, little_endian=False))
