@@ -13,9 +13,6 @@ from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import ROUNDING, Chunk, similar_in_size
 from tripletreid.evaluation.pairs import Counter, Tally
 
-COLUMNS = chunks.GALLERY_AT_ONCE  # A power of two that no number of an image in a chunk reaches.
-COMPARED_AT_ONCE = 1 << 20  # Distances whose images are sorted at once, which bounds the memory for these.
-
 
 @dataclasses.dataclass
 class Matches:
@@ -158,9 +155,9 @@ def count(search, task):
             for group in groups:
                 chosen = batch_matches.start + np.flatnonzero(matches.part[batch_matches] == group.part)
                 group_skipped = skipped[:, group.columns]
-                # Row by row, because NumPy sums integers when it is asked for all rows at once.
-                ignored = list(map(np.count_nonzero, group_skipped))
-                counts.others[batch, group.part] += group_skipped.shape[1] - np.array(ignored)
+                # Row by row, because NumPy adds integers up when it is asked for all rows at once.
+                ignored = np.array(list(map(np.count_nonzero, group_skipped)))
+                counts.others[batch, group.part] += group_skipped.shape[1] - ignored
                 standing = _count_group(distances, counter, matches.take(chosen), batch, group.chunk,
                                         group_skipped, matches.distance[batch_matches].max(initial=0))
                 counts.in_front[chosen] += standing.in_front
@@ -193,13 +190,7 @@ def _count_group(distances, counter, matches, batch, chunk, skipped, furthest):
             approximate, error = approximate[chosen], error[chosen]
     if not counter:
         approximate, error = distances.approximate(with_matches, chunk)
-    standing = _Standing(*np.zeros((2, len(matches)), np.int64))
-    for some in chunks.slices(len(with_matches), max(1, COMPARED_AT_ONCE // len(chunk.rows))):
-        here = slice(*np.searchsorted(matches.query, with_matches[[some.start, some.stop - 1]] + [0, 1]))
-        part = _count_in_group(distances, chunk, matches.take(here), with_matches[some], skipped[some],
-                               approximate[some], error[some])
-        standing.in_front[here], standing.up_to[here] = part.in_front, part.up_to
-    return standing
+    return _count_in_group(distances, chunk, matches, with_matches, skipped, approximate, error)
 
 
 def _different(numbers):
@@ -238,24 +229,29 @@ def _count_in_group(distances, chunk, matches, batch, skipped, approximate, erro
     """
     query = np.searchsorted(batch, matches.query)  # Positions in the batch.
     # The approximate distance does not decide about images between these two bounds, the candidates.
-    bounds = matches.distance + error[query] * [[-1], [1]]  # [2, M]
+    bounds = matches.distance[:, None] + error[query, None] * [-1, 1]  # [M, 2]
 
-    # Sort the images up to each query's furthest match, query by query, and find the bounds among them.
-    width = len(chunk.rows)
-    last_match = np.searchsorted(query, np.arange(len(batch)), 'right') - 1
-    in_reach = approximate <= bounds[1, last_match, None].astype(np.float32)
-    near = np.flatnonzero(in_reach > skipped)  # In reach and not skipped.
-    near_query = near // width
-    keys = _keys(near_query, approximate.reshape(-1)[near], near - near_query * width)
-    keys.sort()
-    position = keys.searchsorted(_keys(query, _rounded_up(bounds), 0))
+    # Sort each query's images up to its furthest match, and find the bounds among them.
+    first_match = np.searchsorted(query, np.arange(len(batch) + 1))
+    keys, first_key = [], [0]
+    position = np.empty(bounds.shape, np.int64)
+    for q in range(len(batch)):
+        query_matches = slice(first_match[q], first_match[q + 1])
+        in_reach = approximate[q] <= float(bounds[query_matches.stop - 1, 1])
+        near = (in_reach > skipped[q]).nonzero()[0]  # In reach and not skipped.
+        keys.append(_with_columns(approximate[q][near], near))
+        keys[-1].sort()
+        first_key.append(first_key[-1] + len(near))
+        position[query_matches] = keys[-1].searchsorted(bounds[query_matches])
 
     # Where no image is between the bounds, the approximate distances have decided.
-    before_bounds, before_end = position - near.searchsorted(query * width)
+    before_bounds, before_end = position.T
     standing = _Standing(before_bounds, before_bounds.copy())
     undecided = np.flatnonzero(before_bounds < before_end)
     if len(undecided):
-        exact = _count_candidates(distances, chunk, matches.take(undecided), batch, keys, position[:, undecided])
+        keys = np.concatenate(keys)
+        between = position[undecided] + np.array(first_key)[query[undecided], None]
+        exact = _count_candidates(distances, chunk, matches.take(undecided), batch, keys, between)
         standing.in_front[undecided] += exact.in_front
         standing.up_to[undecided] += exact.up_to
     return standing
@@ -268,14 +264,14 @@ def _count_candidates(distances, chunk, matches, batch, keys, between):
 
     Args:
         distances, chunk, matches, batch: as for `_count_in_group`.
-        keys: `_keys` of the images of all queries, sorted.
-        between: int64 [2, M], positions of the bounds of each match among the keys.
+        keys: float64 [n], `_with_columns` of the images of all queries, query by query, sorted.
+        between: int64 [M, 2], positions of the bounds of each match among the keys.
     """
     # Measure every candidate once, although the bounds of two matches may overlap.
-    start, stop = between
+    start, stop = between.T
     fresh = np.maximum(start, np.append(0, stop[:-1]))
     candidates = chunks.ranges(fresh, stop)
-    column = keys[candidates] & COLUMNS - 1
+    column = _columns(keys[candidates])
     match_query = np.searchsorted(batch, matches.query)
     query = np.repeat(match_query, stop - fresh)
     exact = distances.exact(batch[query], chunk, column)
@@ -297,22 +293,15 @@ def _count_candidates(distances, chunk, matches, batch, keys, between):
     return _Standing(in_front - before_bounds, up_to - before_bounds)
 
 
-def _keys(query, distances, column):
-    """Return int64 [n] that sort by query, then by distance, then by column.
+def _with_columns(distances, columns):
+    """Return float64 [n] that sort as `distances` float32 [n] to their last bit and hold `columns` int64 [n] < 2 ** 29.
 
-    One sort of integers is much faster than sorts of several arrays, or than one sort per query.
-
-    Args:
-        query: int64 [n], below 2 ** 16.
-        distances: float32 [n].
-        column: int64 [n], below COLUMNS.
+    The column of an image is stored in the bits of the float64 that a float32 leaves empty, because that is much faster
+    than sorting indices.
     """
-    bits = (distances + np.float32(0)).view(np.int32)  # Adding 0 removes the sign of negative zeros.
-    bits ^= bits >> 31 & 0x7fffffff  # Floats sort as the integers of their bits, negative ones in reverse.
-    return ((query << 32) + bits) * COLUMNS + column
+    return (distances.astype(np.float64).view(np.int64) | columns).view(np.float64)
 
 
-def _rounded_up(values):
-    """Return the smallest float32 that are not smaller than float64 values [...]."""
-    rounded = values.astype(np.float32)
-    return np.where(rounded < values, np.nextafter(rounded, np.float32(np.inf)), rounded)
+def _columns(keys):
+    """Return the columns in keys of `_with_columns`, int64 [n]."""
+    return keys.view(np.int64) & (1 << 29) - 1
