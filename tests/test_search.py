@@ -712,7 +712,7 @@ def test_words_about_what_is_found():
     assert gallery.verdict([near, far], 0.5) == 'the same identity in 1 of the 2 nearest, at a distance of 0.5 at most.'
     assert gallery.verdict([far], 0.5).startswith('nobody. The nearest, b.png, is at a distance of 1.5')
     assert gallery.verdict([near._replace(same=None)], None) == 'the 1 nearest.'
-    vote = gallery.Vote('Ann', 2, 3)
+    vote = votes.Vote('Ann', 2, 3)
     assert gallery.verdict([near._replace(same=None)], None, vote) == 'Ann by 2 of 3 votes: the 1 nearest.'
     assert [line.split() for line in gallery.table([near, far])] == [
         ['1', '0.25', 'same', 'a.png'], ['2', '1.5', 'other', 'b.png']]
