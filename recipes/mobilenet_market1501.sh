@@ -11,8 +11,24 @@ IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
 INIT_CHECKPOINT_IS="slim's mobilenet_v1_1.0_224.ckpt"
 . "$HERE/recipes/_start.sh"
 
-exec sh "$HERE/market1501_train.sh" "$IMAGE_ROOT" "$INIT_CHECKPOINT" "$EXPERIMENT_ROOT" \
+exec python3 "$HERE/train.py" \
+    --experiment_root "$EXPERIMENT_ROOT" \
+    --train_set "$HERE/data/market1501_train.csv" \
+    --image_root "$IMAGE_ROOT" \
+    --initial_checkpoint "$INIT_CHECKPOINT" \
     --model_name mobilenet_v1_1_224 \
+    --head_name fc1024 \
+    --embedding_dim 128 \
+    --flip_augment \
+    --crop_augment \
+    --batch_p 18 \
+    --batch_k 4 \
     --pre_crop_height 144 --pre_crop_width 72 \
     --net_input_height 128 --net_input_width 64 \
+    --margin soft \
+    --metric euclidean \
+    --loss batch_hard \
+    --learning_rate 3e-4 \
+    --train_iterations 25000 \
+    --decay_start_iteration 15000 \
     "$@"

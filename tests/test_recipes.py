@@ -50,7 +50,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp('project')
     for name in ('data', 'recipes/cluster'):
         (folder / name).mkdir(parents=True)
-    scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py', 'market1501_train.sh')
+    scripts = ('train.py', 'embed.py', 'evaluate.py', 'visualize.py', 'make_dataset.py')
     for name in (*scripts, 'recipes/_start.sh', *(f'recipes/{recipe}' for recipe in RECIPES)):
         (folder / name).symlink_to(ROOT / name)
     return folder

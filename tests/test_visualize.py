@@ -21,7 +21,7 @@ from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation.results import read_evaluation
 from tripletreid.experiment import detailed_logs, event_files
-from tripletreid.visualization import curves, embedding_plot, figures, rankings_plot, report
+from tripletreid.visualization import curves, embedding_plot, figures, html_page, rankings_plot, report
 from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
 
 pytestmark = pytest.mark.long
@@ -507,13 +507,13 @@ def test_size_of_a_report_is_estimated_before_its_pictures(root, tmp_path, monke
     data = json.loads(page.read_text(encoding='utf-8').split('id="data">')[1].split('</script>')[0])
     size = sum(map(len, data['images'])) / 1e6
     page.unlink()
-    monkeypatch.setattr(visualize, 'MOST_MEGABYTES', size * 0.99)
+    monkeypatch.setattr(html_page, 'MOST_MEGABYTES', size * 0.99)
     with pytest.raises(InputError, match=f'about {size:.0f} MB of pictures.* --link_images'):
         run()
     assert list(tmp_path.iterdir()) == []
     assert 'MB of pictures' not in run('--link_images').out
-    monkeypatch.setattr(visualize, 'MOST_MEGABYTES', size * 1.01)
-    monkeypatch.setattr(visualize, 'NOTED_MEGABYTES', size * 0.99)
+    monkeypatch.setattr(html_page, 'MOST_MEGABYTES', size * 1.01)
+    monkeypatch.setattr(html_page, 'NOTED_MEGABYTES', size * 0.99)
     assert run().out.startswith(f'The page will hold about {size:.0f} MB of pictures; with --link_images')
 
 

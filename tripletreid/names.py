@@ -5,8 +5,6 @@ import posixpath
 import re
 import unicodedata
 
-import numpy as np
-
 JUNK = '-1'  # Identity of images that show nobody in particular: detector errors, in Market-1501 and after it.
 INVISIBLE = '\u200b\u200c\u200d\u2060\ufeff'  # Zero-width characters, which `str.strip` keeps.
 SLASH, NEWLINE, DOT = b'/\n.'
@@ -24,6 +22,8 @@ def canonical_path(path):
 
 def canonical_paths(paths):
     """Return the canonical spelling of many paths as a list; fast where all of them are canonical already."""
+    import numpy as np
+
     # Each path that is not canonical has an empty part or one that begins with a dot. Comparing all bytes takes a fraction
     # of the time of searching for these signs.
     text = np.frombuffer('\n'.join(['', *paths, '']).encode('utf-8', 'surrogatepass'), np.uint8)
