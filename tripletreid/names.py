@@ -24,8 +24,8 @@ def canonical_paths(paths):
     """Return the canonical spelling of many paths as a list; fast where all of them are canonical already."""
     import numpy as np
 
-    # Each path that is not canonical has an empty part or one that begins with a dot. Comparing all bytes takes a fraction
-    # of the time of searching for these signs.
+    # Each path that is not canonical has an empty part or one that begins with a dot. To compare all bytes takes a fraction
+    # of the time that searching for such parts takes.
     text = np.frombuffer('\n'.join(['', *paths, '']).encode('utf-8', 'surrogatepass'), np.uint8)
     first, second = text[:-1], text[1:]
     slash, dot = first == SLASH, second == DOT

@@ -110,6 +110,13 @@ def new_app(page, style, script, purpose):
     return app
 
 
+def picture_answer(content):
+    """Return the answer with the bytes of a JPEG. Raises `Refused` for None, an image that cannot be shown."""
+    if content is None:
+        raise Refused(404, 'This image is missing, broken or outside of the image root.')
+    return fastapi.Response(content, media_type='image/jpeg')
+
+
 def run(app, listening, **options):
     """Run uvicorn on an open socket; `options` as of `uvicorn.Config`."""
     config = uvicorn.Config(app, access_log=False, server_header=False, http=connection_class(), ws='none',

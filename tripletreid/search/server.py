@@ -65,9 +65,7 @@ def make_app(gallery, embedder, count, curve, host=None, token=None):
         # Only some of many shards are open at a time.
         path = await alone(gallery.path, _checked_row(row, gallery))
         small = path and await asyncio.to_thread(thumbnail, path, page.WIDTH, page.HEIGHT)
-        if not small:
-            raise Refused(404, 'This image is missing, broken or outside of the image root.')
-        return fastapi.Response(jpeg(small), media_type='image/jpeg')
+        return page_server.picture_answer(small and jpeg(small))
 
     @app.post('/search')
     async def search(request: fastapi.Request):

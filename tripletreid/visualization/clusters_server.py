@@ -70,9 +70,7 @@ def make_app(page, decisions_path):
     async def picture(row: int):
         path = page.paths[row] if 0 <= row < len(page.paths) else None
         small = await asyncio.to_thread(thumbnail, path, clusters_page.WIDTH, clusters_page.HEIGHT)
-        if not small:
-            raise Refused(404, 'This image is missing, broken or outside of the image root.')
-        return fastapi.Response(jpeg(small), media_type='image/jpeg')
+        return page_server.picture_answer(small and jpeg(small))
 
     @app.post('/decisions')
     async def decide(request: fastapi.Request):
