@@ -25,6 +25,11 @@ def opened_browser():
 
 
 def new_page(browser, **options):
+    """A page with the tests' patience.
+
+    Give its `wait_for_function` a function, '() => …': playwright evaluates a plain expression each time it looks,
+    and the policy of our pages allows that for the first look only, so that such a wait fails on slow machines.
+    """
     page = browser.new_page(**options)
     page.set_default_timeout(PATIENCE)
     return page

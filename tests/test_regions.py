@@ -211,7 +211,7 @@ def test_layer_of_the_report(tmp_path, monkeypatch, capsys, look):  # noqa: F811
     page.locator(f'#query-{q}').click()
     assert page.locator('canvas').count() == 0 and not page.locator('#legend').is_visible()
     page.keyboard.press('r')
-    page.wait_for_function(f"document.querySelectorAll('canvas').length === {2 * len(layer['maps'][q])}")
+    page.wait_for_function(f"() => document.querySelectorAll('canvas').length === {2 * len(layer['maps'][q])}")
     assert page.locator('#legend').is_visible()
     for entry in page.locator('.ranked li').filter(has=page.locator('canvas')).all():
         read = 'all => all.map(one => [...one.getContext("2d").getImageData(0, 0, 16, 32).data])'

@@ -101,7 +101,7 @@ def rows(page):
     """File ids of the listed queries; the list of the tests is short enough to be drawn as a whole."""
     page.set_viewport_size({'width': 1280, 'height': 4000})
     # The browser reports its new size to a page just before it draws the next frame.
-    page.wait_for_function('innerHeight === 4000')
+    page.wait_for_function('() => innerHeight === 4000')
     page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
     return page.locator('.row .name').evaluate_all('all => all.map(one => one.title)')
 
@@ -420,7 +420,7 @@ def test_a_page_holds_all_it_needs(root, browser):
         page = new_page(browser)
         page.on('request', lambda request: asked.setdefault(name, []).append(request.url))
         page.goto((root / name).as_uri())
-        page.wait_for_function('[...document.images].filter(image => image.naturalWidth).length > 10')
+        page.wait_for_function('() => [...document.images].filter(image => image.naturalWidth).length > 10')
         page.close()
         asked[name] = [url for url in asked[name] if not url.startswith('data:')]
     assert asked['compared.html'] == [(root / 'compared.html').as_uri()]
