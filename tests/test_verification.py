@@ -38,9 +38,9 @@ def problems(draw):
     same = query_set.pids[:, None] == gallery_set.pids
     hypothesis.assume((valid & same).any() and (valid & ~same).any())
     sizes = {'GALLERY_AT_ONCE': draw(st.sampled_from((4, 1000))), 'QUERIES_AT_ONCE': draw(st.sampled_from((3, 1000))),
-             'MATCHES_AT_ONCE': draw(st.sampled_from((10, 1000)))}
+             'MATCHES_AT_ONCE': draw(st.sampled_from((10, 1000))), 'IMAGES_OF_A_TILE': draw(st.sampled_from((3, 1024)))}
     # Small ones make for many passes, many bins of which each holds many pairs, and bins that are made finer.
-    limits = {'BINS': draw(st.sampled_from((8, 1 << 15))), 'IMAGES_AT_ONCE': draw(st.sampled_from((3, 1024))),
+    limits = {'BINS': draw(st.sampled_from((8, 1 << 15))),
               'INSPECTED_AT_ONCE': draw(st.sampled_from((1, 1 << 20))),
               'MEASURED_AT_MOST': draw(st.sampled_from((0, 1 << 15)))}
     return {'args': (queries, query_set, gallery, gallery_set), 'metric': metric, 'excluder': excluder, 'valid': valid,

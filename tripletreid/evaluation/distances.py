@@ -42,6 +42,11 @@ class Chunk:
         """The factors of products with queries, [C, D + 2]: a product also adds the sizes, without two more passes."""
         return np.column_stack([self.centred, np.ones_like(self.sizes), self.sizes])
 
+    @functools.cached_property
+    def tiles(self):
+        """The chunk in small parts, whose distances stay in the CPU cache: a list of (slice of its images, `Chunk`)."""
+        return [(columns, self.take(columns)) for columns in chunks.slices(len(self.rows), chunks.IMAGES_OF_A_TILE)]
+
     def take(self, columns):
         """Return a chunk of some of the images, or of all in another order, given a slice or an index array."""
         return Chunk(self.rows[columns], self.embs[columns], self.centred[columns], self.sizes[columns])

@@ -13,11 +13,9 @@ import functools
 
 import numpy as np
 
-from tripletreid.evaluation import chunks
 from tripletreid.evaluation.distances import shown
 
 BINS = 1 << 15
-IMAGES_AT_ONCE = 1024  # Images of a chunk; with a query batch of 256 their distances, 2 MB, stay in the CPU cache.
 INSPECTED_AT_ONCE = 1 << 20  # Fewest distances that are inspected together.
 KEPT_AT_MOST = 1 << 22  # Most pairs whose distances are kept.
 MEASURED_AT_MOST = 1 << 15  # Most kept pairs that are measured later; with more equal ones another pass measures all.
@@ -87,6 +85,7 @@ class Tally:
     error: bound of the errors of kept distances.
     kept: list of (approximate distances, numbers of queries, rows of the gallery) of pairs in kept bins.
     measured: list of (exact distances, ascending, number of occurrences), in place of `kept` where the plan measures.
+    kept_pairs: number of distances in `kept`.
     too_many: whether there were too many pairs to keep.
     """
 
@@ -96,6 +95,7 @@ class Tally:
         self.below, self.up_to = np.zeros((2, len(plan.low)), np.int64)
         self.error = 0.0
         self.kept, self.measured = [], []
+        self.kept_pairs = 0
         self.too_many = False
 
     @property
@@ -115,12 +115,13 @@ class Tally:
     def keep(self, kept, measured):
         """Keep more pairs, in the form of the attributes `kept` and `measured`."""
         self.kept += kept
+        self.kept_pairs += sum(len(values) for values, *_ in kept)
         self.measured += measured
         if sum(len(values) for values, _ in self.measured) > KEPT_AT_MOST // 4:
             values, counts = (np.concatenate(arrays) for arrays in zip(*self.measured))
             distinct, place = np.unique(values, return_inverse=True)
             self.measured = [(distinct, np.bincount(place, counts, len(distinct)).astype(np.int64))]
-        if sum(len(each[0]) for each in self.kept + self.measured) > KEPT_AT_MOST:
+        if self.kept_pairs + sum(len(values) for values, _ in self.measured) > KEPT_AT_MOST:
             self.too_many = True
         if self.too_many:
             self.kept, self.measured = [], []
@@ -217,8 +218,7 @@ class Counter:
             before rounding, float64 [B].
         """
         approximate, largest_error = np.empty((len(batch), len(chunk.rows)), np.float32), np.zeros(len(batch))
-        for columns in chunks.slices(len(chunk.rows), IMAGES_AT_ONCE):
-            tile = chunk.take(columns)
+        for columns, tile in chunk.tiles:
             precise, error = self.distances.approximate(batch, tile)
             approximate[:, columns] = precise
             np.maximum(largest_error, error, out=largest_error)

@@ -47,7 +47,7 @@ def rank_parts(retrieval, parts, census=None):
     query_set, gallery_set, gallery = retrieval.query_set, retrieval.gallery_set, retrieval.gallery_embeddings
     check_dimensions(retrieval.query_embeddings, gallery)
     part_count = int(parts.max(initial=0)) + 1
-    query_pids, gallery_pids = numbered(query_set, gallery_set)
+    query_pids, gallery_pids = retrieval.numbered_pids
     blocks = []  # For each block of queries the `Ranks` of all parts.
     with pool(retrieval.workers) as share:
         for block in query_blocks(query_pids, gallery_pids, chunks.queries_at_once(retrieval.reranking)):
@@ -72,13 +72,6 @@ def rank_parts(retrieval, parts, census=None):
     return [joined(blocks_of_part) for blocks_of_part in zip(*blocks)]
 
 
-def numbered(query_set, gallery_set):
-    """Return the identities of queries and gallery as numbers, int32 [Q] and [G]: -1 where no query has it."""
-    number_of = {}
-    query_pids = np.array([number_of.setdefault(pid, len(number_of)) for pid in query_set.pids], np.int32)
-    return query_pids, np.fromiter((number_of.get(pid, -1) for pid in gallery_set.pids), np.int32, len(gallery_set))
-
-
 def _ranks_of_parts(matches, counts):
     """Return the `Ranks` of each part, a list, given the `Counts` of the whole gallery."""
     valid = ~counts.ignored
@@ -92,7 +85,7 @@ def _ranks_of_parts(matches, counts):
 
 
 def query_blocks(query_pids, gallery_pids, at_once):
-    """Return slices of at most `at_once` queries, given `numbered` identities; the gallery is read once per slice."""
+    """Return slices of at most `at_once` queries, given `Retrieval.numbered_pids`; the gallery is read once per slice."""
     most_matches = np.bincount(gallery_pids[gallery_pids >= 0], minlength=query_pids.max() + 1)[query_pids]
     total = np.cumsum(most_matches)
     blocks = []

@@ -1,5 +1,8 @@
 """Queries, the gallery that they search, and how: the input of rankings, neighbours and verification."""
 import dataclasses
+import functools
+
+import numpy as np
 
 from tripletreid.dataset import Dataset
 
@@ -28,3 +31,11 @@ class Retrieval:
 
     def __len__(self):
         return len(self.query_set)
+
+    @functools.cached_property
+    def numbered_pids(self):
+        """The identities of queries and gallery as numbers, int32 [Q] and [G]: -1 where no query has it."""
+        number_of = {}
+        query_pids = np.array([number_of.setdefault(pid, len(number_of)) for pid in self.query_set.pids], np.int32)
+        gallery_pids = (number_of.get(pid, -1) for pid in self.gallery_set.pids)
+        return query_pids, np.fromiter(gallery_pids, np.int32, len(self.gallery_set))

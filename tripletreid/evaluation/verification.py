@@ -117,7 +117,7 @@ def _spread(count, at_most):
 def _sample(retrieval, top):
     """Return distances of all matches, valid or ignored, float64; and histograms of non-matches, int64 [SAMPLES, BINS]."""
     query_set, gallery_set, gallery = retrieval.query_set, retrieval.gallery_set, retrieval.gallery_embeddings
-    query_pids, gallery_pids = ranking.numbered(query_set, gallery_set)
+    query_pids, gallery_pids = retrieval.numbered_pids
     most = max(1, chunks.CHUNK_NUMBERS // gallery.shape[1])
     rows = _spread(len(gallery_set), min(most, max(2048, len(gallery_set) // 16)))
     embs = chunks.read_rows(gallery, rows)
