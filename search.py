@@ -6,6 +6,7 @@ if __name__ == '__main__':  # Before all other imports.
 
 import os
 import sys
+import zlib
 
 import h5py
 import numpy as np
@@ -21,6 +22,7 @@ from tripletreid.experiment import arguments
 from tripletreid.files import check_file, check_output
 from tripletreid.metrics import METRICS
 from tripletreid.modeling import inference_flags, recorded_facts
+from tripletreid.names import canonical_paths
 
 PAGE_FLAGS = ('host', 'port')
 FILE_FLAGS = ('filename', 'report', 'together')
@@ -180,14 +182,17 @@ def measure_votes(opened, args, trained, model):
     from tripletreid.search import votes
     if opened.names is None:
         raise InputError(f'{args.gallery} has no identities, so that nothing votes: give a csv file as --gallery.')
-    embeddings, image_root, names = open_images(args.validation_set, None, args, trained, model)
+    embeddings, image_root, names = open_images(args.validation_set, index_of_photos(args, model), args, trained, model)
     if names is None:
         raise InputError(f'{args.validation_set} has no identities: give the csv file of its photos.')
-    roots = {root and os.path.realpath(root) for root in (image_root, opened.image_root)}
-    excluder = args.excluder or ('diagonal' if len(roots) == 1 else None)  # In two folders, equal names are two images.
-    sets = [Dataset(path, np.array(pids, object), np.array(list(each.fids), object)) for path, pids, each in
-            ((args.validation_set, names, embeddings), (args.gallery, opened.names, opened.embeddings))]
-    retrieval = Retrieval(embeddings, sets[0], opened.embeddings, sets[1], excluder and exclusion.load(excluder),
+    sets = []
+    for path, pids, each, root in ((args.validation_set, names, embeddings, image_root),
+                                   (args.gallery, opened.names, opened.embeddings, opened.image_root)):
+        fids = list(each.fids)
+        if not args.excluder:  # A photo is itself wherever the paths of its file start.
+            fids = canonical_paths([os.path.join(os.path.realpath(root or ''), fid) for fid in fids])
+        sets.append(Dataset(path, np.array(pids, object), np.array(fids, object)))
+    retrieval = Retrieval(embeddings, sets[0], opened.embeddings, sets[1], exclusion.load(args.excluder or 'diagonal'),
                           opened.metric)
     photos = votes.labelled_photos(retrieval, args.count)
     measured = [votes.accuracy(photos, limit)
@@ -196,6 +201,19 @@ def measure_votes(opened, args, trained, model):
     opened.accuracy = votes.sentence(measured[0], f'photos of {name} with a known identity', args.count)
     for line in votes.table(measured):
         report(line)
+
+
+def index_of_photos(args, model):
+    """Return the path of the index of --validation_set, or None for the default one of the gallery.
+
+    It is the gallery's index if both are one file. Else its name has a hash, because csv files in two folders may have the
+    same name.
+    """
+    path = os.path.realpath(args.validation_set)
+    if path == os.path.realpath(args.gallery):
+        return args.index
+    stem, ending = os.path.splitext(model.index_name(path))
+    return f'{stem}_{zlib.crc32(os.fsencode(path)):08x}{ending}'
 
 
 def print_results(queries, opened, count):
@@ -240,12 +258,14 @@ def check_gallery(args, parser):
     """Check that the gallery exists, and that no flag is given that has no effect on it."""
     if os.path.isdir(args.gallery):
         argument_types.refuse_given(parser, ['image_root'], 'the images are in the folder --gallery')
+        argument_types.refuse_given(parser, ['validation_set'], 'the images of a folder have no identities that vote; give '
+                                    'a csv file as --gallery')
         return
     if is_embedded(args.gallery):
         for path in in_order([args.gallery]):
             check_file(path, 'embedding file', '.h5')
-        if not args.validation_set:
-            argument_types.refuse_given(parser, INDEX_FLAGS, f'the images of {args.gallery} are embedded already')
+        without_effect = INDEX_FLAGS[:1] if args.validation_set else INDEX_FLAGS
+        argument_types.refuse_given(parser, without_effect, f'the images of {args.gallery} are embedded already')
     else:
         check_file(args.gallery, 'gallery', '.csv')
     if args.validation_set:

@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import h5py
@@ -22,6 +23,7 @@ import pytest
 from PIL import Image
 from sklearn import neighbors
 
+import search as search_command
 from _runs import Fault, Run, ended_in_one_sentence
 from _searched import train
 from conftest import ROOT
@@ -810,7 +812,33 @@ def test_the_vote_on_labelled_photos():
     assert votes.table([votes.accuracy(only_known, None)])[1].split()[-1] == '-'
     alone = searched(5, slice(1), '9')
     assert searched(5, slice(1), '-1') == []
-    assert 'No identity of people is in the gallery' in votes.sentence(votes.accuracy(alone, None), 'people', 5)
+    measured = votes.accuracy(alone, None)
+    assert 'There are no people, so' in votes.sentence(measured, 'people', 5)
+    assert votes.table([measured])[1].split() == ['none', '-', '-', '-', '100.00%']
+
+
+def test_flags_without_effect_on_labelled_photos(tmp_path, capsys):
+    """They are refused before a gallery is embedded."""
+    save_embeddings(tmp_path / 'a.h5', load_dataset_of(tmp_path, ['x.png']), np.ones((1, 4), np.float32))
+    parser = search_command.make_parser()
+    for flags, part in ((['--gallery', tmp_path], 'have no identities'),
+                        (['--gallery', tmp_path / 'a.h5', '--index', 'b.sqlite'], '--index without effect')):
+        args = parser.parse_args(['--experiment_root', 'a', '--validation_set', 'b.csv', *map(str, flags)])
+        with pytest.raises(SystemExit):
+            search_command.check_gallery(args, parser)
+        assert part in capsys.readouterr().err
+
+
+def test_a_labelled_photo_does_not_find_itself_under_another_root(monkeypatch, capsys):
+    """The first of three photos is a gallery image, whose path starts at another image root."""
+    opened = gallery.Gallery('', indexed(np.array([[0], [1], [2]], np.float32)), 'euclidean', image_root='/a/images',
+                             names=['Ann', 'Bob', 'Ann'])
+    labelled = indexed(np.array([[0], [1], [2]], np.float32))
+    labelled.fids = np.array(['images/0.png', 'photos/1.png', '2.png'], object)
+    monkeypatch.setattr(search_command, 'open_images', lambda *_: (labelled, '/a', ['Ann', 'Bob', 'Ann']))
+    args = SimpleNamespace(gallery='a.csv', validation_set='b.csv', index=None, excluder=None, count=1)
+    search_command.measure_votes(opened, args, None, SimpleNamespace(index_name=lambda path: f'{path}.sqlite'))
+    assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ['66.67%', '33.33%']
 
 
 def test_junk_is_nobody():
@@ -831,16 +859,17 @@ def test_names_copies_and_the_open_set_threshold(trained, tmp_path):
               tmp_path / 'test.h5', '--quiet')
     assert run.wait() == 0, run.output
     answers = []
+    shutil.copy(trained / 'query.csv', tmp_path / 'test.csv')  # It has the gallery's name.
     for flags in (['--image_root', trained], []):
         output = search(trained, photo, '--filename', tmp_path / 'found.json', *flags, '--validation_set',
-                        trained / 'query.csv' if flags else tmp_path / 'test.h5',
+                        tmp_path / 'test.csv' if flags else tmp_path / 'test.h5',
                         gallery='test.csv' if flags else tmp_path / 'test.h5')
         assert '\x1b' not in output and 'another\\nname\\x1b[2J.png is in the gallery as gallery/2_1.png' in output
         lines = output.splitlines()
         sentence = lines[-2] if lines[-1].startswith('Saved') else lines[-1]
         assert sentence.startswith('A vote of the 10 nearest is right for')
         size = 6 if flags else 19
-        assert f"% of {size} photos of {'query.csv' if flags else 'test.h5'} with a known identity" in sentence
+        assert f"% of {size} photos of {'test.csv' if flags else 'test.h5'} with a known identity" in sentence
         head = next(number for number, line in enumerate(lines) if line.startswith(' threshold'))
         assert lines[head + 1].split()[0] == 'none' and len(lines[head + 1].split()) == 5
         (answer,) = json.loads((tmp_path / 'found.json').read_text())

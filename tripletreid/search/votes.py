@@ -94,10 +94,10 @@ def _are_known(retrieval):
                       for each in (retrieval.query_set, retrieval.gallery_set))
     known = np.zeros(len(photos), bool)
     for some in chunks.slices(len(images), IMAGES_AT_ONCE):
-        ignored = retrieval.excluder and retrieval.excluder(retrieval.gallery_set.fids[some])
+        ignored = retrieval.excluder(retrieval.gallery_set.fids[some])
         for batch in chunks.slices(len(photos), retrieval.batch_size):
-            found = photos[batch, None] == images[some]
-            known[batch] |= (found & ~ignored(retrieval.query_set.fids[batch]) if ignored else found).any(axis=1)
+            found = (photos[batch, None] == images[some]) & ~ignored(retrieval.query_set.fids[batch])
+            known[batch] |= found.any(axis=1)
     return known
 
 
@@ -129,7 +129,7 @@ def sentence(measured, photos, count):
     if measured.unknown:
         unknown = f' {measured.named / measured.unknown:.1%} of {measured.unknown} photos of unknown identities get a name.'
     if not measured.known:
-        return f'No identity of {photos} is in the gallery, so the accuracy of the vote cannot be measured.{unknown}'
+        return f'There are no {photos}, so the accuracy of the vote cannot be measured.{unknown}'
     return (f'A vote of the {count} nearest is right for {measured.right / measured.known:.1%} of {measured.known} {photos}'
             f'{f"; {nobody / measured.known:.1%} get no vote" if nobody else ""}.{unknown}')
 
@@ -139,7 +139,7 @@ def table(measured):
     lines = [f'{"threshold":>10}{"right":>9}{"wrong":>9}{"nobody":>9}{"unknown named":>16}']
     for each in measured:
         threshold = 'none' if each.threshold is None else f'{each.threshold:.4g}'
-        known = ''.join(f'{number / each.known if each.known else np.nan:9.2%}' for number in each[1:4])
+        known = ''.join(f'{number / each.known:9.2%}' if each.known else f'{"-":>9}' for number in each[1:4])
         unknown = f'{each.named / each.unknown:.2%}' if each.unknown else '-'
         lines.append(f'{threshold:>10}{known}{unknown:>16}')
     return lines
