@@ -247,11 +247,11 @@ def test_clusters_and_outliers_are_written_and_decisions_applied(files):
     other = run_script('cluster.py', '--embeddings', files / 'all.h5', '--out', files / 'all.csv')
     assert_one_sentence(other, 'all.csv', 'not overwritten')
 
-    # Two clusters are merged and named, one image is thrown out.
+    # Two clusters are merged and named, one image is thrown out by a name that is invisible.
     first, second = sorted(set(groups.pids))[:2]
     merged = [fid for pid, fid in zip(groups.pids, groups.fids) if pid in (first, second)]
     thrown_out = next(fid for fid in groups.fids if fid not in merged)
-    rows = [['image', 'identity', facts['clusters_sha256']], *([fid, 'Ada'] for fid in merged), [thrown_out, '']]
+    rows = [['image', 'identity', facts['clusters_sha256']], *([fid, 'Ada'] for fid in merged), [thrown_out, '\u200b']]
     with open(files / 'decisions.csv', 'w', newline='') as file:
         csv.writer(file).writerows(rows)
     apply = ['--apply', files / 'decisions.csv', '--clusters', files / 'groups.csv', '--out', files / 'named.csv']
@@ -265,6 +265,7 @@ def test_clusters_and_outliers_are_written_and_decisions_applied(files):
     with open(files / 'decisions.csv', 'w', newline='') as file:
         csv.writer(file).writerows(rows)
     assert_one_sentence(run_main('cluster.py', *apply), 'another clustering')
+    assert_one_sentence(run_main('cluster.py', '--apply', files, *apply[2:]), f'{files} cannot be read: Is a directory')
 
 
 def test_names_and_moments_of_the_command(files):

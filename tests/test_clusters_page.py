@@ -1,5 +1,6 @@
 """The page of clusters: its suspicions, and its use in a browser, whose decisions cluster.py applies."""
 import csv
+import hashlib
 import json
 import os
 import re
@@ -179,6 +180,8 @@ def test_decisions_are_saved_by_the_server_of_the_page(grouped, browser, tmp_pat
     assert str(decisions) in run.output
     port = int(re.search(r'http://127[.]0[.]0[.]1:(\d+)/', run.output)[1])
     complaints = []
+    early = new_page(browser)
+    early.goto(f'http://localhost:{port}/')
     for step in range(2):
         page = new_page(browser)
         page.on('console', lambda message: complaints.append(message.text))
@@ -203,6 +206,19 @@ def test_decisions_are_saved_by_the_server_of_the_page(grouped, browser, tmp_pat
         page.locator('#state').get_by_text('saved in groups_decisions.csv').wait_for()
         page.close()
     assert complaints == []
+    saved = decisions.read_bytes()
+    early.locator('.cluster').first.get_by_text('Throw out').click()
+    early.keyboard.press('d')
+    early.locator('#state').get_by_text('was changed since this page').wait_for()
+    assert ', not saved: ' in early.locator('#state').inner_text() and decisions.read_bytes() == saved
+    late = new_page(browser)
+    late.goto(f'http://localhost:{port}/')
+    for key in 'xdud':  # The second save does not wait until the first one is answered.
+        late.keyboard.press(key)
+    late.evaluate('() => sent')
+    assert 'saved in groups_decisions.csv' in late.locator('#state').inner_text() and decisions.read_bytes() == saved
+    late.close()
+    early.close()
     process = run_main('cluster.py', '--apply', decisions, '--clusters', clusters, '--out', tmp_path / 'named.csv')
     assert process.returncode == 0, process.stderr
     named = load_dataset(tmp_path / 'named.csv')
@@ -210,7 +226,7 @@ def test_decisions_are_saved_by_the_server_of_the_page(grouped, browser, tmp_pat
     assert dict(zip(named.fids, named.pids)) == {fid: names.get(pid, pid) for pid, fid in zip(before.pids, before.fids)
                                                  if pid != thrown_out}
 
-    saved = decisions.read_bytes()
+    assert decisions.read_bytes() == saved
     head = saved.splitlines()[0].decode()
     assert ask(port, 'POST', '/decisions', saved, Origin='http://evil.example')[0] == 403
     assert ask(port, 'POST', '/decisions', saved, host='evil.example')[0] == 400
@@ -222,7 +238,11 @@ def test_decisions_are_saved_by_the_server_of_the_page(grouped, browser, tmp_pat
         assert ask(port, 'GET', path)[0] == 404
     assert ask(port, 'GET', '/image/0')[2].startswith(b'\xff\xd8')
     assert decisions.read_bytes() == saved
-    assert ask(port, 'POST', '/decisions', f'{head}\n', Origin='http://localhost')[::2] == (200, {'saved': 0})
+    before = hashlib.sha256(saved).hexdigest()
+    for version in ('', before):
+        status, _, answer = ask(port, 'POST', f'/decisions?before={version}', f'{head}\n', Origin='http://localhost')
+        assert status == (200 if version else 409)
+    assert answer == {'saved': 0, 'version': hashlib.sha256(decisions.read_bytes()).hexdigest()}
     os.kill(run.pid, signal.SIGINT)
     assert run.wait(60) == -signal.SIGINT and 'Traceback' not in run.output, run.output
     assert decisions.read_bytes() == f'{head}\n'.encode()

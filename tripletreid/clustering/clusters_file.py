@@ -20,6 +20,7 @@ from tripletreid.dataset_writer import save_datasets
 from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks
 from tripletreid.files import write_json
+from tripletreid.names import canonical_name
 
 MARK = 'clusters_sha256'
 HEAD = ['image', 'identity']
@@ -206,12 +207,16 @@ def read_decisions(path, dataset):
     Raises:
         InputError: another file, or decisions about another clustering.
     """
+    return parsed_decisions(read_decision_file(path), path, dataset)
+
+
+def read_decision_file(path):
+    """Return the bytes of a decision file. Raises InputError where it cannot be read."""
     try:
         with open(path, 'rb') as file:
-            content = file.read()
+            return file.read()
     except OSError as error:
-        raise InputError(f'There is no decision file {path}.') from error
-    return parsed_decisions(content, path, dataset)
+        raise InputError(f'The decision file {path} cannot be read: {error.strerror}.') from error
 
 
 def parsed_decisions(content, name, dataset):
@@ -231,7 +236,7 @@ def parsed_decisions(content, name, dataset):
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != 2 or line[0] not in known:
             raise InputError(f'{name}: line {number} is not a file id of {dataset.path} and its identity.')
-        decisions[line[0]] = line[1].strip()
+        decisions[line[0]] = canonical_name(line[1])
     return decisions
 
 

@@ -12,7 +12,7 @@ data.images.forEach((image, row) => {
 });
 const selected = new Set();
 const history = [];
-let current = null, limit = SHOWN, unsaved = false, message = '';
+let current = null, limit = SHOWN, unsaved = false, message = '', sent = Promise.resolve();
 
 const members = name => data.order.filter(image => identity[image] === name);
 const names = () => [...new Set(identity.filter(name => name))];
@@ -84,7 +84,7 @@ function save() {
   const decisions = new Blob([lines.join('\n') + '\n'], {type: 'text/csv'});
   unsaved = false;
   if (data.served) {
-    send(decisions);
+    sent = sent.then(() => send(decisions));  // One after the other, because each save follows the version before.
   } else {
     const link = element('a', {download: data.filename});
     link.href = URL.createObjectURL(decisions);
@@ -97,8 +97,10 @@ function save() {
 // Changes that are made while the decisions travel are not among them and stay unsaved.
 async function send(decisions) {
   try {
-    const response = await fetch('decisions', {method: 'POST', body: decisions});
-    if (!response.ok) throw new Error((await response.json()).error);
+    const response = await fetch(`decisions?before=${data.version}`, {method: 'POST', body: decisions});
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error);
+    data.version = answer.version;
     message = unsaved ? '' : `, saved in ${data.filename}`;
   } catch (error) {
     unsaved = true;

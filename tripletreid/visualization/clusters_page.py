@@ -83,14 +83,15 @@ class ClustersPage:
         """Return the `Missing` images, given a path or an address per image, None where it cannot be shown."""
         return Missing([fid for fid, each in zip(self.dataset.fids, found) if each is None], len(found))
 
-    def served(self, decisions):
+    def served(self, decisions, version):
         """Return the page that a server sends, with the image of each row at `image/ROW`.
 
         Args:
             decisions: {file id: identity} of earlier, which the page starts with.
+            version: of these decisions, which the page sends with the next ones.
         """
         addresses = [path and f'image/{row}' for row, path in enumerate(self.paths)]
-        data = {**self._data(addresses), 'served': True}
+        data = {**self._data(addresses), 'served': True, 'version': version}
         for image in data['images']:
             if image['fid'] in decisions:
                 image['decided'] = decisions[image['fid']]

@@ -1,12 +1,14 @@
 """The page of visualize.py clusters --serve: decisions are saved to a file when the page sends them.
 
 Images are requested by their row, never by a path. Decisions replace the file as a whole, and only if they fit the
-clusters.
+clusters and the file is as the page has read or saved it: two pages do not overwrite each other's decisions.
 """
 import asyncio
 import concurrent.futures
+import hashlib
 import os
 import pathlib
+import shlex
 
 from tripletreid import page_server
 from tripletreid.clustering import clusters_file
@@ -30,17 +32,29 @@ def serve(listening, page):
     clusters = page.dataset.path
     path = clusters_page.decisions_file(clusters)
     try:
-        saved_decisions(path, page)
+        saved(path, page)
     except InputError as error:
         raise InputError(f'{error} The page would be saved in this file: move it elsewhere first.') from error
     print(f'Serving {len(page.reviewed)} clusters at {page_server.address_of(listening)} until Ctrl+C. Decisions are saved '
-          f'for cluster.py --apply {path} --clusters {clusters}.', flush=True)
+          f'for cluster.py --apply {shlex.quote(path)} --clusters {shlex.quote(clusters)}.', flush=True)
     page_server.run(make_app(page, path), listening, log_level='error')
 
 
-def saved_decisions(path, page):
-    """Read the decisions that were saved about a `ClustersPage`, empty without a file; raises as `read_decisions`."""
-    return clusters_file.read_decisions(path, page.dataset) if os.path.exists(path) else {}
+def saved(path, page):
+    """Return the decisions that were saved about a `ClustersPage`, and their version; {} and '' without a file.
+
+    Raises:
+        InputError: as `clusters_file.read_decisions`.
+    """
+    if not os.path.exists(path):
+        return {}, ''
+    content = clusters_file.read_decision_file(path)
+    return clusters_file.parsed_decisions(content, path, page.dataset), version_of(content)
+
+
+def version_of(content):
+    """Return the SHA-256 of the bytes of a decision file."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def make_app(page, decisions_path):
@@ -51,20 +65,23 @@ def make_app(page, decisions_path):
         decisions_path: csv file to write.
     """
     template = clusters_page.TEMPLATE
-    app = page_server.new_app(lambda: page.served(saved_decisions(decisions_path, page)),
+    app = page_server.new_app(lambda: page.served(*saved(decisions_path, page)),
                               html_page.style(template.with_suffix('.css')), html_page.script(template.with_suffix('.js')),
                               'page')
     bytes_of_uploads = [0]
     one_at_a_time = concurrent.futures.ThreadPoolExecutor(1)
 
-    def save(content):
+    def save(content, before):
         decisions = clusters_file.parsed_decisions(content, 'The upload', page.dataset)
+        if os.path.exists(decisions_path) and version_of(clusters_file.read_decision_file(decisions_path)) != before:
+            raise Refused(409, f'{decisions_path} was changed since this page was opened, for example by another page. '
+                          f'Reload this page, which then starts with these decisions.')
         try:
             with written_whole(decisions_path) as temporary:
                 pathlib.Path(temporary).write_bytes(content)
         except OSError as error:
             raise Refused(500, f'{decisions_path} cannot be written: {error.strerror}.') from error
-        return {'saved': len(decisions)}
+        return {'saved': len(decisions), 'version': version_of(content)}
 
     @app.get('/image/{row}')
     async def picture(row: int):
@@ -73,9 +90,9 @@ def make_app(page, decisions_path):
         return page_server.picture_answer(small and jpeg(small))
 
     @app.post('/decisions')
-    async def decide(request: fastapi.Request):
+    async def decide(request: fastapi.Request, before: str = ''):
         with page_server.Upload(bytes_of_uploads) as content:
             await page_server.read_body(request, content)
-            return await asyncio.get_running_loop().run_in_executor(one_at_a_time, save, bytes(content))
+            return await asyncio.get_running_loop().run_in_executor(one_at_a_time, save, bytes(content), before)
 
     return page_server.Guard(app, None, None)
