@@ -1,4 +1,5 @@
 """Pictures of rankings, embeddings and training curves, and messages of visualize.py about wrong files."""
+import base64
 import io
 import json
 import shutil
@@ -21,7 +22,7 @@ from tripletreid.embeddings.writer import save_embeddings
 from tripletreid.errors import InputError
 from tripletreid.evaluation.results import read_evaluation
 from tripletreid.experiment import detailed_logs, event_files
-from tripletreid.visualization import curves, embedding_plot, figures, html_page, rankings_plot, report
+from tripletreid.visualization import curves, embedding_plot, figures, html_page, rankings_plot, report, thumbnails
 from tripletreid.visualization.ranked_lists import open_evaluation, ranked_lists
 
 pytestmark = pytest.mark.long
@@ -527,9 +528,25 @@ def test_estimate_of_many_pictures(tmp_path):
         Image.fromarray(image).save(tmp_path / f'{number}.jpg')
     found = report.Found([], [], [], [], paths)
     small = [picture for picture in report.thumbnails(list(filter(None, paths)), 128, 160)]
-    exact = sum(len(report._base64_jpeg(picture)) for picture in small)
+    exact = sum(len(report.data_address(picture)) for picture in small)
     assert report.estimated_bytes(found) == pytest.approx(exact, rel=0.15)
     assert report.estimated_bytes(report.Found([], [], [], [], [None, None])) == 0
+
+
+def test_pictures_that_a_browser_would_turn_are_not_linked(tmp_path):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 30:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = [str(tmp_path / 'a folder' / f'{number}#.jpg') for number in range(2)]
+    (tmp_path / 'a folder').mkdir()
+    for path, tags in zip(paths, ({}, {'exif': exif})):
+        Image.fromarray(pixels).save(path, **tags)
+    link, nothing, shown = thumbnails.linked([paths[0], None, paths[1]], 60, 60, tmp_path / 'page.html')
+    assert (link, nothing) == ('a%20folder/0%23.jpg', None)
+    seen = Image.open(io.BytesIO(base64.b64decode(shown.partition('base64,')[2])))
+    assert seen.size == (60, 20) and not seen.getexif()
+    assert np.abs(np.asarray(seen, int) - pixels).max() < 20
 
 
 def test_names_of_files_to_write(root, tmp_path):

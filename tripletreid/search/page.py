@@ -1,9 +1,8 @@
 """The page of search.py: a file with all results, or a page that requests its results from a server."""
-import base64
 import pathlib
 
 from tripletreid.visualization import html_page
-from tripletreid.visualization.thumbnails import jpeg, thumbnails
+from tripletreid.visualization.thumbnails import data_address, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('page.html')
 WIDTH, HEIGHT = 208, 312  # Maximum size of a picture in pixels; the page shows it at half of that.
@@ -41,7 +40,7 @@ def write_page(path, gallery, queries, photos, curve, count):
     """
     files = [path for paths in photos for path in paths]
     files += [gallery.path(each.row) for query in queries for each in query.found]
-    addresses = iter([picture and _data_address(picture) for picture in thumbnails(files, WIDTH, HEIGHT)])
+    addresses = iter(list(map(data_address, thumbnails(files, WIDTH, HEIGHT))))
     pictures = [[next(addresses) for _ in paths] for paths in photos]
     content = [{'name': query.name, 'pictures': addresses_of_photos,
                 'doubts': [f'is in the gallery as {fid}, which is skipped' for fid in query.copies],
@@ -66,7 +65,3 @@ def _common(gallery, curve, count):
     return {'about': f'{len(gallery)} images of {name} · {gallery.metric} distance', 'threshold': gallery.threshold,
             'accuracy': None if gallery.names is None else gallery.vote_accuracy(count),
             'curve': [{'threshold': point.threshold, 'tpr': point.tpr, 'fpr': point.fpr} for point in curve]}
-
-
-def _data_address(picture):
-    return 'data:image/jpeg;base64,' + base64.b64encode(jpeg(picture)).decode('ascii')

@@ -2,10 +2,8 @@
 
 It is a file, whose browser downloads the decisions, or `clusters_server` serves it and saves them.
 """
-import base64
 import os
 import pathlib
-import urllib.parse
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from tripletreid.errors import InputError
 from tripletreid.evaluation import chunks
 from tripletreid.image_root import file_problems, image_path
 from tripletreid.visualization import html_page
-from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
+from tripletreid.visualization.thumbnails import Missing, data_address, linked, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('clusters.html')
 WIDTH, HEIGHT = 120, 160  # Maximum size of a picture in pixels.
@@ -59,7 +57,7 @@ class ClustersPage:
     def estimated_bytes(self):
         """Return the size of all thumbnails, estimated from some of them."""
         some = self.paths[::max(1, len(self.paths) // SAMPLED)]
-        sizes = [4 / 3 * len(jpeg(picture)) for picture in thumbnails(some, WIDTH, HEIGHT) if picture]
+        sizes = [len(data_address(picture)) for picture in thumbnails(some, WIDTH, HEIGHT) if picture]
         return len(self.paths) * sum(sizes) / len(some)
 
     def write(self, path, link_images):
@@ -70,11 +68,9 @@ class ClustersPage:
             link_images: refer to the image files instead of holding thumbnails.
         """
         if link_images:
-            folder = os.path.dirname(os.path.abspath(path))
-            addresses = [each and urllib.parse.quote(os.path.relpath(each, folder)) for each in self.paths]
+            addresses = linked(self.paths, WIDTH, HEIGHT, path)
         else:
-            addresses = [picture and 'data:image/jpeg;base64,' + base64.b64encode(jpeg(picture)).decode('ascii')
-                         for picture in thumbnails(self.paths, WIDTH, HEIGHT)]
+            addresses = list(map(data_address, thumbnails(self.paths, WIDTH, HEIGHT)))
         html_page.write(path, TEMPLATE, {**self._data(addresses), 'served': False},
                         "data: 'self' file:" if link_images else 'data:')
         return self.missing(addresses)

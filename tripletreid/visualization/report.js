@@ -6,10 +6,9 @@ const rate = x => +(100 * x).toPrecision(6) + '%';
 const verified = runs.filter(run => run.verification);
 const signed = x => (x < 0 ? '−' : '+') + Math.abs(100 * x).toFixed(1);
 
-// An image is a number in the table `images`, whose entries are base64 JPEG, relative addresses, or null.
+// An image is a number in the table `images`, whose entries are addresses or null.
 function thumbnail(number, description) {
-  const address = images[number] === null || data.linked ? images[number] : 'data:image/jpeg;base64,' + images[number];
-  return picture(address, description, {loading: 'lazy', decoding: 'async'});
+  return picture(images[number], description, {loading: 'lazy', decoding: 'async'});
 }
 
 // A name out of a file, whole on hover. `fit` shortens its middle where it does not fit.

@@ -1,9 +1,7 @@
 """The report: one HTML page that needs no server and no network, `report.html` with its data inside."""
-import base64
 import dataclasses
 import os
 import pathlib
-import urllib.parse
 
 import numpy as np
 
@@ -13,10 +11,11 @@ from tripletreid.evaluation.retrieval import Retrieval
 from tripletreid.evaluation.scores import Score
 from tripletreid.visualization import html_page
 from tripletreid.visualization.ranked_lists import cameras, ranked_lists
-from tripletreid.visualization.thumbnails import Missing, jpeg, thumbnails
+from tripletreid.visualization.thumbnails import Missing, data_address, linked, thumbnails
 
 TEMPLATE = pathlib.Path(__file__).with_name('report.html')
 SAMPLE = 1000  # Queries and gallery images between which the distances of different identities are measured.
+WIDTH, HEIGHT = 128, 160  # Maximum size of a picture in pixels.
 WEIGHED = 64  # Pictures by which the size of a page is estimated.
 
 
@@ -72,7 +71,7 @@ def estimated_bytes(found):
     """Estimate the bytes of the thumbnails on a page from a sample: float."""
     files = found.files()
     some = files[::max(1, len(files) // WEIGHED)]
-    return len(files) / len(some) * sum(len(_base64_jpeg(picture)) for picture in _small(some) if picture)
+    return len(files) / len(some) * sum(len(data_address(picture)) for picture in _small(some) if picture)
 
 
 def page_data(found, evaluations, query, gallery, page, link_images, regions=None):
@@ -88,9 +87,9 @@ def page_data(found, evaluations, query, gallery, page, link_images, regions=Non
     """
     now, names, files = evaluations[0], found.names, found.files()
     if link_images:
-        images = [path and _address(path, page) for path in files]
+        images = linked(files, WIDTH, HEIGHT, page)
     else:
-        images = [picture and _base64_jpeg(picture) for picture in _small(files)]
+        images = list(map(data_address, _small(files)))
     image_of_path = {path: number for number, path in enumerate(files)}
     image = [image_of_path[path] for path in found.paths]
     missing = Missing([fid for number, fid in zip(image, found.fids) if images[number] is None], len(found.fids))
@@ -107,7 +106,6 @@ def page_data(found, evaluations, query, gallery, page, link_images, regions=Non
                      if _kind_of_distance(evaluation) != _kind_of_distance(now)]
         + ([missing.sentence()] if missing.fids else []),
         'numbers': _summary(*evaluations),
-        'linked': link_images,
         'images': images,
         'queries': table(query.dataset, image[:len(query.dataset)]),
         'gallery': table(gallery.dataset.take(found.shown), image[len(query.dataset):]),
@@ -118,7 +116,7 @@ def page_data(found, evaluations, query, gallery, page, link_images, regions=Non
 
 
 def _small(files):
-    return thumbnails(files, 128, 160)
+    return thumbnails(files, WIDTH, HEIGHT)
 
 
 def is_page(path):
@@ -268,12 +266,3 @@ def _summary(now, before=None):
             note = 'too few identities for an interval'
         summary.append((name, f'{score.mean:.1%}', note))
     return summary
-
-
-def _address(path, page):
-    """Return the address of an image file relative to the page, as a URL."""
-    return urllib.parse.quote(os.path.relpath(path, os.path.dirname(os.path.abspath(page))).replace(os.sep, '/'))
-
-
-def _base64_jpeg(picture):
-    return base64.b64encode(jpeg(picture)).decode('ascii')

@@ -1,8 +1,11 @@
-"""Image files as small pictures with the pixels that the net sees; None for a missing or broken file."""
+"""Image files as small pictures with the pixels that the net sees, None for a missing or broken file; their addresses."""
+import base64
 import concurrent.futures
 import io
 import itertools
+import os
 import typing
+import urllib.parse
 
 import tqdm
 
@@ -40,6 +43,29 @@ def jpeg(picture):
     file = io.BytesIO()
     picture.save(file, 'jpeg', quality=80)
     return file.getvalue()
+
+
+def data_address(picture):
+    """Return an address that contains a PIL image as JPEG, for a page; None for None."""
+    return picture and 'data:image/jpeg;base64,' + base64.b64encode(jpeg(picture)).decode('ascii')
+
+
+def linked(paths, width, height, page):
+    """Return the addresses of image files for a page that links to them, relative to it; a list with None for None.
+
+    Files that EXIF turns become small pictures instead. A browser turns them in a page that it opens from a disk, whatever
+    the stylesheet says, and the net does not.
+
+    Args:
+        paths, width, height: as for `thumbnails`.
+        page: path of the page.
+    """
+    folder = os.path.dirname(os.path.abspath(page))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        is_turned = list(pool.map(lambda path: path is not None and pictures.TURNED in pictures.doubts(path), paths))
+    small = iter(list(map(data_address, thumbnails(list(itertools.compress(paths, is_turned)), width, height))))
+    return [next(small) if turned else path and urllib.parse.quote(os.path.relpath(path, folder).replace(os.sep, '/'))
+            for path, turned in zip(paths, is_turned)]
 
 
 def thumbnail(path, width, height):
