@@ -28,7 +28,7 @@ def divide(train, excluder, val_fraction, seed):
         seed: seed of the choice of people and of queries.
 
     Raises:
-        InputError: fewer than two people.
+        InputError: fewer than two people, or no held-out person has a query.
     """
     if val_fraction is None:
         return {'train': train}
@@ -43,6 +43,9 @@ def divide(train, excluder, val_fraction, seed):
     for fid, (pid, cid) in zip(fids, exclusion.load(excluder)(fids).ids(fids)):
         images.setdefault(pid, {}).setdefault(cid, []).append(fid)
     queries = {own[0] for cameras in images.values() if len(cameras) > 1 for own in cameras.values() if len(own) > 1}
+    if not queries:
+        raise InputError(f'None of the {len(held_out)} people that --val_fraction holds out is seen by two cameras with two '
+                         f'images in one of them, so there is no query: hold out more people, or others by --seed.')
     return {
         'train': [row for row in train if row[0] not in held_out],
         'val_query': [row for row in rows if row[1] in queries],

@@ -140,6 +140,10 @@ def test_nobody_to_hold_out(root):
     put(root, *(path for path in MARKET if '0007' not in path))
     with pytest.raises(InputError, match='--val_fraction needs two people or more in the training set; there are 1'):
         make('market1501', root, val_fraction=0.5)
+    # Two people in one camera each; the person of MARKET is in two, with one image in each.
+    put(root, *(f'bounding_box_train/000{pid}_c{pid}s1_00000{number}_00.jpg' for pid in (1, 3) for number in (1, 2)))
+    with pytest.raises(InputError, match='None of the 2 people that --val_fraction holds out is seen by two cameras'):
+        make('market1501', root, val_fraction=0.5)
 
 
 @pytest.mark.parametrize('ending', ['.JPG', '.jpeg', '.png'])
