@@ -248,7 +248,8 @@ def export(args, trained, root, checkpoint, targets):
             if quantize:
                 found = quantization.loss_in_words(export_check.embeddings(written, batches), expected)
             else:
-                difference = export_check.max_difference(written, batches, expected, compared_with)
+                difference = export_check.max_difference(
+                    written, batches, expected, compared_with, lambda: export_check.sensitivity(reference, paths, view))
                 found = (f'it differs from {compared_with} by {difference:.1e} at most on {len(expected)} images, with '
                          f'embeddings up to {abs(expected).max():.3g}')
             if args.max_loss is not None:

@@ -30,7 +30,7 @@ from tripletreid.errors import InputError
 from tripletreid.evaluation import results
 from tripletreid.experiment import checkpoints
 from tripletreid.input_pipeline import images
-from tripletreid.modeling import export_check, export_module, exports, inference, model, quantization
+from tripletreid.modeling import export_check, export_module, exports, inference, inference_flags, model, quantization
 from tripletreid.modeling.pixel_statistics import PIXEL_STATISTICS
 
 pytestmark = pytest.mark.long
@@ -284,6 +284,26 @@ def test_an_export_that_differs_is_not_kept(folder, plain_exports, ending, tmp_p
     assert left_in(tmp_path) == [f'old{ending}']
     batch = np.zeros((1, 32, 16, 3), np.float32)
     np.testing.assert_array_equal(exports.load(str(old)).embed(batch), exports.load(str(before)).embed(batch))
+
+
+def test_rounding_that_a_net_magnifies_is_tolerated(folder):
+    """Embeddings sin(s x): a thousandth of a grey level changes them by up to s / 1000."""
+    paths = [str(folder / f'{number}.png') for number in range(5)]
+    view = inference_flags.View((32, 16), (32, 16))
+
+    def check(slope, difference):
+        def network(pixels, training):
+            return {'emb': tf.sin(slope * pixels[:, :, 0, 0])}
+
+        expected = np.zeros((5, 32), np.float32)
+        export = types.SimpleNamespace(embed=lambda batch: batch + np.float32(difference))
+        return export_check.max_difference(export, [expected], expected, 'embed.py',
+                                           lambda: export_check.sensitivity(network, paths, view))
+
+    assert check(0.01, 9e-5) == np.float32(9e-5) and check(1, 9e-4) == np.float32(9e-4)
+    for slope, difference in ((0.01, 2e-4), (1, 2e-3), (1, np.nan)):
+        with pytest.raises(InputError, match='more than rounding explains'):
+            check(slope, difference)
 
 
 def distances(folder, one, *others):
