@@ -197,7 +197,7 @@ document.addEventListener('keydown', event => {
     m: () => { actions.merge(current); show(true); },
     s: () => { actions.split(current); show(true); },
     x: () => { actions.remove(current); show(true); },
-    n: () => document.querySelector('.cluster.current input')?.focus(),
+    n: () => { const name = document.querySelector('.cluster.current input'); name?.focus(); name?.select(); },
   };
   if (!(event.key in keys) || (current === null && !'ud'.includes(event.key))) return;
   event.preventDefault();
