@@ -66,7 +66,7 @@ def images_of_identities(root, part='', depth=1, convert=False, expect_inner=Fal
     images = {pid: fids for pid, fids in images.items() if fids}
     if not images:
         raise InputError(f'There is no sub-folder with images ({", ".join(sorted(taken))}) in {start}'
-                         f'{f" at depth {depth}" if depth > 1 else ""}.')
+                         f'{f" at depth {depth}" if depth > 1 else ""}; cluster.py groups pictures without names.')
     if inner and not expect_inner:
         path, pid = next(iter(inner.items()))
         warn(f'Images in {len(inner)} folders further down count as images of the identity that the folder above names, '

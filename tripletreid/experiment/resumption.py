@@ -81,4 +81,4 @@ def take_model(args, given):
         if f'net_input_{side}' in taken and f'pre_crop_{side}' not in given:
             setattr(args, f'pre_crop_{side}', pre_crop(getattr(args, f'net_input_{side}')))
     flags = ', '.join(f'--{name} {getattr(args, name)}' for name in taken)
-    return [f'As {folder} was trained: {flags}.'] if taken else []
+    return [f'Taken over from {folder}: {flags}.'] if taken else []

@@ -225,7 +225,7 @@ def _add_validation(add):
 
 def _add_checkpoints(add):
     add('--checkpoint_frequency', type=non_negative_int, default=1000, metavar='N', help='iterations between checkpoints; '
-        '0: only the final one (default: %(default)s)')
+        '0: only the final one (default: %(default)s); each validation writes one, too')
     add('--keep_checkpoints', type=non_negative_int, default=0, metavar='N', help='number of newest checkpoints to keep, in '
         'addition to the best one and the one from which the run was resumed; 0: all (default: %(default)s)')
     add('--log_frequency', type=positive_int, default=1, metavar='N', help='iterations between lines of the log; '
