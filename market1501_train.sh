@@ -3,7 +3,10 @@
 # paper's (section 4.1) except Adam's beta1: the code keeps 0.9, the paper lowers it to 0.5 when the learning rate starts to
 # decay. Append --decay_beta1 0.5 for the paper's.
 # Published result: mAP 69.1, rank-1 84.9, with five crops and their mirror images.
-# Result here: not run with ResNet-50. recipes/mobilenet_market1501.sh runs it with a smaller net and input.
+# Result here: not run with ResNet-50. A smaller net and a quarter of the iterations, mobilenet_v1_1.0_224.ckpt with
+# --model_name mobilenet_v1_1_224 --train_iterations 6000 --decay_start_iteration 3600, in 75 min on two CPU cores: mAP
+# 53.81, rank-1 74.05, with five crops and their mirror images 58.07 and 78.18. recipes/mobilenet_market1501.sh runs it
+# with the smaller input, too.
 HERE=$(dirname "$0") DATASET=market1501
 IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
 INIT_CHECKPOINT_IS="slim's resnet_v1_50.ckpt"
