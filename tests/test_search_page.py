@@ -33,6 +33,7 @@ uvicorn = pytest.importorskip('uvicorn')
 page_server = pytest.importorskip('tripletreid.page_server')
 server = pytest.importorskip('tripletreid.search.server')
 HOSTILE = 'sub/"\'<img src=x onerror=alert(1)>&%41#?.png'
+ALL_IMAGES = '() => [...document.images].every(image => image.complete && image.naturalWidth)'
 DROP = """([content, name]) => {
   const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
   const dropped = new DataTransfer();
@@ -88,8 +89,7 @@ def test_a_photo_is_dropped_on_the_page_and_found(tmp_path, look):
     assert names(shown) == photo_results
     assert shown.locator('#verdict').inner_text().startswith('Nobody: the nearest is at a distance of')
     assert shown.evaluate('document.activeElement.id') == 'name'
-    # Not by a function to wait for, which the page's policy refuses to make of a text.
-    wait_until(lambda: shown.evaluate('[...document.images].every(image => image.complete && image.naturalWidth)'), 'images')
+    shown.wait_for_function(ALL_IMAGES)
     assert shown.locator('img').count() == 7 and shown.locator('.miss').count() == 5 + 1  # One is in the legend.
 
     # The threshold is moved by keys, to where all are near enough.
@@ -120,6 +120,7 @@ def test_a_photo_is_dropped_on_the_page_and_found(tmp_path, look):
     narrow.wait_for_selector('#found:not([hidden])')
     assert narrow.evaluate('document.documentElement.scrollWidth') == 390
     assert names(narrow) == image_results
+    narrow.wait_for_function(ALL_IMAGES)  # Otherwise those on their way fail with the server.
 
     # Ctrl+C, while somebody is sending a photo.
     sending = socket.create_connection(('127.0.0.1', int(address.split(':')[2].strip('/'))), timeout=60)
