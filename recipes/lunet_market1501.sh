@@ -1,7 +1,9 @@
 #!/bin/sh
 # LuNet on Market-1501, trained from scratch with the parameters of the paper (arXiv 1703.07737, section 4).
 # Published result: mAP 60.7, rank-1 81.4, with five crops and their mirror images; no GPU is named.
-# Result here: not run.
+# Result here: only the first 694 iterations were run, with 2.0 s each on two CPU cores, where all take 14 hours. Over the
+# first and the last 50 of them the mean loss was 1.53 and 0.72, which is close to the soft margin's 0.693, and the precision
+# in the batch (batch-p@3) 17.8% and 45.7%. The mAP was 4.03 and the rank-1 10.27, without test-time augmentation.
 HERE=$(dirname "$0")/.. DATASET=market1501
 IMAGE_ROOT_IS="the folder of Market-1501 as downloaded"
 . "$HERE/recipes/_start.sh"
