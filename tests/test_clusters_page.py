@@ -72,6 +72,11 @@ def grouped(tmp_path_factory):
     return root
 
 
+def test_the_csv_file_of_the_outliers_names_the_clusters(grouped):
+    process = run_main('visualize.py', 'clusters', grouped / 'groups_outliers.csv')
+    assert_one_sentence(process, 'outside of all clusters', f'{grouped / "groups.csv"}')
+
+
 def test_a_changed_csv_file_and_missing_images(grouped, tmp_path):
     for name in ('groups.csv', 'groups.json'):
         shutil.copy(grouped / name, tmp_path / name)

@@ -191,6 +191,9 @@ def pooled(embeddings, dataset):
 
 def read_clusters(path):
     """Read the csv file of a clustering and check that it is as cluster.py wrote it; returns `Dataset` and facts."""
+    clusters = f'{path.removesuffix("_outliers.csv")}.csv'
+    if path.endswith('_outliers.csv') and is_own(clusters):
+        raise InputError(f'{path} lists the images outside of all clusters: give the file of the clusters, {clusters}.')
     dataset, facts = load_dataset(path), read_facts(paths_of(path).facts)
     if dataset.content_hash() != facts[MARK]:
         raise InputError(f'{path} was changed since cluster.py wrote it: group again, or take the changed file as it is.')
